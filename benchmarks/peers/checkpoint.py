@@ -1,0 +1,254 @@
+"""Writes Hugging Face checkpoints of well-known shapes with random weights, for measuring speed.
+
+Decode speed depends on shapes and bytes, not on what the weights say, so every engine can be measured on a model
+that nobody has to download.  All engines are then fed from the *same* folder.  Tensors are drawn and written one at
+a time, each from a seed of its own, so a checkpoint needs little memory and is the same bytes on every run.
+
+    python -m benchmarks.peers.checkpoint tinyllama-1.1b
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "build" / "peers" / "checkpoints"
+STANDARD_DEVIATION = 0.02
+DRAW = 1 << 22  # numbers drawn at a time
+BOS, EOS = 256, 257
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A Llama-architecture model as numbers; the names follow its `config.json`."""
+
+    name: str
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tied: bool
+    context: int
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None = None
+
+    def config(self) -> dict[str, Any]:
+        """The checkpoint's `config.json`."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "attention_bias": False,
+            "bos_token_id": BOS,
+            "eos_token_id": EOS,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "initializer_range": STANDARD_DEVIATION,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.context,
+            "mlp_bias": False,
+            "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers,
+            "num_key_value_heads": self.kv_heads,
+            "rms_norm_eps": 1e-5,
+            "rope_scaling": self.rope_scaling,
+            "rope_theta": self.rope_theta,
+            "tie_word_embeddings": self.tied,
+            "torch_dtype": "bfloat16",
+            "vocab_size": self.vocab_size,
+        }
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's name and shape, in the order they are written."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        for layer in range(self.layers):
+            prefix = f"model.layers.{layer}."
+            shapes[prefix + "input_layernorm.weight"] = (hidden,)
+            shapes[prefix + "self_attn.q_proj.weight"] = (query, hidden)
+            shapes[prefix + "self_attn.k_proj.weight"] = (key_value, hidden)
+            shapes[prefix + "self_attn.v_proj.weight"] = (key_value, hidden)
+            shapes[prefix + "self_attn.o_proj.weight"] = (hidden, query)
+            shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
+            shapes[prefix + "mlp.gate_proj.weight"] = (inner, hidden)
+            shapes[prefix + "mlp.up_proj.weight"] = (inner, hidden)
+            shapes[prefix + "mlp.down_proj.weight"] = (hidden, inner)
+        shapes["model.norm.weight"] = (hidden,)
+        if not self.tied:
+            shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape(
+            name="tinyllama-1.1b",
+            hidden_size=2048,
+            layers=22,
+            heads=32,
+            kv_heads=4,
+            head_dim=64,
+            intermediate_size=5632,
+            vocab_size=32000,
+            tied=False,
+            context=2048,
+            rope_theta=10000.0,
+        ),
+        Shape(
+            name="llama-3.2-1b",
+            hidden_size=2048,
+            layers=16,
+            heads=32,
+            kv_heads=8,
+            head_dim=64,
+            intermediate_size=8192,
+            vocab_size=128256,
+            tied=True,
+            context=131072,
+            rope_theta=500000.0,
+            rope_scaling={
+                "rope_type": "llama3",
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+        ),
+    )
+}
+
+
+def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Rounds to nearest, ties to even; the bits of bfloat16 as integers."""
+    bits = values.view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (rounded >> np.uint32(16)).astype(np.uint16)
+
+
+def draw(name: str, shape: tuple[int, ...], seed: int) -> Iterator[npt.NDArray[np.uint16]]:
+    """One tensor's bfloat16 bits in pieces: ones for a norm, otherwise gaussian."""
+    count = math.prod(shape)
+    if len(shape) == 1:
+        yield to_bfloat16(np.ones(count, dtype=np.float32))
+        return
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    for start in range(0, count, DRAW):
+        values = generator.standard_normal(min(DRAW, count - start), dtype=np.float32)
+        yield to_bfloat16(values * np.float32(STANDARD_DEVIATION))
+
+
+def write_header(file: BinaryIO, tensors: dict[str, tuple[int, ...]]) -> None:
+    """The safetensors header: eight bytes of length, then padded JSON with each tensor's place."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in tensors.items():
+        end = offset + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+
+
+def write_weights(path: Path, shape: Shape, seed: int) -> None:
+    """The whole `model.safetensors`, one tensor at a time."""
+    tensors = shape.tensors()
+    with path.open("wb") as file:
+        write_header(file, tensors)
+        for name, tensor_shape in tensors.items():
+            for piece in draw(name, tensor_shape, seed):
+                file.write(piece.tobytes())
+
+
+def byte_characters() -> list[str]:
+    """The printable stand-in of each byte in a byte-level vocabulary, as GPT-2 chose them."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    spare = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
+
+
+def tokenizer() -> dict[str, Any]:
+    """A byte-level tokenizer: 256 bytes, begin and end, and one merge so that no list is empty."""
+    vocabulary = {character: index for index, character in enumerate(byte_characters())}
+    special = ["<s>", "</s>"]
+    vocabulary.update({token: BOS + index for index, token in enumerate(special)})
+    vocabulary["th"] = EOS + 1
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": vocabulary[token], "content": token, **flags} for token in special],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [["t", "h"]],
+        },
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_checkpoint(shape: Shape, seed: int, folder: Path) -> None:
+    """The whole folder; it takes its final name only when complete."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_json(partial / "config.json", shape.config())
+    write_json(partial / "generation_config.json", {"bos_token_id": BOS, "eos_token_id": EOS})
+    write_json(partial / "tokenizer.json", tokenizer())
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    write_json(partial / "tokenizer_config.json", settings)
+    write_weights(partial / "model.safetensors", shape, seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="*", default=list(SHAPES), metavar="SHAPE", help=f"of: {', '.join(SHAPES)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--force", action="store_true", help="write again what is there already")
+    options = parser.parse_args()
+    for name in options.shapes:
+        if name not in SHAPES:
+            parser.error(f"unknown shape {name!r}; known: {', '.join(SHAPES)}")
+        folder = CHECKPOINTS / name
+        if folder.exists() and not options.force:
+            print(f"{folder}: there already", flush=True)
+            continue
+        write_checkpoint(SHAPES[name], options.seed, folder)
+        print(f"{folder}: written", flush=True)
+
+
+if __name__ == "__main__":
+    main()

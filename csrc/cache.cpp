@@ -1,0 +1,107 @@
+// Pages of keys and values: sizes, memory, copies. See cache.h.
+#include "cache.h"
+
+#include <cstring>
+#include <exception>
+
+namespace snello {
+namespace {
+
+constexpr uint64_t kLine = 64;
+
+struct HeadBytes {
+  uint64_t key, value;
+};
+
+HeadBytes head_bytes(const snello_cache_layer& layer) {
+  const uint64_t head_dim = static_cast<uint64_t>(layer.head_dim);
+  if (layer.format == SNELLO_INT8) {
+    const uint64_t key_panel = kPanel * sizeof(float) + kPanel * round_up(head_dim, kPanel);
+    return {kPage / kPanel * key_panel, kPage * sizeof(float) + kPage * round_up(head_dim, kPanel)};
+  }
+  const uint64_t element = layer.format == SNELLO_F32 ? 4 : 2;
+  const uint64_t block = round_up(kPage * head_dim * element, kLine);
+  return {block, block};
+}
+
+uint64_t layer_bytes(const snello_cache_layer& layer) {
+  const HeadBytes bytes = head_bytes(layer);
+  return static_cast<uint64_t>(layer.num_kv_heads) * (bytes.key + bytes.value);
+}
+
+bool valid(const snello_cache_layer* layers, int num_layers) {
+  if (layers == nullptr || num_layers < 1) return fail("a cache needs at least one layer"), false;
+  for (int l = 0; l < num_layers; ++l) {
+    const snello_cache_layer& layer = layers[l];
+    if (layer.format < SNELLO_F32 || layer.format > SNELLO_INT8)
+      return fail("cache layer %d: format %d holds no keys and values", l, layer.format), false;
+    if (layer.num_kv_heads < 1 || layer.num_kv_heads > 4096)
+      return fail("cache layer %d: %d kv heads", l, layer.num_kv_heads), false;
+    if (layer.head_dim < 1 || layer.head_dim > kMaxHeadDim)
+      return fail("cache layer %d: head_dim is %d: it must be 1 to %d", l, layer.head_dim, kMaxHeadDim), false;
+  }
+  return true;
+}
+
+uint64_t total_bytes(const snello_cache_layer* layers, int num_layers) {
+  uint64_t bytes = 0;
+  for (int l = 0; l < num_layers; ++l) bytes += layer_bytes(layers[l]);
+  return bytes;
+}
+
+}  // namespace
+}  // namespace snello
+
+snello_cache::snello_cache(const snello_cache_layer* given, int num_layers, int pages)
+    : memory(snello::total_bytes(given, num_layers) * static_cast<uint64_t>(pages)),
+      page_bytes(snello::total_bytes(given, num_layers)),
+      num_pages(pages) {
+  uint8_t* data = memory.data();
+  for (int l = 0; l < num_layers; ++l) {
+    const snello::HeadBytes bytes = snello::head_bytes(given[l]);
+    snello::CacheLayer layer{};
+    layer.data = data;
+    layer.page_stride = static_cast<int64_t>(page_bytes);
+    layer.head_stride = static_cast<int64_t>(bytes.key + bytes.value);
+    layer.value_offset = static_cast<int64_t>(bytes.key);
+    layer.num_kv_heads = given[l].num_kv_heads;
+    layer.head_dim = given[l].head_dim;
+    layer.format = given[l].format;
+    layers.push_back(layer);
+    data += snello::layer_bytes(given[l]);
+  }
+}
+
+extern "C" {
+
+snello_cache* snello_cache_create(const snello_cache_layer* layers, int32_t num_layers, int32_t num_pages) {
+  if (!snello::valid(layers, num_layers)) return nullptr;
+  if (num_pages < 1) return snello::fail("a cache needs at least one page, not %d", num_pages), nullptr;
+  try {
+    return new snello_cache(layers, num_layers, num_pages);
+  } catch (const std::exception&) {
+    const uint64_t bytes = snello::total_bytes(layers, num_layers) * static_cast<uint64_t>(num_pages);
+    snello::fail("cannot map %llu bytes for %d pages of keys and values", static_cast<unsigned long long>(bytes),
+                 num_pages);
+    return nullptr;
+  }
+}
+
+void snello_cache_destroy(snello_cache* cache) { delete cache; }
+
+uint64_t snello_cache_page_bytes(const snello_cache_layer* layers, int32_t num_layers) {
+  return snello::valid(layers, num_layers) ? snello::total_bytes(layers, num_layers) : 0;
+}
+
+int32_t snello_cache_copy_page(snello_cache* cache, int32_t destination, int32_t source) {
+  if (cache == nullptr) return snello::fail("no cache");
+  for (const int32_t page : {destination, source})
+    if (page < 0 || page >= cache->num_pages) return snello::fail("page %d of %d", page, cache->num_pages);
+  if (destination == source) return 0;
+  uint8_t* data = cache->memory.data();
+  std::memcpy(data + static_cast<uint64_t>(destination) * cache->page_bytes,
+              data + static_cast<uint64_t>(source) * cache->page_bytes, cache->page_bytes);
+  return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,126 @@
+// Which instruction sets this processor and its operating system run, and which one the process uses.
+//
+// The selection is one atomic pointer: the first use selects the best set, snello_isa_select replaces it. Kernels read
+// it once per operation, so a change between steps is safe and a change during one is merely pointless.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace snello {
+namespace {
+
+#if defined(__x86_64__)
+struct Cpuid {
+  uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+  Cpuid(uint32_t leaf, uint32_t subleaf) { __get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx); }
+};
+
+bool bit(uint32_t word, int index) { return (word >> index & 1) != 0; }
+
+// The register states that the operating system saves (XCR0); 0 where it saves none.
+uint64_t saved_states() {
+  constexpr int kOsxsave = 27;
+  if (!bit(Cpuid(1, 0).ecx, kOsxsave)) return 0;
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+
+bool runs_avx2() {
+  constexpr uint64_t kYmmState = 0x6;
+  const Cpuid one(1, 0), seven(7, 0);
+  constexpr int kFma = 12, kAvx = 28, kF16c = 29, kAvx2 = 5;
+  return bit(one.ecx, kFma) && bit(one.ecx, kAvx) && bit(one.ecx, kF16c) && bit(seven.ebx, kAvx2) &&
+         (saved_states() & kYmmState) == kYmmState;
+}
+
+bool runs_avx512vnni() {
+  constexpr uint64_t kZmmState = 0xe6;
+  const Cpuid seven(7, 0);
+  constexpr int kF = 16, kDq = 17, kBw = 30, kVl = 31, kVnni = 11;
+  return runs_avx2() && bit(seven.ebx, kF) && bit(seven.ebx, kDq) && bit(seven.ebx, kBw) && bit(seven.ebx, kVl) &&
+         bit(seven.ecx, kVnni) && (saved_states() & kZmmState) == kZmmState;
+}
+#endif
+
+bool always() { return true; }
+
+struct Candidate {
+  const Kernels* kernels;
+  bool (*runs)();
+};
+
+// Best first.
+constexpr Candidate kCandidates[] = {
+#if defined(__x86_64__)
+    {&kAvx512VnniKernels, runs_avx512vnni},
+    {&kAvx2Kernels, runs_avx2},
+#endif
+    {&kScalarKernels, always},
+};
+
+std::atomic<const Kernels*> selected{nullptr};
+
+const Kernels* best() {
+  for (const Candidate& candidate : kCandidates)
+    if (candidate.runs()) return candidate.kernels;
+  return &kScalarKernels;
+}
+
+struct Names {
+  char text[128] = "";
+  Names() {
+    for (const Candidate& candidate : kCandidates) {
+      if (!candidate.runs()) continue;
+      if (text[0]) std::strcat(text, ",");
+      std::strcat(text, candidate.kernels->name);
+    }
+  }
+};
+
+}  // namespace
+
+const Kernels& kernels() {
+  const Kernels* chosen = selected.load(std::memory_order_acquire);
+  if (chosen) return *chosen;
+  const Kernels* none = nullptr;
+  selected.compare_exchange_strong(none, best(), std::memory_order_acq_rel);
+  return *selected.load(std::memory_order_acquire);
+}
+
+const char* available_isas() {
+  static const Names names;
+  return names.text;
+}
+
+const char* select_isa(const char* name) {
+  if (!name) name = std::getenv("SNELLO_ISA");
+  if (!name || !name[0]) {
+    selected.store(best(), std::memory_order_release);
+    return kernels().name;
+  }
+  for (const Candidate& candidate : kCandidates) {
+    if (std::strcmp(candidate.kernels->name, name) != 0) continue;
+    if (!candidate.runs()) {
+      fail("this CPU cannot run the instruction set '%s'; it runs %s", name, available_isas());
+      return nullptr;
+    }
+    selected.store(candidate.kernels, std::memory_order_release);
+    return candidate.kernels->name;
+  }
+  fail("unknown instruction set '%s'; this CPU runs %s", name, available_isas());
+  return nullptr;
+}
+
+}  // namespace snello
+
+extern "C" {
+const char* snello_isa_select(const char* name) { return snello::select_isa(name); }
+const char* snello_isa_available(void) { return snello::available_isas(); }
+}

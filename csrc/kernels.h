@@ -1,0 +1,153 @@
+// The table of kernels that one instruction set provides, and the plain structures they work on.
+//
+// Each file in isa/ compiles the same sources (kernels/*.inl over one lanes/*.h) with its own flags in its own namespace
+// and exports one table. Kernels get raw pointers and ranges; they never allocate, lock or know what a program is. A
+// range is what one worker does; disjoint ranges write disjoint memory, so how work is divided never changes a bit.
+#pragma once
+
+#include <cstdint>
+
+#include "snello.h"
+
+namespace snello {
+
+constexpr int kPanel = SNELLO_PANEL_ROWS;          // N per panel = lanes
+constexpr int kBlock = SNELLO_BLOCK_COLUMNS;       // K per integer block
+constexpr int kPage = SNELLO_PAGE_POSITIONS;       // positions per page = attention tile
+constexpr int kSumColumns = 32;                    // activations are summed per this many columns
+
+// INT8 rows: q [rows, width] s8, scale [rows], sums [rows, width / 32] of q.
+struct QuantRows {
+  int8_t* q;
+  float* scale;
+  int32_t* sums;
+  int32_t width;  // multiple of 64
+};
+
+// Plain FP32 rows with a stride in floats.
+struct FloatRows {
+  float* data;
+  int64_t stride;
+  float* row(int64_t m) const { return data + m * stride; }
+};
+
+struct LinearTask {
+  const snello_tensor* weights;
+  QuantRows quant;       // input if the input is quantized
+  FloatRows input;       // else
+  bool quantized;
+  FloatRows output;      // first column already applied
+  const float* bias;     // [rows] or null
+  bool accumulate;       // output += instead of =
+  int32_t num_rows;      // M
+};
+
+struct TransformTask {
+  FloatRows input;
+  int32_t input_width;
+  const float* multiplier;  // [input_width] or null
+  int32_t rotate_block;     // 0, 64, 128
+  FloatRows output;         // when not quantized: [.., width]
+  QuantRows quant;          // when quantized
+  bool quantized;
+  int32_t width;            // padded width of the output
+  uint8_t* not_finite;      // [rows]: set to 1 for a row with Inf or NaN
+};
+
+struct NormTask {
+  FloatRows input, output;
+  int32_t width, segment;  // segment 0: width
+  bool centered;           // mean and variance instead of RMS
+  const float *gain, *bias;
+  float epsilon, gain_offset;
+};
+
+struct EmbedTask {
+  const snello_tensor* weights;
+  const int32_t* ids;   // [rows], already offset
+  const float* undo;    // multiplier after the Hadamard, or null
+  int32_t rotate_block;
+  float multiplier;
+  bool accumulate;
+  FloatRows output;
+  int32_t width;        // columns of the output
+};
+
+struct RopeTask {
+  FloatRows rows;
+  const int32_t* positions;
+  int32_t num_heads, head_dim, rotary_dims;
+  bool interleaved;
+  const float *cosines, *sines;  // [positions, rotary_dims / 2]
+};
+
+// Where the keys and values of one layer live. A page of one (kv head): see docs/numerics.md, Attention.
+struct CacheLayer {
+  uint8_t* data;          // [page][kv head]{K block, V block}
+  int64_t page_stride;    // bytes between pages of this layer
+  int64_t head_stride;    // bytes between kv heads
+  int64_t value_offset;   // of the V block inside a head's block
+  int32_t num_kv_heads, head_dim, format;
+};
+
+struct AttentionTask {
+  CacheLayer cache;
+  FloatRows queries, keys, values, output;
+  const int32_t *positions, *sequences, *page_tables, *lengths;
+  int32_t pages_per_sequence;
+  int32_t num_heads;
+  int32_t window, sinks;
+  bool causal;
+  float scale, soft_cap;
+  uint8_t* not_finite;
+};
+
+struct ActivateTask {
+  FloatRows gate, up, output;  // up.data null: no product
+  int32_t kind, width;
+};
+
+struct Kernels {
+  const char* name;
+  // rows [m0, m1) of everything that works row by row
+  void (*embed)(const EmbedTask&, int m0, int m1);
+  void (*norm)(const NormTask&, int m0, int m1);
+  void (*transform)(const TransformTask&, int m0, int m1);
+  void (*rope)(const RopeTask&, int m0, int m1);
+  void (*activate)(const ActivateTask&, int m0, int m1);
+  void (*add)(const FloatRows& a, const FloatRows& b, float f, const FloatRows& out, int width, int m0, int m1);
+  void (*scale)(const FloatRows& in, float factor, float cap, const FloatRows& out, int width, int m0, int m1);
+  // all rows, output panels [p0, p1)
+  void (*linear)(const LinearTask&, int p0, int p1);
+  // store keys and values of rows [m0, m1), kv head h
+  void (*store_kv)(const AttentionTask&, int h, int m0, int m1);
+  // rows [m0, m1), the query heads of kv head h; scratch: attention_scratch_bytes() of this worker's own
+  void (*attend)(const AttentionTask&, int h, int m0, int m1, void* scratch);
+  // log-sum-exp pieces over one row of logits: maximum, sum of exp(x - maximum), and the first index of the maximum
+  void (*softmax_stats)(const float* logits, int n, float* maximum, float* sum, int* argmax);
+  // KL(a || b) of one row given both log-sum-exps
+  float (*divergence)(const float* a, float lse_a, const float* b, float lse_b, int n);
+  // sum of all 64-byte lines: for the bandwidth probe
+  uint64_t (*read)(const void* data, uint64_t bytes);
+};
+
+constexpr int64_t kAttentionScratchBytes = 256 * 1024;
+
+// Tables, one per translation unit in isa/. Null if not compiled for this architecture.
+extern const Kernels kScalarKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512VnniKernels;
+#endif
+
+const Kernels& kernels();             // the selected set (cpu.cpp)
+const char* select_isa(const char*);  // see snello_isa_select
+const char* available_isas();
+
+// layout.cpp
+uint64_t packed_bytes(int format, int64_t rows, int64_t columns, int group_size);
+
+// error.cpp: remembers one line for snello_last_error and returns -1
+int fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+}  // namespace snello

@@ -1,0 +1,499 @@
+// Keys and values: stored as the cache keeps them, read only from there, also for the rows just computed.
+//
+// attend() takes query rows of one sequence and the query heads of one kv head together: up to 16 (row, head) pairs,
+// called vectors, go through a page tile by tile, so every load of keys and values serves several of them. What a vector
+// may see is at most two ranges of positions (sinks, and the rest); nothing outside them reaches any statistic, so pages
+// may hold anything there. The arithmetic is in docs/numerics.md, Attention.
+#pragma once
+
+constexpr int kVectors = 16;                 // = lanes: the merge works on all vectors at once
+constexpr int kMaxHead = 512;
+constexpr int kHeadStride = kMaxHead + 16;   // not a power of two, or the vectors would share cache sets
+constexpr int kTileStride = kPage + 16;
+constexpr int kKeyPanels = kPage / kPanel;
+
+// Vectors of one micro-kernel, and the panels that go with R of them so that the accumulators stay in registers.
+constexpr int kMicroVectors = kPanelBlock == 2 ? 4 : 2;
+constexpr int micro_panels(int vectors) { return kPanelBlock == 2 ? 4 : vectors == 1 ? 4 : 2; }
+
+struct Span {
+  int begin, end;
+  LANES bool empty() const { return begin >= end; }
+};
+
+struct AttentionScratch {
+  alignas(64) float q[kVectors][kHeadStride];
+  alignas(64) float o[kVectors][kHeadStride];       // merged so far
+  alignas(64) float tile_o[kVectors][kHeadStride];  // of this tile
+  alignas(64) float score[kVectors][kTileStride];   // scores, then probabilities
+  alignas(64) int8_t q8[kVectors][kHeadStride];
+  alignas(64) uint8_t p8[kVectors][kTileStride];
+  alignas(64) float m[kVectors], l[kVectors], tile_m[kVectors], tile_l[kVectors], keep[kVectors], take[kVectors];
+  alignas(64) float q_scale[kVectors], p_scale[kVectors];
+  int32_t q_bias[kVectors];
+  Span sinks[kVectors], rest[kVectors];  // what each vector sees of this tile
+};
+static_assert(sizeof(AttentionScratch) <= kAttentionScratchBytes);
+
+// ---- formats ----
+
+struct KeepsF32 {
+  using Element = float;
+  LANES static F32 get(const float* p) { return load(p); }
+  LANES static F32 get_some(const float* p, int n) { return load_partial(p, n); }
+  LANES static void put_some(float* p, F32 x, int n) { store_partial(p, x, n); }
+};
+struct KeepsF16 {
+  using Element = uint16_t;
+  LANES static F32 get(const uint16_t* p) { return load_f16(p); }
+  LANES static F32 get_some(const uint16_t* p, int n) { return load_f16_partial(p, n); }
+  LANES static void put_some(uint16_t* p, F32 x, int n) { store_f16_partial(p, x, n); }
+};
+struct KeepsBF16 {
+  using Element = uint16_t;
+  LANES static F32 get(const uint16_t* p) { return load_bf16(p); }
+  LANES static F32 get_some(const uint16_t* p, int n) { return load_bf16_partial(p, n); }
+  LANES static void put_some(uint16_t* p, F32 x, int n) { store_bf16_partial(p, x, n); }
+};
+
+LANES int padded_head(int head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
+
+// The largest power of two up to 128 that divides head_dim; none below 16.
+LANES int head_rotation(int head_dim) {
+  const int power = head_dim & -head_dim;
+  return power >= 128 ? 128 : power >= 16 ? power : 0;
+}
+
+LANES float rotation_factor(int block) {
+  return block == 16 ? 0.25f : block == 32 ? 0.17677669529663687f : block == 64 ? 0.125f : 0.08838834764831845f;
+}
+
+LANES const uint8_t* head_block(const AttentionTask& task, int sequence, int tile, int h) {
+  const int64_t page = task.page_tables[static_cast<int64_t>(sequence) * task.pages_per_sequence + tile];
+  return task.cache.data + page * task.cache.page_stride + h * task.cache.head_stride;
+}
+
+// One head's values as INT8, rotated first if asked. `padded` receives the zero-padded bytes (up to the next 32).
+inline bool quantize_head(const float* x, int head_dim, bool rotate, int8_t* padded, float* scale) {
+  alignas(64) float values[kHeadStride];
+  const int width = (head_dim + kSumColumns - 1) / kSumColumns * kSumColumns;
+  const int block = rotate ? head_rotation(head_dim) : 0;
+  const F32 factor = set1(block ? rotation_factor(block) : 1.0f);
+  for (int d = 0; d < width; d += kLanes) store(values + d, mul(load_columns(x, d, head_dim), factor));
+  hadamard_row(values, head_dim, block);
+  return quantize_row(values, width, padded, scale, nullptr);
+}
+
+// ---- storing ----
+
+template <class Keeps>
+inline void store_kv_float(const AttentionTask& task, uint8_t* block, const float* key, const float* value, int slot) {
+  using Element = typename Keeps::Element;
+  const int head_dim = task.cache.head_dim;
+  Element* keys = reinterpret_cast<Element*>(block) + static_cast<int64_t>(slot / kPanel) * head_dim * kPanel +
+                  slot % kPanel;
+  Element* values =
+      reinterpret_cast<Element*>(block + task.cache.value_offset) + static_cast<int64_t>(slot) * head_dim;
+  for (int d = 0; d < head_dim; d += kLanes) {
+    const int n = head_dim - d < kLanes ? head_dim - d : kLanes;
+    Element narrow[kLanes];
+    Keeps::put_some(narrow, load_columns(key, d, head_dim), n);
+    for (int i = 0; i < n; ++i) keys[(d + i) * kPanel] = narrow[i];
+    Keeps::put_some(values + d, load_columns(value, d, head_dim), n);
+  }
+}
+
+inline bool store_kv_int8(const AttentionTask& task, uint8_t* block, const float* key, const float* value, int slot) {
+  const int head_dim = task.cache.head_dim, padded = padded_head(head_dim), lane = slot % kPanel;
+  alignas(64) int8_t q[kHeadStride];
+  float scale;
+  bool finite = quantize_head(key, head_dim, true, q, &scale);
+  uint8_t* panel = block + static_cast<int64_t>(slot / kPanel) * (kPanel * 4 + kPanel * padded);
+  reinterpret_cast<float*>(panel)[lane] = scale;
+  for (int d = 0; d < padded; d += 4) __builtin_memcpy(panel + kPanel * 4 + d * kPanel + lane * 4, q + d, 4);
+
+  finite = quantize_head(value, head_dim, false, q, &scale) && finite;
+  uint8_t* values = block + task.cache.value_offset;
+  reinterpret_cast<float*>(values)[slot] = scale;
+  int8_t* bytes = reinterpret_cast<int8_t*>(values) + kPage * 4 + slot / 4 * 64 + slot % 4;
+  for (int d = 0; d < padded; ++d) bytes[d / kLanes * (kPage * kLanes) + d % kLanes * 4] = q[d];
+  return finite;
+}
+
+inline void store_kv(const AttentionTask& task, int h, int m0, int m1) {
+  const int head_dim = task.cache.head_dim;
+  for (int m = m0; m < m1; ++m) {
+    const int position = task.positions[m], slot = position % kPage;
+    uint8_t* block = const_cast<uint8_t*>(head_block(task, task.sequences[m], position / kPage, h));
+    const float* key = task.keys.row(m) + static_cast<int64_t>(h) * head_dim;
+    const float* value = task.values.row(m) + static_cast<int64_t>(h) * head_dim;
+    switch (task.cache.format) {
+      case SNELLO_F32: store_kv_float<KeepsF32>(task, block, key, value, slot); break;
+      case SNELLO_F16: store_kv_float<KeepsF16>(task, block, key, value, slot); break;
+      case SNELLO_BF16: store_kv_float<KeepsBF16>(task, block, key, value, slot); break;
+      default:
+        if (!store_kv_int8(task, block, key, value, slot) && task.not_finite)
+          __atomic_store_n(task.not_finite + m, uint8_t{1}, __ATOMIC_RELAXED);  // several heads may say so at once
+    }
+  }
+}
+
+// ---- scores ----
+
+// Dot products of R vectors with P panels of 16 keys: per position one ascending chain over d.
+template <class Keeps, int R, int P>
+inline void dot_keys(AttentionScratch& s, int v, const typename Keeps::Element* keys, int head_dim, int panel) {
+  F32 sum[R][P];
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) sum[r][p] = set1(0.0f);
+  const int64_t panel_stride = static_cast<int64_t>(head_dim) * kPanel;
+  const typename Keeps::Element* at = keys + panel * panel_stride;
+  const float* q = s.q[v];
+  for (int d = 0; d < head_dim; ++d, at += kPanel) {
+    F32 k[P];
+    for (int p = 0; p < P; ++p) k[p] = Keeps::get(at + p * panel_stride);
+    for (int r = 0; r < R; ++r) {
+      const F32 x = set1(q[r * kHeadStride + d]);
+      for (int p = 0; p < P; ++p) sum[r][p] = fma(x, k[p], sum[r][p]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) store(s.score[v + r] + (panel + p) * kPanel, sum[r][p]);
+}
+
+template <int R, int P>
+inline void dot_keys_int8(AttentionScratch& s, int v, const uint8_t* keys, int head_dim, int panel) {
+  I32 sum[R][P];
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) sum[r][p] = set1(-s.q_bias[v + r]);
+  const int padded = padded_head(head_dim);
+  const int64_t panel_stride = kPanel * 4 + kPanel * padded;
+  const uint8_t* first_panel = keys + panel * panel_stride;
+  for (int d = 0; d < padded; d += 4) {
+    Quads k[P];
+    for (int p = 0; p < P; ++p)
+      k[p] = as_weights(load_quads(first_panel + p * panel_stride + kPanel * 4 + d * kPanel));
+    for (int r = 0; r < R; ++r) {
+      const Quads x = set1_quad(s.q8[v + r] + d);
+      for (int p = 0; p < P; ++p) sum[r][p] = dot_weights(sum[r][p], k[p], x);
+    }
+  }
+  for (int p = 0; p < P; ++p) {
+    const F32 k_scale = load(reinterpret_cast<const float*>(first_panel + p * panel_stride));
+    for (int r = 0; r < R; ++r) {
+      const F32 scale = mul(set1(s.q_scale[v + r]), k_scale);
+      store(s.score[v + r] + (panel + p) * kPanel, mul(to_float(sum[r][p]), scale));
+    }
+  }
+}
+
+// All panels that hold `span`, a whole micro-kernel's worth at a time: what is computed too much is masked later.
+template <int R>
+inline void dot_some_keys(AttentionScratch& s, const CacheLayer& layer, int v, const uint8_t* block, Span span) {
+  constexpr int P = micro_panels(R);
+  const int begin = span.begin / (kPanel * P) * P, end = (span.end + kPanel - 1) / kPanel;
+  const int head_dim = layer.head_dim;
+  for (int panel = begin; panel < end; panel += P) {
+    switch (layer.format) {
+      case SNELLO_F32:
+        dot_keys<KeepsF32, R, P>(s, v, reinterpret_cast<const float*>(block), head_dim, panel);
+        break;
+      case SNELLO_F16:
+        dot_keys<KeepsF16, R, P>(s, v, reinterpret_cast<const uint16_t*>(block), head_dim, panel);
+        break;
+      case SNELLO_BF16:
+        dot_keys<KeepsBF16, R, P>(s, v, reinterpret_cast<const uint16_t*>(block), head_dim, panel);
+        break;
+      default: dot_keys_int8<R, P>(s, v, block, head_dim, panel);
+    }
+  }
+}
+
+// ---- probabilities ----
+
+// Positions of the panel at `base` within the span.
+LANES Mask within(Span span, int base) {
+  const auto clamp = [](int x) { return x < 0 ? 0 : x > kLanes ? kLanes : x; };
+  return mask_and(first(clamp(span.end - base)), mask_not(first(clamp(span.begin - base))));
+}
+LANES Mask visible(const AttentionScratch& s, int v, int base) {
+  const Mask rest = within(s.rest[v], base);
+  return s.sinks[v].empty() ? rest : mask_or(rest, within(s.sinks[v], base));
+}
+
+// The tile's maximum, probabilities and their sum, over the panels that hold `span`.
+inline void soft_maximum(const AttentionTask& task, AttentionScratch& s, int v, Span span) {
+  const int begin = span.begin / kPanel * kPanel;
+  const F32 scale = set1(task.scale), cap = set1(task.soft_cap), never = set1(-__builtin_inff());
+  F32 highest = never;
+  for (int at = begin; at < span.end; at += kPanel) {
+    F32 x = mul(load(s.score[v] + at), scale);
+    if (task.soft_cap != 0.0f) x = mul(cap, tanh(div(x, cap)));
+    x = select(visible(s, v, at), x, never);
+    highest = max(x, highest);
+    store(s.score[v] + at, x);
+  }
+  s.tile_m[v] = reduce_max(highest);
+  const F32 m = set1(s.tile_m[v]);
+  F32 sum = set1(0.0f);
+  for (int at = begin; at < span.end; at += kPanel) {
+    const F32 p = exp(sub(load(s.score[v] + at), m));
+    sum = add(sum, p);
+    store(s.score[v] + at, p);
+  }
+  s.tile_l[v] = reduce_add(sum);
+}
+
+// INT8: probabilities times the values' scales, as bytes against their own maximum; zero where nothing is seen.
+inline void quantize_probabilities(AttentionScratch& s, int v, const float* value_scale, Span span) {
+  const int begin = span.begin / kPanel * kPanel;
+  F32 highest = set1(0.0f);
+  for (int at = begin; at < span.end; at += kPanel) {
+    const F32 u = mul(load(s.score[v] + at), load(value_scale + at));
+    const F32 seen = select(visible(s, v, at), u, set1(0.0f));
+    highest = max(seen, highest);
+    store(s.score[v] + at, seen);
+  }
+  const float c = reduce_max(highest);
+  const F32 divisor = set1(c > 0.0f ? c : 1.0f);
+  for (int at = begin; at < span.end; at += kPanel)
+    store_u8(s.p8[v] + at, to_int(mul(div(load(s.score[v] + at), divisor), set1(255.0f))));
+  s.p_scale[v] = c / 255.0f;
+}
+
+// ---- values ----
+
+// Adds positions [span) of R vectors to their tile sums: per d one ascending chain over positions.
+template <class Keeps, int R, int D, bool whole>
+inline void add_value_panels(AttentionScratch& s, int v, const typename Keeps::Element* values, int head_dim, int d,
+                             Span span) {
+  F32 sum[R][D];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < D; ++c) sum[r][c] = load(s.tile_o[v + r] + d + c * kLanes);
+  const float* p = s.score[v];
+  const typename Keeps::Element* at = values + static_cast<int64_t>(span.begin) * head_dim + d;
+  for (int j = span.begin; j < span.end; ++j, at += head_dim) {
+    F32 x[D];
+    for (int c = 0; c < D; ++c) x[c] = whole ? Keeps::get(at + c * kLanes) : Keeps::get_some(at, head_dim - d);
+    for (int r = 0; r < R; ++r) {
+      const F32 weight = set1(p[r * kTileStride + j]);
+      for (int c = 0; c < D; ++c) sum[r][c] = fma(weight, x[c], sum[r][c]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < D; ++c) store(s.tile_o[v + r] + d + c * kLanes, sum[r][c]);
+}
+
+template <class Keeps, int R>
+inline void add_values(AttentionScratch& s, int v, const uint8_t* block, int head_dim, Span span) {
+  if (span.empty()) return;
+  const auto* values = reinterpret_cast<const typename Keeps::Element*>(block);
+  constexpr int D = micro_panels(R);
+  int d = 0;
+  for (; d + D * kLanes <= head_dim; d += D * kLanes)
+    add_value_panels<Keeps, R, D, true>(s, v, values, head_dim, d, span);
+  for (; D > 2 && d + 2 * kLanes <= head_dim; d += 2 * kLanes)
+    add_value_panels<Keeps, R, 2, true>(s, v, values, head_dim, d, span);
+  for (; d + kLanes <= head_dim; d += kLanes) add_value_panels<Keeps, R, 1, true>(s, v, values, head_dim, d, span);
+  if (d < head_dim) add_value_panels<Keeps, R, 1, false>(s, v, values, head_dim, d, span);
+}
+
+// The same where the vectors may see different spans: what all see together, the rest of each alone, in order.
+template <class Keeps, int R>
+inline void add_spans(AttentionScratch& s, int v, const Span* spans, const uint8_t* block, int head_dim) {
+  Span common = spans[0];
+  for (int r = 1; r < R; ++r) {
+    common.begin = spans[r].begin > common.begin ? spans[r].begin : common.begin;
+    common.end = spans[r].end < common.end ? spans[r].end : common.end;
+  }
+  if (R == 1 || common.empty()) {
+    for (int r = 0; r < R; ++r) add_values<Keeps, 1>(s, v + r, block, head_dim, spans[r]);
+    return;
+  }
+  for (int r = 0; r < R; ++r) add_values<Keeps, 1>(s, v + r, block, head_dim, {spans[r].begin, common.begin});
+  add_values<Keeps, R>(s, v, block, head_dim, common);
+  for (int r = 0; r < R; ++r) add_values<Keeps, 1>(s, v + r, block, head_dim, {common.end, spans[r].end});
+}
+
+template <class Keeps, int R>
+inline void weigh_values_float(AttentionScratch& s, int v, const uint8_t* block, int head_dim) {
+  for (int r = 0; r < R; ++r)
+    for (int d = 0; d < head_dim; d += kLanes) store(s.tile_o[v + r] + d, set1(0.0f));
+  add_spans<Keeps, R>(s, v, s.sinks + v, block, head_dim);
+  add_spans<Keeps, R>(s, v, s.rest + v, block, head_dim);
+}
+
+template <int R>
+inline void weigh_values_int8(AttentionScratch& s, int v, const uint8_t* block, int head_dim, Span span) {
+  const int first_quad = span.begin / 4, end_quad = (span.end + 3) / 4;
+  for (int d = 0; d < head_dim; d += kLanes) {
+    const uint8_t* values = block + kPage * 4 + static_cast<int64_t>(d) * kPage;
+    I32 even[R], odd[R];  // two chains: the sum is exact in any order
+    for (int r = 0; r < R; ++r) even[r] = odd[r] = set1(0);
+    int quad = first_quad;
+    for (; quad + 2 <= end_quad; quad += 2) {
+      const Quads x = load_quads(values + quad * 64), y = load_quads(values + quad * 64 + 64);
+      for (int r = 0; r < R; ++r) {
+        even[r] = dot_us(even[r], set1_quad(s.p8[v + r] + 4 * quad), x);
+        odd[r] = dot_us(odd[r], set1_quad(s.p8[v + r] + 4 * quad + 4), y);
+      }
+    }
+    if (quad < end_quad) {
+      const Quads x = load_quads(values + quad * 64);
+      for (int r = 0; r < R; ++r) even[r] = dot_us(even[r], set1_quad(s.p8[v + r] + 4 * quad), x);
+    }
+    for (int r = 0; r < R; ++r)
+      store(s.tile_o[v + r] + d, mul(to_float(add(even[r], odd[r])), set1(s.p_scale[v + r])));
+  }
+}
+
+template <int R>
+inline void weigh_values(AttentionScratch& s, const CacheLayer& layer, int v, const uint8_t* block, Span span) {
+  switch (layer.format) {
+    case SNELLO_F32: return weigh_values_float<KeepsF32, R>(s, v, block, layer.head_dim);
+    case SNELLO_F16: return weigh_values_float<KeepsF16, R>(s, v, block, layer.head_dim);
+    case SNELLO_BF16: return weigh_values_float<KeepsBF16, R>(s, v, block, layer.head_dim);
+    default: return weigh_values_int8<R>(s, v, block, layer.head_dim, span);
+  }
+}
+
+// Calls f(first vector, count as a type) for [v, v + n) in groups of at most kMicroVectors, as even as they come.
+template <int R>
+struct Count {
+  static constexpr int value = R;
+};
+template <class Function>
+inline void for_groups(int n, Function f) {
+  for (int v = 0; v < n;) {
+    const int groups = (n - v + kMicroVectors - 1) / kMicroVectors, size = (n - v + groups - 1) / groups;
+    switch (size) {
+      case 1: f(v, Count<1>{}); break;
+      case 2: f(v, Count<2>{}); break;
+      case 3: f(v, Count<kMicroVectors >= 3 ? 3 : 1>{}); break;
+      default: f(v, Count<kMicroVectors >= 4 ? 4 : 1>{});
+    }
+    v += size;
+  }
+}
+
+// ---- tiles ----
+
+// Merges the tile into what came before: vectors that saw nothing of the tile keep what they have.
+inline void merge_tile(AttentionScratch& s, int n, int head_dim, bool* started) {
+  const F32 old_m = load(s.m), tile_m = load(s.tile_m), m = max(old_m, tile_m);
+  store(s.keep, exp(sub(old_m, m)));
+  store(s.take, exp(sub(tile_m, m)));
+  for (int v = 0; v < n; ++v) {
+    if (s.sinks[v].empty() && s.rest[v].empty()) continue;
+    if (!started[v]) {
+      started[v] = true;
+      s.m[v] = s.tile_m[v];
+      s.l[v] = s.tile_l[v];
+      for (int d = 0; d < head_dim; d += kLanes) store(s.o[v] + d, load(s.tile_o[v] + d));
+      continue;
+    }
+    const F32 keep = set1(s.keep[v]), take = set1(s.take[v]);
+    s.l[v] = s.l[v] * s.keep[v] + s.tile_l[v] * s.take[v];
+    s.m[v] = s.m[v] > s.tile_m[v] ? s.m[v] : s.tile_m[v];
+    for (int d = 0; d < head_dim; d += kLanes)
+      store(s.o[v] + d, add(mul(load(s.o[v] + d), keep), mul(load(s.tile_o[v] + d), take)));
+  }
+}
+
+// What a row at `position` sees of the whole sequence.
+struct Sight {
+  int sinks, begin, end;
+};
+LANES Sight sight(const AttentionTask& task, int position, int length) {
+  const int end = task.causal ? position + 1 : length;
+  if (task.window <= 0) return {0, 0, end};
+  const int begin = position - task.window + 1 > 0 ? position - task.window + 1 : 0;
+  const int last = task.causal || position + task.window > end ? end : position + task.window;
+  const int sinks = task.sinks < end ? task.sinks : end;
+  return {sinks, begin > sinks ? begin : sinks, last};
+}
+
+LANES Span clip(int begin, int end, int tile) {
+  const int base = tile * kPage;
+  return {begin - base < 0 ? 0 : begin - base, end - base > kPage ? kPage : end - base};
+}
+
+LANES Span hull(Span a, Span b) {
+  if (b.empty()) return a;
+  return {a.begin < b.begin ? a.begin : b.begin, a.end > b.end ? a.end : b.end};
+}
+
+// One tile for all n vectors. False if none of them sees anything of it.
+inline bool attend_tile(const AttentionTask& task, AttentionScratch& s, const Sight* sights, int n, int sequence, int h,
+                        int tile) {
+  Span all{kPage, 0};
+  for (int v = 0; v < n; ++v) {
+    s.sinks[v] = clip(0, sights[v].sinks, tile);
+    s.rest[v] = clip(sights[v].begin, sights[v].end, tile);
+    all = hull(hull(all, s.sinks[v]), s.rest[v]);
+  }
+  if (all.empty()) return false;
+
+  const uint8_t* block = head_block(task, sequence, tile, h);
+  const uint8_t* values = block + task.cache.value_offset;
+  for_groups(n, [&](int v, auto count) { dot_some_keys<count.value>(s, task.cache, v, block, all); });
+  for (int v = 0; v < n; ++v) {
+    soft_maximum(task, s, v, all);
+    if (task.cache.format == SNELLO_INT8)
+      quantize_probabilities(s, v, reinterpret_cast<const float*>(values), all);
+  }
+  for_groups(n, [&](int v, auto count) { weigh_values<count.value>(s, task.cache, v, values, all); });
+  return true;
+}
+
+// Vectors of rows [m0, m1) of one sequence and query heads [g0, g1) of kv head h; at most kVectors of them.
+inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m0, int m1, AttentionScratch& s) {
+  const int head_dim = task.cache.head_dim, group = task.num_heads / task.cache.num_kv_heads;
+  const int sequence = task.sequences[m0], length = task.lengths[sequence];
+  const int heads = g1 - g0, n = (m1 - m0) * heads;
+  Sight sights[kVectors];
+  bool started[kVectors] = {};
+  int last_tile = 0;
+  for (int v = 0; v < n; ++v) {
+    const int m = m0 + v / heads, g = g0 + v % heads;
+    const float* q = task.queries.row(m) + static_cast<int64_t>(h * group + g) * head_dim;
+    if (task.cache.format == SNELLO_INT8) {
+      if (!quantize_head(q, head_dim, true, s.q8[v], &s.q_scale[v]) && task.not_finite)
+        __atomic_store_n(task.not_finite + m, uint8_t{1}, __ATOMIC_RELAXED);
+      int sum = 0;
+      for (int d = 0; d < padded_head(head_dim); d += kLanes) sum += reduce_add(load_s8(s.q8[v] + d));
+      s.q_bias[v] = kWeightBias * sum;
+    } else {
+      for (int d = 0; d < head_dim; d += kLanes) store(s.q[v] + d, load_columns(q, d, head_dim));
+    }
+    sights[v] = sight(task, task.positions[m], length);
+    const int end = sights[v].end > sights[v].sinks ? sights[v].end : sights[v].sinks;
+    last_tile = (end - 1) / kPage > last_tile ? (end - 1) / kPage : last_tile;
+  }
+  for (int v = 0; v < kVectors; ++v) s.m[v] = s.tile_m[v] = 0.0f;
+
+  // Rows ascend, so the first one's window begins first; between the sinks' tiles and it there is nothing to see.
+  const int sink_tiles = (sights[0].sinks + kPage - 1) / kPage, first_tile = sights[0].begin / kPage;
+  for (int tile = sink_tiles > 0 ? 0 : first_tile; tile <= last_tile; ++tile) {
+    if (tile >= sink_tiles && tile < first_tile) tile = first_tile;
+    if (attend_tile(task, s, sights, n, sequence, h, tile)) merge_tile(s, n, head_dim, started);
+  }
+
+  for (int v = 0; v < n; ++v) {
+    float* out = task.output.row(m0 + v / heads) + static_cast<int64_t>(h * group + g0 + v % heads) * head_dim;
+    const F32 l = set1(s.l[v]);
+    for (int d = 0; d < head_dim; d += kLanes) store_columns(out, div(load(s.o[v] + d), l), d, head_dim);
+  }
+}
+
+inline void attend(const AttentionTask& task, int h, int m0, int m1, void* scratch) {
+  AttentionScratch& s = *static_cast<AttentionScratch*>(scratch);
+  const int group = task.num_heads / task.cache.num_kv_heads;
+  const int rows = group >= kVectors ? 1 : kVectors / group, heads = group < kVectors ? group : kVectors;
+  for (int m = m0; m < m1;) {
+    int end = m + 1;
+    while (end < m1 && end < m + rows && task.sequences[end] == task.sequences[m]) ++end;
+    for (int g = 0; g < group; g += heads) attend_block(task, h, g, g + heads < group ? g + heads : group, m, end, s);
+    m = end;
+  }
+}

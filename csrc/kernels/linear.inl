@@ -1,0 +1,512 @@
+// Matrix products: rows of activations times packed weights, for every format and both kinds of input.
+//
+// Two ways lead to the same bits. A few rows ("direct") read each packed line once, straight into registers, and are
+// bound by memory. More rows ("blocked") unpack a few panels' chunk of columns into a cache-sized scratch, then run
+// register tiles of kRowBlock rows x kPanelBlock panels over it, parking partial sums between chunks. Integer sums are
+// exact and a float output is one ascending chain over k, so neither the way nor the tile can change a result.
+#pragma once
+
+constexpr int kLineBytes = 64;
+constexpr int kPrefetchBytes = 8192;
+constexpr int kSuperRows = 96;        // rows whose partial sums are parked at once
+constexpr int kGroupPanels = 4;       // panels unpacked at once
+constexpr int kIntegerColumns = 512;  // columns unpacked at once, for INT8 and for FP32 operands
+constexpr int kFloatColumns = 256;
+constexpr int kRowGap = 64;  // bytes between copied rows, so that they do not share cache sets
+
+// One panel of a packed matrix: where its parts are (docs/numerics.md, Layout).
+struct Panel {
+  const uint8_t* base;
+  const uint8_t* lines;  // weights
+  int format, group_size;
+  const float* row_scale() const { return reinterpret_cast<const float*>(base); }
+  const uint8_t* group_scale(int column) const { return base + kLineBytes + column / group_size * kPanel; }
+};
+
+inline Panel panel_at(const snello_tensor& w, int p) {
+  const int64_t panels = (w.rows + kPanel - 1) / kPanel, bytes = static_cast<int64_t>(w.bytes) / panels;
+  const uint8_t* base = static_cast<const uint8_t*>(w.data) + p * bytes;
+  int header = 0;
+  if (w.format == SNELLO_INT8) header = 2 * kLineBytes;  // scales, sums
+  if (w.format == SNELLO_INT4) {
+    const int groups = (w.columns + w.group_size - 1) / w.group_size;
+    header = kLineBytes + (groups * kPanel + kLineBytes - 1) / kLineBytes * kLineBytes;
+  }
+  return {base, base + header, w.format, w.group_size};
+}
+
+LANES void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// Calls tile.run<n>() for the n in 1..most that equals `rows`.
+template <int most, class Tile>
+inline void with_rows(int rows, const Tile& tile) {
+  if (rows == most) return tile.template run<most>();
+  if constexpr (most > 1) with_rows<most - 1>(rows, tile);
+}
+
+// Rows [m, m + size) of the next tile: tiles of nearly equal size, at most `most`.
+inline int tile_rows(int left, int most) {
+  const int tiles = (left + most - 1) / most;
+  return (left + tiles - 1) / tiles;
+}
+
+// ---- epilogue ----
+
+inline void write_output(const LinearTask& task, int m, int p, F32 y) {
+  const int column = p * kPanel, left = task.weights->rows - column;
+  float* out = task.output.row(m) + column;
+  if (task.bias) y = add(y, load_columns(task.bias, column, task.weights->rows));
+  if (task.accumulate) y = add(load_columns(task.output.row(m), column, task.weights->rows), y);
+  if (left >= kLanes) return store(out, y);
+  store_partial(out, y, left);
+}
+
+inline void finish_integer(const LinearTask& task, int m, int p, const Panel& panel, I32 acc) {
+  const F32 scale = mul(set1(task.quant.scale[m]), load(panel.row_scale()));
+  write_output(task, m, p, mul(to_float(acc), scale));
+}
+
+inline void finish_float(const LinearTask& task, int m, int p, const Panel& panel, F32 acc) {
+  const bool scaled = panel.format == SNELLO_INT8 || panel.format == SNELLO_INT4;
+  write_output(task, m, p, scaled ? mul(acc, load(panel.row_scale())) : acc);
+}
+
+// What dot_weights() put on top of a row's sums.
+inline int32_t weight_bias(const LinearTask& task, int m) {
+  if (kWeightBias == 0) return 0;
+  const int blocks = task.quant.width / kSumColumns;
+  const int32_t* sums = task.quant.sums + static_cast<int64_t>(m) * blocks;
+  int32_t total = 0;
+  for (int b = 0; b < blocks; ++b) total += sums[b];
+  return total * kWeightBias;
+}
+
+// ---- quantized input, few rows ----
+
+template <int rows>
+inline void direct_int8(const LinearTask& task, int m0, int p) {
+  constexpr int kChains = kDirectAccumulators / rows >= 4 ? 4 : kDirectAccumulators / rows >= 2 ? 2 : 1;
+  const Panel panel = panel_at(*task.weights, p);
+  const int8_t* a = task.quant.q + static_cast<int64_t>(m0) * task.quant.width;
+  I32 acc[rows][kChains];
+  for (auto& row : acc)
+    for (I32& chain : row) chain = set1(0);
+  const int lines = task.weights->columns / 4;
+  for (int line = 0; line < lines; line += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const uint8_t* at = panel.lines + static_cast<int64_t>(line + i) * kLineBytes;
+      prefetch(at + kPrefetchBytes);
+      const Quads w = as_weights(load_quads(at));
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        const Quads x = set1_quad(a + static_cast<int64_t>(r) * task.quant.width + 4 * (line + i));
+        acc[r][i % kChains] = dot_weights(acc[r][i % kChains], w, x);
+      }
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    I32 sum = acc[r][0];
+    for (int c = 1; c < kChains; ++c) sum = add(sum, acc[r][c]);
+    finish_integer(task, m0 + r, p, panel, sub(sum, set1(weight_bias(task, m0 + r))));
+  }
+}
+
+// Groups of 32 columns are one half of a block; larger groups take both halves before they meet their scale.
+template <int rows, bool halves>
+inline void direct_int4(const LinearTask& task, int m0, int p) {
+  const Panel panel = panel_at(*task.weights, p);
+  const int width = task.quant.width;
+  const int8_t* a = task.quant.q + static_cast<int64_t>(m0) * width;
+  const int32_t* sums = task.quant.sums + static_cast<int64_t>(m0) * (width / kSumColumns);
+  I32 acc[rows];
+  for (I32& row : acc) row = set1(0);
+  for (int k = 0; k < task.weights->columns; k += kBlock) {
+    const uint8_t* at = panel.lines + static_cast<int64_t>(k / kBlock) * 8 * kLineBytes;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) prefetch(at + kPrefetchBytes + kLineBytes * i);
+    const Nibbles block = load_nibbles(at);
+    const I32 low_scale = load_u8(panel.group_scale(k));
+    const I32 high_scale = halves ? load_u8(panel.group_scale(k + kSumColumns)) : low_scale;
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const int8_t* x = a + static_cast<int64_t>(r) * width + k;
+      const int32_t* sum = sums + static_cast<int64_t>(r) * (width / kSumColumns) + k / kSumColumns;
+      if constexpr (halves) {
+        const I32 low = dot_nibbles<0>(set1(-8 * sum[0]), block, x);
+        const I32 high = dot_nibbles<1>(set1(-8 * sum[1]), block, x + kSumColumns);
+        acc[r] = add(acc[r], add(mul(low, low_scale), mul(high, high_scale)));
+      } else {
+        const I32 low = dot_nibbles<0>(set1(-8 * (sum[0] + sum[1])), block, x);
+        acc[r] = add(acc[r], mul(dot_nibbles<1>(low, block, x + kSumColumns), low_scale));
+      }
+    }
+  }
+  for (int r = 0; r < rows; ++r) finish_integer(task, m0 + r, p, panel, acc[r]);
+}
+
+// Rows [m0, m0 + rows) of one panel.
+struct DirectInteger {
+  const LinearTask& task;
+  int m0, p;
+  template <int rows>
+  void run() const {
+    if (task.weights->format == SNELLO_INT8) return direct_int8<rows>(task, m0, p);
+    if (task.weights->group_size == kSumColumns) return direct_int4<rows, true>(task, m0, p);
+    direct_int4<rows, false>(task, m0, p);
+  }
+};
+
+inline void direct_integer(const LinearTask& task, int p0, int p1) {
+  for (int p = p0; p < p1; ++p) {
+    for (int m = 0, size; m < task.num_rows; m += size) {
+      size = tile_rows(task.num_rows - m, kDirectRowsQuantized);
+      with_rows<kDirectRowsQuantized>(size, DirectInteger{task, m, p});
+    }
+  }
+}
+
+// ---- quantized input, many rows ----
+
+struct IntegerScratch {
+  alignas(64) uint8_t weights[kGroupPanels][kIntegerColumns * kPanel];
+  alignas(64) int8_t rows[kRowBlock][kIntegerColumns + kRowGap];
+  alignas(64) int32_t sums[kSuperRows][kGroupPanels][kPanel];
+};
+
+// Columns [k, k + count) of a panel as signed bytes; INT8 weights are used where they are.
+inline const uint8_t* unpack_integer(const Panel& panel, int k, int count, uint8_t* out) {
+  if (panel.format == SNELLO_INT8) return panel.lines + static_cast<int64_t>(k) * kPanel;
+  for (int b = 0; b < count; b += kBlock) {
+    const uint8_t* at = panel.lines + static_cast<int64_t>((k + b) / kBlock) * 8 * kLineBytes;
+    const NibbleScale low = nibble_scale(panel.group_scale(k + b));
+    const NibbleScale high = nibble_scale(panel.group_scale(k + b + kSumColumns));
+    for (int i = 0; i < 8; ++i, at += kLineBytes) {
+      prefetch(at + kPrefetchBytes);
+      store_quads(out + b * kPanel + kLineBytes * i, scaled_nibbles<0>(at, low));
+      store_quads(out + b * kPanel + kLineBytes * (i + 8), scaled_nibbles<1>(at, high));
+    }
+  }
+  return out;
+}
+
+struct IntegerTile {
+  IntegerScratch& scratch;
+  const uint8_t* const* weights;       // per panel of the group
+  int row, panel, panels_left, count;  // first row of the sums, first panel of the group, columns
+  template <int rows>
+  void run() const {
+    if (panels_left >= kPanelBlock) return run_panels<rows, kPanelBlock>();
+    run_panels<rows, 1>();
+  }
+  template <int rows, int panels>
+  void run_panels() const {
+    I32 acc[rows][panels];
+    const uint8_t* at[panels];
+    for (int p = 0; p < panels; ++p) at[p] = weights[panel + p];
+    for (int r = 0; r < rows; ++r)
+      for (int p = 0; p < panels; ++p) acc[r][p] = load(scratch.sums[row + r][panel + p]);
+    for (int line = 0; line < count / 4; ++line) {
+      Quads w[panels];
+      for (int p = 0; p < panels; ++p) {
+        prefetch(at[p] + line * kLineBytes + kPrefetchBytes);
+        w[p] = as_weights(load_quads(at[p] + line * kLineBytes));
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        const Quads x = set1_quad(scratch.rows[r] + 4 * line);
+        for (int p = 0; p < panels; ++p) acc[r][p] = dot_weights(acc[r][p], w[p], x);
+      }
+    }
+    for (int r = 0; r < rows; ++r)
+      for (int p = 0; p < panels; ++p) store(scratch.sums[row + r][panel + p], acc[r][p]);
+  }
+};
+
+// Rows [m0, m0 + rows) x panels [p, p + panels), panels at most kGroupPanels, rows at most kSuperRows.
+inline void blocked_integer(const LinearTask& task, int m0, int rows, int p, int panels) {
+  IntegerScratch scratch;
+  for (int m = 0; m < rows; ++m) {
+    const I32 start = set1(-weight_bias(task, m0 + m));
+    for (int i = 0; i < panels; ++i) store(scratch.sums[m][i], start);
+  }
+  for (int k = 0; k < task.weights->columns; k += kIntegerColumns) {
+    const int left = task.weights->columns - k, count = left < kIntegerColumns ? left : kIntegerColumns;
+    const uint8_t* weights[kGroupPanels];
+    for (int i = 0; i < panels; ++i)
+      weights[i] = unpack_integer(panel_at(*task.weights, p + i), k, count, scratch.weights[i]);
+    for (int m = 0, size; m < rows; m += size) {
+      size = tile_rows(rows - m, kRowBlock);
+      for (int r = 0; r < size; ++r)
+        for (int j = 0; j < count; j += kLineBytes)
+          store_quads(scratch.rows[r] + j,
+                      load_quads(task.quant.q + static_cast<int64_t>(m0 + m + r) * task.quant.width + k + j));
+      for (int i = 0; i < panels; i += kPanelBlock)
+        with_rows<kRowBlock>(size, IntegerTile{scratch, weights, m, i, panels - i, count});
+    }
+  }
+  for (int i = 0; i < panels; ++i) {
+    const Panel panel = panel_at(*task.weights, p + i);
+    for (int m = 0; m < rows; ++m) finish_integer(task, m0 + m, p + i, panel, load(scratch.sums[m][i]));
+  }
+}
+
+// ---- float input: where FP32 weights come from ----
+//
+// A source gives column k + i of a chunk as 16 lanes; kStep columns come from one read.
+
+struct SourceF32 {
+  static constexpr int kStep = 1;
+  const float* at;
+  template <int i>
+  LANES F32 column(int k) const {
+    return load(at + static_cast<int64_t>(k) * kPanel);
+  }
+};
+struct SourceF16 {
+  static constexpr int kStep = 1;
+  const uint16_t* at;
+  template <int i>
+  LANES F32 column(int k) const {
+    return load_f16(at + static_cast<int64_t>(k) * kPanel);
+  }
+};
+struct SourceBf16 {
+  static constexpr int kStep = 1;
+  const uint16_t* at;
+  template <int i>
+  LANES F32 column(int k) const {
+    return load_bf16(at + static_cast<int64_t>(k) * kPanel);
+  }
+};
+struct SourceInt8 {
+  static constexpr int kStep = 4;
+  const uint8_t* at;
+  template <int i>
+  LANES F32 column(int k) const {
+    return byte_to_float<i>(load(reinterpret_cast<const int32_t*>(at + static_cast<int64_t>(k) * kPanel)));
+  }
+};
+// One half (32 columns) of a block of nibbles.
+template <int half>
+struct SourceInt4 {
+  static constexpr int kStep = 4;
+  const uint8_t* at;
+  F32 scale;
+  template <int i>
+  LANES F32 column(int k) const {
+    return mul(nibble_to_float<8 * i + 4 * half>(load(reinterpret_cast<const int32_t*>(at + k * kPanel))), scale);
+  }
+};
+
+template <class Source>
+inline Source source_of(const Panel& panel, int k) {
+  if constexpr (__is_same(Source, SourceF32)) {
+    return {reinterpret_cast<const float*>(panel.lines) + static_cast<int64_t>(k) * kPanel};
+  } else if constexpr (__is_same(Source, SourceInt8)) {
+    return {panel.lines + static_cast<int64_t>(k) * kPanel};
+  } else {
+    return {reinterpret_cast<const uint16_t*>(panel.lines) + static_cast<int64_t>(k) * kPanel};
+  }
+}
+template <int half>
+LANES SourceInt4<half> int4_source(const Panel& panel, int k) {
+  return {panel.lines + static_cast<int64_t>(k / kBlock) * 8 * kLineBytes,
+          to_float(load_u8(panel.group_scale(k + half * kSumColumns)))};
+}
+
+// ---- float input, few rows ----
+
+template <int rows, int panels>
+struct FloatSums {
+  F32 v[rows][panels];
+};
+
+// acc[r][p] = fma(x[r][k], w[p][k], acc[r][p]) for k ascending.
+template <int i, class Source, int rows, int panels>
+LANES void multiply_column(FloatSums<rows, panels>& acc, const Source (&w)[panels], const float* x, int64_t stride,
+                           int k) {
+  F32 column[panels];
+  for (int p = 0; p < panels; ++p) column[p] = w[p].template column<i>(k);
+  for (int r = 0; r < rows; ++r) {
+    const F32 value = set1(x[r * stride + k + i]);
+    for (int p = 0; p < panels; ++p) acc.v[r][p] = fma(value, column[p], acc.v[r][p]);
+  }
+}
+
+template <class Source, int rows, int panels>
+LANES void multiply_columns(FloatSums<rows, panels>& acc, const Source (&w)[panels], const float* x, int64_t stride,
+                            int count) {
+  for (int k = 0; k < count; k += Source::kStep) {
+    multiply_column<0>(acc, w, x, stride, k);
+    if constexpr (Source::kStep == 4) {
+      multiply_column<1>(acc, w, x, stride, k);
+      multiply_column<2>(acc, w, x, stride, k);
+      multiply_column<3>(acc, w, x, stride, k);
+    }
+  }
+}
+
+template <int half, int rows, int panels>
+LANES void multiply_half_block(FloatSums<rows, panels>& acc, const Panel (&w)[panels], const float* x, int64_t stride,
+                               int k) {
+  SourceInt4<half> source[panels];
+  for (int p = 0; p < panels; ++p) source[p] = int4_source<half>(w[p], k);
+  multiply_columns(acc, source, x + k + half * kSumColumns, stride, kSumColumns);
+}
+
+template <class Source, int rows, int panels>
+LANES void multiply_all(FloatSums<rows, panels>& acc, const Panel (&w)[panels], const float* x, int64_t stride,
+                        int count) {
+  Source source[panels];
+  for (int p = 0; p < panels; ++p) source[p] = source_of<Source>(w[p], 0);
+  multiply_columns(acc, source, x, stride, count);
+}
+
+struct DirectFloat {
+  const LinearTask& task;
+  int p0, p1;
+  template <int rows>
+  void run() const {
+    constexpr int kPanels = kDirectAccumulators / rows < 1   ? 1
+                            : kDirectAccumulators / rows > 4 ? 4
+                                                             : kDirectAccumulators / rows;
+    int p = p0;
+    for (; p + kPanels <= p1; p += kPanels) run_panels<rows, kPanels>(p);
+    for (; p < p1; ++p) run_panels<rows, 1>(p);
+  }
+  template <int rows, int panels>
+  void run_panels(int p) const {
+    Panel w[panels];
+    for (int i = 0; i < panels; ++i) w[i] = panel_at(*task.weights, p + i);
+    FloatSums<rows, panels> acc;
+    for (auto& row : acc.v)
+      for (F32& value : row) value = set1(0.0f);
+    multiply(acc, w);
+    for (int i = 0; i < panels; ++i)
+      for (int r = 0; r < rows; ++r) finish_float(task, r, p + i, w[i], acc.v[r][i]);
+  }
+  template <int rows, int panels>
+  void multiply(FloatSums<rows, panels>& acc, const Panel (&w)[panels]) const {
+    const float* x = task.input.data;
+    const int64_t stride = task.input.stride;
+    const int count = task.weights->columns;
+    if (w[0].format == SNELLO_F32) return multiply_all<SourceF32>(acc, w, x, stride, count);
+    if (w[0].format == SNELLO_F16) return multiply_all<SourceF16>(acc, w, x, stride, count);
+    if (w[0].format == SNELLO_BF16) return multiply_all<SourceBf16>(acc, w, x, stride, count);
+    if (w[0].format == SNELLO_INT8) return multiply_all<SourceInt8>(acc, w, x, stride, count);
+    for (int k = 0; k < count; k += kBlock) {
+      multiply_half_block<0>(acc, w, x, stride, k);
+      multiply_half_block<1>(acc, w, x, stride, k);
+    }
+  }
+};
+
+// ---- float input, many rows ----
+
+struct FloatScratch {
+  alignas(64) float weights[kGroupPanels][kFloatColumns * kPanel];
+  alignas(64) float rows[kRowBlock][kFloatColumns + kRowGap / 4];
+  alignas(64) float sums[kSuperRows][kGroupPanels][kPanel];
+};
+
+template <class Source>
+LANES void widen_columns(const Source& source, int count, float* out) {
+  for (int k = 0; k < count; k += Source::kStep, out += kPanel * Source::kStep) {
+    store(out, source.template column<0>(k));
+    if constexpr (Source::kStep == 4) {
+      store(out + kPanel, source.template column<1>(k));
+      store(out + 2 * kPanel, source.template column<2>(k));
+      store(out + 3 * kPanel, source.template column<3>(k));
+    }
+  }
+}
+
+// Columns [k, k + count) of a panel in FP32; FP32 weights are used where they are.
+inline const float* widen_panel(const Panel& panel, int k, int count, float* out) {
+  if (panel.format == SNELLO_F32) return source_of<SourceF32>(panel, k).at;
+  if (panel.format == SNELLO_F16) widen_columns(source_of<SourceF16>(panel, k), count, out);
+  if (panel.format == SNELLO_BF16) widen_columns(source_of<SourceBf16>(panel, k), count, out);
+  if (panel.format == SNELLO_INT8) widen_columns(source_of<SourceInt8>(panel, k), count, out);
+  if (panel.format == SNELLO_INT4) {
+    for (int b = 0; b < count; b += kBlock) {
+      widen_columns(int4_source<0>(panel, k + b), kSumColumns, out + b * kPanel);
+      widen_columns(int4_source<1>(panel, k + b), kSumColumns, out + (b + kSumColumns) * kPanel);
+    }
+  }
+  return out;
+}
+
+struct FloatTile {
+  FloatScratch& scratch;
+  const float* const* weights;  // per panel of the group
+  int row, panel, panels_left, count;
+  template <int rows>
+  void run() const {
+    if (panels_left >= kPanelBlock) return run_panels<rows, kPanelBlock>();
+    run_panels<rows, 1>();
+  }
+  template <int rows, int panels>
+  void run_panels() const {
+    F32 acc[rows][panels];
+    for (int r = 0; r < rows; ++r)
+      for (int p = 0; p < panels; ++p) acc[r][p] = load(scratch.sums[row + r][panel + p]);
+    for (int k = 0; k < count; ++k) {
+      F32 w[panels];
+      for (int p = 0; p < panels; ++p) w[p] = load(weights[panel + p] + k * kPanel);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        const F32 x = set1(scratch.rows[r][k]);
+        for (int p = 0; p < panels; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
+      }
+    }
+    for (int r = 0; r < rows; ++r)
+      for (int p = 0; p < panels; ++p) store(scratch.sums[row + r][panel + p], acc[r][p]);
+  }
+};
+
+inline void copy_row(const float* from, int count, float* to) {
+  for (int j = 0; j < count; j += kLanes) store_columns(to, load_columns(from, j, count), j, count);
+}
+
+inline void blocked_float(const LinearTask& task, int m0, int rows, int p, int panels) {
+  FloatScratch scratch;
+  for (int m = 0; m < rows; ++m)
+    for (int i = 0; i < panels; ++i) store(scratch.sums[m][i], set1(0.0f));
+  for (int k = 0; k < task.weights->columns; k += kFloatColumns) {
+    const int left = task.weights->columns - k, count = left < kFloatColumns ? left : kFloatColumns;
+    const float* weights[kGroupPanels];
+    for (int i = 0; i < panels; ++i)
+      weights[i] = widen_panel(panel_at(*task.weights, p + i), k, count, scratch.weights[i]);
+    for (int m = 0, size; m < rows; m += size) {
+      size = tile_rows(rows - m, kRowBlock);
+      for (int r = 0; r < size; ++r) copy_row(task.input.row(m0 + m + r) + k, count, scratch.rows[r]);
+      for (int i = 0; i < panels; i += kPanelBlock)
+        with_rows<kRowBlock>(size, FloatTile{scratch, weights, m, i, panels - i, count});
+    }
+  }
+  for (int i = 0; i < panels; ++i) {
+    const Panel panel = panel_at(*task.weights, p + i);
+    for (int m = 0; m < rows; ++m) finish_float(task, m0 + m, p + i, panel, load(scratch.sums[m][i]));
+  }
+}
+
+// ---- the operation ----
+
+inline void linear(const LinearTask& task, int p0, int p1) {
+  if (task.num_rows <= 0) return;
+  if (task.quantized && task.num_rows <= 2 * kDirectRowsQuantized) return direct_integer(task, p0, p1);
+  if (!task.quantized && task.num_rows <= kDirectRowsFloat)
+    return with_rows<kDirectRowsFloat>(task.num_rows, DirectFloat{task, p0, p1});
+  for (int p = p0; p < p1; p += kGroupPanels) {
+    const int panels = p1 - p < kGroupPanels ? p1 - p : kGroupPanels;
+    for (int m = 0, size; m < task.num_rows; m += size) {
+      size = tile_rows(task.num_rows - m, kSuperRows);
+      if (task.quantized) {
+        blocked_integer(task, m, size, p, panels);
+      } else {
+        blocked_float(task, m, size, p, panels);
+      }
+    }
+  }
+}

@@ -1,0 +1,28 @@
+// All kernels of one instruction set. An isa/*.cpp includes this after its lanes, inside its own anonymous namespace.
+#pragma once
+
+#include "kernels/math.inl"
+#include "kernels/transform.inl"
+#include "kernels/linear.inl"
+#include "kernels/rows.inl"
+#include "kernels/attention.inl"
+#include "kernels/score.inl"
+
+constexpr Kernels table(const char* name) {
+  return {
+      .name = name,
+      .embed = embed,
+      .norm = norm,
+      .transform = transform,
+      .rope = rope,
+      .activate = activate,
+      .add = add_rows,
+      .scale = scale_rows,
+      .linear = linear,
+      .store_kv = store_kv,
+      .attend = attend,
+      .softmax_stats = softmax_stats,
+      .divergence = divergence,
+      .read = read,
+  };
+}

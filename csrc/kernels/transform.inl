@@ -1,0 +1,179 @@
+// What happens to a linear's input: a multiplier per column, a block Hadamard transform, and rounding to INT8.
+//
+// A block of up to 128 columns lives in registers from the load to the store, so the quantized form simply computes it
+// twice (once for the row's largest magnitude, once to round) instead of keeping a row of FP32 anywhere.
+#pragma once
+
+template <int vectors>
+struct Columns {
+  F32 v[vectors];
+};
+
+// Columns [at, at + 16) of a row of `width`; zero beyond it.
+LANES F32 load_columns(const float* row, int at, int width) {
+  const int left = width - at;
+  if (left >= kLanes) return load(row + at);
+  return left > 0 ? load_partial(row + at, left) : set1(0.0f);
+}
+
+LANES void store_columns(float* row, F32 x, int at, int width) {
+  const int left = width - at;
+  if (left >= kLanes) return store(row + at, x);
+  if (left > 0) store_partial(row + at, x, left);
+}
+
+template <int d>
+struct ButterflySigns {
+  int32_t v[kLanes] = {};
+  constexpr ButterflySigns() {
+    for (int i = 0; i < kLanes; ++i) v[i] = i & d ? INT32_MIN : 0;
+  }
+};
+
+// One stage inside a vector: lane i and lane i + d become their sum and difference.
+template <int d>
+LANES F32 butterfly(F32 x) {
+  static constexpr ButterflySigns<d> kSigns;
+  return add(swap<d>(x), as_float(bit_xor(as_int(x), load(kSigns.v))));
+}
+
+// The unnormalized Sylvester Hadamard transform of 16 * vectors columns, distances ascending.
+template <int vectors>
+LANES void hadamard(Columns<vectors>& x) {
+  for (F32& v : x.v) v = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(v))));
+  for (int d = 1; d < vectors; d *= 2) {
+    for (int i = 0; i < vectors; ++i) {
+      if (i & d) continue;
+      const F32 a = x.v[i], b = x.v[i + d];
+      x.v[i] = add(a, b);
+      x.v[i + d] = sub(a, b);
+    }
+  }
+}
+
+template <int vectors>
+inline void hadamard_blocks(float* row, int width) {
+  for (int at = 0; at < width; at += kLanes * vectors) {
+    Columns<vectors> x;
+    for (int i = 0; i < vectors; ++i) x.v[i] = load(row + at + kLanes * i);
+    hadamard(x);
+    for (int i = 0; i < vectors; ++i) store(row + at + kLanes * i, x.v[i]);
+  }
+}
+
+// In place over a row whose width is a multiple of `block`: 16, 32, 64 or 128; 0 does nothing.
+inline void hadamard_row(float* row, int width, int block) {
+  if (block == 16) hadamard_blocks<1>(row, width);
+  if (block == 32) hadamard_blocks<2>(row, width);
+  if (block == 64) hadamard_blocks<4>(row, width);
+  if (block == 128) hadamard_blocks<8>(row, width);
+}
+
+// ---- rounding to INT8 ----
+
+// Collects what the scale of a row depends on.
+struct Magnitude {
+  F32 largest = set1(0.0f);
+  Mask infinite = first(0);
+  LANES void see(F32 x) {
+    const F32 magnitude = abs(x);
+    largest = max(magnitude, largest);
+    infinite = mask_or(infinite, mask_not(less(magnitude, set1(__builtin_inff()))));
+  }
+  LANES bool finite() const { return !any(infinite); }
+  // absmax / 127, or 1 where that is 0; a row with Inf or NaN is flagged by the caller and only has to stay harmless.
+  LANES float scale() const {
+    const float scale = reduce_max(largest) / 127.0f;
+    return finite() && scale > 0 ? scale : 1.0f;
+  }
+};
+
+LANES I32 quantize(F32 x, F32 scale) {
+  const F32 q = min(max(div(x, scale), set1(-127.0f)), set1(127.0f));
+  return to_int(q);
+}
+
+// One row of FP32 (width a multiple of 32) to INT8; sums per 32 columns may be null. False: it has Inf or NaN.
+inline bool quantize_row(const float* row, int width, int8_t* q, float* scale, int32_t* sums) {
+  Magnitude magnitude;
+  for (int at = 0; at < width; at += kLanes) magnitude.see(load(row + at));
+  *scale = magnitude.scale();
+  const F32 divisor = set1(*scale);
+  for (int at = 0; at < width; at += 2 * kLanes) {
+    const I32 a = quantize(load(row + at), divisor), b = quantize(load(row + at + kLanes), divisor);
+    store_s8(q + at, a);
+    store_s8(q + at + kLanes, b);
+    if (sums) sums[at / kSumColumns] = reduce_add(add(a, b));
+  }
+  return magnitude.finite();
+}
+
+// ---- the operation ----
+
+template <int vectors, bool rotate>
+LANES Columns<vectors> transformed(const TransformTask& task, const float* row, int at) {
+  Columns<vectors> x;
+  for (int i = 0; i < vectors; ++i) {
+    const int column = at + kLanes * i;
+    x.v[i] = load_columns(row, column, task.input_width);
+    if (task.multiplier) x.v[i] = mul(x.v[i], load_columns(task.multiplier, column, task.input_width));
+  }
+  if constexpr (rotate) hadamard(x);
+  return x;
+}
+
+template <int vectors, bool rotate>
+inline bool transform_row(const TransformTask& task, int m) {
+  const float* row = task.input.row(m);
+  float* out = task.output.row(m);
+  Magnitude magnitude;
+  for (int at = 0; at < task.width; at += kLanes * vectors) {
+    const Columns<vectors> x = transformed<vectors, rotate>(task, row, at);
+    for (int i = 0; i < vectors; ++i) {
+      magnitude.see(x.v[i]);
+      store_columns(out, x.v[i], at + kLanes * i, task.width);
+    }
+  }
+  return magnitude.finite();
+}
+
+template <int vectors, bool rotate>
+inline bool quantize_transformed_row(const TransformTask& task, int m) {
+  const float* row = task.input.row(m);
+  Magnitude magnitude;
+  for (int at = 0; at < task.width; at += kLanes * vectors) {
+    const Columns<vectors> x = transformed<vectors, rotate>(task, row, at);
+    for (int i = 0; i < vectors; ++i) magnitude.see(x.v[i]);
+  }
+  const QuantRows& out = task.quant;
+  int8_t* q = out.q + static_cast<int64_t>(m) * out.width;
+  int32_t* sums = out.sums + static_cast<int64_t>(m) * (out.width / kSumColumns);
+  out.scale[m] = magnitude.scale();
+  const F32 scale = set1(out.scale[m]);
+  for (int at = 0; at < task.width; at += kLanes * vectors) {
+    const Columns<vectors> x = transformed<vectors, rotate>(task, row, at);
+    for (int i = 0; i < vectors; i += 2) {
+      const int column = at + kLanes * i;
+      const I32 a = quantize(x.v[i], scale), b = quantize(x.v[i + 1], scale);
+      store_s8(q + column, a);
+      store_s8(q + column + kLanes, b);
+      sums[column / kSumColumns] = reduce_add(add(a, b));
+    }
+  }
+  return magnitude.finite();
+}
+
+template <int vectors, bool rotate>
+inline void transform_rows(const TransformTask& task, int m0, int m1) {
+  for (int m = m0; m < m1; ++m) {
+    const bool finite =
+        task.quantized ? quantize_transformed_row<vectors, rotate>(task, m) : transform_row<vectors, rotate>(task, m);
+    if (!finite && task.not_finite) task.not_finite[m] = 1;
+  }
+}
+
+inline void transform(const TransformTask& task, int m0, int m1) {
+  if (task.rotate_block == 128) return transform_rows<8, true>(task, m0, m1);
+  if (task.rotate_block == 64) return transform_rows<4, true>(task, m0, m1);
+  transform_rows<4, false>(task, m0, m1);
+}

@@ -1,0 +1,325 @@
+// The lanes interface (see lanes/scalar.h) on AVX2, FMA and F16C: two registers per 16 lanes.
+#pragma once
+
+constexpr int kLanes = 16;
+constexpr int kWeightBias = 0;
+constexpr int kRowBlock = 4;  // x 2 registers = 8 of 16
+constexpr int kDirectRowsQuantized = 2;
+constexpr int kDirectRowsFloat = 2;
+constexpr int kDirectAccumulators = 4;
+constexpr int kPanelBlock = 1;
+
+struct F32 {
+  __m256 lo, hi;
+};
+struct I32 {
+  __m256i lo, hi;
+};
+struct Mask {
+  __m256 lo, hi;
+};
+struct Quads {
+  __m256i lo, hi;
+};
+
+#define LANES inline __attribute__((always_inline))
+
+LANES __m256i load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+LANES void store_half(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+LANES __m128i load_quarter(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+LANES void store_quarter(void* p, __m128i x) { _mm_storeu_si128(static_cast<__m128i*>(p), x); }
+
+// ---- memory ----
+
+LANES F32 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+LANES I32 set1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+LANES F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+LANES I32 load(const int32_t* p) { return {load_half(p), load_half(p + 8)}; }
+LANES void store(float* p, F32 x) {
+  _mm256_storeu_ps(p, x.lo);
+  _mm256_storeu_ps(p + 8, x.hi);
+}
+LANES void store(int32_t* p, I32 x) {
+  store_half(p, x.lo);
+  store_half(p + 8, x.hi);
+}
+
+// A tail goes through 16 values on the stack: no byte outside the n is touched.
+template <class T>
+struct Tail {
+  alignas(64) T values[kLanes];
+  Tail() {}
+  Tail(const T* p, int n, T fill) {
+    for (int i = 0; i < kLanes; ++i) values[i] = i < n ? p[i] : fill;
+  }
+  void copy_to(T* p, int n) const {
+    for (int i = 0; i < n; ++i) p[i] = values[i];
+  }
+};
+LANES F32 load_partial(const float* p, int n, float fill = 0) { return load(Tail<float>(p, n, fill).values); }
+LANES I32 load_partial(const int32_t* p, int n, int32_t fill = 0) { return load(Tail<int32_t>(p, n, fill).values); }
+template <class T, class Store, class Value>
+LANES void store_tail(T* p, Value x, int n, Store store_all) {
+  Tail<T> tail;
+  store_all(tail.values, x);
+  tail.copy_to(p, n);
+}
+LANES void store_partial(float* p, F32 x, int n) {
+  store_tail(p, x, n, [](float* q, F32 y) { store(q, y); });
+}
+LANES void store_partial(int32_t* p, I32 x, int n) {
+  store_tail(p, x, n, [](int32_t* q, I32 y) { store(q, y); });
+}
+
+LANES F32 load_f16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(load_quarter(p)), _mm256_cvtph_ps(load_quarter(p + 8))};
+}
+LANES __m256 widen_bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
+LANES F32 load_bf16(const uint16_t* p) { return {widen_bf16(load_quarter(p)), widen_bf16(load_quarter(p + 8))}; }
+LANES F32 load_f16_partial(const uint16_t* p, int n) { return load_f16(Tail<uint16_t>(p, n, 0).values); }
+LANES F32 load_bf16_partial(const uint16_t* p, int n) { return load_bf16(Tail<uint16_t>(p, n, 0).values); }
+LANES void store_f16(uint16_t* p, F32 x) {
+  store_quarter(p, _mm256_cvtps_ph(x.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  store_quarter(p + 8, _mm256_cvtps_ph(x.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+LANES __m256i narrow_bf16(__m256 x) {
+  const __m256i raw = _mm256_castps_si256(x), high = _mm256_srli_epi32(raw, 16);
+  const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(raw, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+}
+LANES void store_bf16(uint16_t* p, F32 x) {
+  const __m256i both = _mm256_packus_epi32(narrow_bf16(x.lo), narrow_bf16(x.hi));
+  store_half(p, _mm256_permute4x64_epi64(both, 0xd8));
+}
+LANES void store_f16_partial(uint16_t* p, F32 x, int n) {
+  store_tail(p, x, n, [](uint16_t* q, F32 y) { store_f16(q, y); });
+}
+LANES void store_bf16_partial(uint16_t* p, F32 x, int n) {
+  store_tail(p, x, n, [](uint16_t* q, F32 y) { store_bf16(q, y); });
+}
+
+LANES __m128i load_8(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
+LANES I32 load_s8(const int8_t* p) { return {_mm256_cvtepi8_epi32(load_8(p)), _mm256_cvtepi8_epi32(load_8(p + 8))}; }
+LANES I32 load_u8(const uint8_t* p) { return {_mm256_cvtepu8_epi32(load_8(p)), _mm256_cvtepu8_epi32(load_8(p + 8))}; }
+LANES I32 load_s8_partial(const int8_t* p, int n) { return load_s8(Tail<int8_t>(p, n, 0).values); }
+LANES I32 load_u8_partial(const uint8_t* p, int n) { return load_u8(Tail<uint8_t>(p, n, 0).values); }
+LANES __m256i narrow_16(I32 x) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(x.lo, x.hi), 0xd8); }
+LANES void store_s8(int8_t* p, I32 x) {
+  const __m256i y = narrow_16(x);
+  store_quarter(p, _mm_packs_epi16(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)));
+}
+LANES void store_u8(uint8_t* p, I32 x) {
+  const __m256i y = narrow_16(x);
+  store_quarter(p, _mm_packus_epi16(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)));
+}
+LANES void store_s8_partial(int8_t* p, I32 x, int n) {
+  store_tail(p, x, n, [](int8_t* q, I32 y) { store_s8(q, y); });
+}
+LANES void store_u8_partial(uint8_t* p, I32 x, int n) {
+  store_tail(p, x, n, [](uint8_t* q, I32 y) { store_u8(q, y); });
+}
+
+// ---- FP32 ----
+
+LANES F32 add(F32 a, F32 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+LANES F32 sub(F32 a, F32 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+LANES F32 mul(F32 a, F32 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+LANES F32 div(F32 a, F32 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+LANES F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+LANES F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+LANES F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+LANES F32 sqrt(F32 a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+LANES F32 abs(F32 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+LANES F32 negate(F32 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_xor_ps(sign, a.lo), _mm256_xor_ps(sign, a.hi)};
+}
+LANES F32 round_even(F32 a) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.lo, kNearest), _mm256_round_ps(a.hi, kNearest)};
+}
+
+// ---- int32 ----
+
+LANES I32 add(I32 a, I32 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+LANES I32 sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
+LANES I32 mul(I32 a, I32 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
+LANES I32 min(I32 a, I32 b) { return {_mm256_min_epi32(a.lo, b.lo), _mm256_min_epi32(a.hi, b.hi)}; }
+LANES I32 max(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+LANES I32 bit_and(I32 a, I32 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+LANES I32 bit_or(I32 a, I32 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+LANES I32 bit_xor(I32 a, I32 b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
+template <int n>
+LANES I32 shift_left(I32 a) {
+  return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)};
+}
+template <int n>
+LANES I32 shift_right(I32 a) {
+  return {_mm256_srai_epi32(a.lo, n), _mm256_srai_epi32(a.hi, n)};
+}
+template <int n>
+LANES I32 shift_right_logical(I32 a) {
+  return {_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)};
+}
+
+// ---- conversions ----
+
+LANES I32 to_int(F32 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+LANES F32 to_float(I32 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+LANES I32 as_int(F32 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+LANES F32 as_float(I32 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
+
+// ---- masks ----
+
+template <int predicate>
+LANES Mask compare(F32 a, F32 b) {
+  return {_mm256_cmp_ps(a.lo, b.lo, predicate), _mm256_cmp_ps(a.hi, b.hi, predicate)};
+}
+LANES Mask as_mask(__m256i lo, __m256i hi) { return {_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi)}; }
+LANES Mask less(F32 a, F32 b) { return compare<_CMP_LT_OQ>(a, b); }
+LANES Mask less_equal(F32 a, F32 b) { return compare<_CMP_LE_OQ>(a, b); }
+LANES Mask equal(F32 a, F32 b) { return compare<_CMP_EQ_OQ>(a, b); }
+LANES Mask is_nan(F32 a) { return compare<_CMP_UNORD_Q>(a, a); }
+LANES Mask less(I32 a, I32 b) { return as_mask(_mm256_cmpgt_epi32(b.lo, a.lo), _mm256_cmpgt_epi32(b.hi, a.hi)); }
+LANES Mask equal(I32 a, I32 b) { return as_mask(_mm256_cmpeq_epi32(a.lo, b.lo), _mm256_cmpeq_epi32(a.hi, b.hi)); }
+LANES Mask first(int n) {
+  const I32 index = {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)};
+  return less(index, set1(n));
+}
+LANES Mask mask_and(Mask a, Mask b) { return {_mm256_and_ps(a.lo, b.lo), _mm256_and_ps(a.hi, b.hi)}; }
+LANES Mask mask_or(Mask a, Mask b) { return {_mm256_or_ps(a.lo, b.lo), _mm256_or_ps(a.hi, b.hi)}; }
+LANES Mask mask_not(Mask a) {
+  const __m256 ones = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
+  return {_mm256_xor_ps(a.lo, ones), _mm256_xor_ps(a.hi, ones)};
+}
+LANES uint32_t bits(Mask a) { return static_cast<uint32_t>(_mm256_movemask_ps(a.lo) | _mm256_movemask_ps(a.hi) << 8); }
+LANES bool any(Mask a) { return bits(a) != 0; }
+LANES F32 select(Mask m, F32 yes, F32 no) {
+  return {_mm256_blendv_ps(no.lo, yes.lo, m.lo), _mm256_blendv_ps(no.hi, yes.hi, m.hi)};
+}
+LANES I32 select(Mask m, I32 yes, I32 no) { return as_int(select(m, as_float(yes), as_float(no))); }
+
+// ---- across lanes ----
+
+template <int d>
+LANES F32 swap(F32 a) {
+  static_assert(d == 1 || d == 2 || d == 4 || d == 8);
+  if constexpr (d == 1) return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
+  if constexpr (d == 2) return {_mm256_permute_ps(a.lo, 0x4e), _mm256_permute_ps(a.hi, 0x4e)};
+  if constexpr (d == 4) return {_mm256_permute2f128_ps(a.lo, a.lo, 1), _mm256_permute2f128_ps(a.hi, a.hi, 1)};
+  if constexpr (d == 8) return {a.hi, a.lo};
+}
+LANES float reduce_add(F32 a) {
+  a = add(a, swap<8>(a));
+  a = add(a, swap<4>(a));
+  a = add(a, swap<2>(a));
+  a = add(a, swap<1>(a));
+  return _mm256_cvtss_f32(a.lo);
+}
+LANES float reduce_max(F32 a) {
+  a = max(a, swap<8>(a));
+  a = max(a, swap<4>(a));
+  a = max(a, swap<2>(a));
+  a = max(a, swap<1>(a));
+  return _mm256_cvtss_f32(a.lo);
+}
+LANES int32_t reduce_add(I32 a) {
+  const __m256i half = _mm256_add_epi32(a.lo, a.hi);
+  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+LANES int32_t reduce_max(I32 a) {
+  const __m256i half = _mm256_max_epi32(a.lo, a.hi);
+  __m128i x = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+
+// ---- bytes ----
+
+LANES Quads load_quads(const void* p) { return {load_half(p), load_half(static_cast<const uint8_t*>(p) + 32)}; }
+LANES void store_quads(void* p, Quads x) {
+  store_half(p, x.lo);
+  store_half(static_cast<uint8_t*>(p) + 32, x.hi);
+}
+LANES Quads set1_quad(const void* p) {
+  int32_t quad;
+  __builtin_memcpy(&quad, p, sizeof quad);
+  return {_mm256_set1_epi32(quad), _mm256_set1_epi32(quad)};
+}
+// VPMADDUBSW would saturate, so even and odd bytes are multiplied as 16-bit numbers.
+LANES __m256i dot_us_half(__m256i acc, __m256i u, __m256i s) {
+  const __m256i u_even = _mm256_and_si256(u, _mm256_set1_epi16(255)), u_odd = _mm256_srli_epi16(u, 8);
+  const __m256i s_even = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8), s_odd = _mm256_srai_epi16(s, 8);
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(u_even, s_even));
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(u_odd, s_odd));
+}
+LANES I32 dot_us(I32 acc, Quads u, Quads s) {
+  return {dot_us_half(acc.lo, u.lo, s.lo), dot_us_half(acc.hi, u.hi, s.hi)};
+}
+// |a| * (b with a's sign): at most 2 * 127 * 127 per 16-bit lane, so VPMADDUBSW does not saturate.
+LANES __m256i dot_ss_half(__m256i acc, __m256i a, __m256i b) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+LANES I32 dot_ss(I32 acc, Quads a, Quads b) {
+  return {dot_ss_half(acc.lo, a.lo, b.lo), dot_ss_half(acc.hi, a.hi, b.hi)};
+}
+LANES Quads as_weights(Quads s) { return s; }
+LANES I32 dot_weights(I32 acc, Quads weights, Quads activations) { return dot_ss(acc, weights, activations); }
+
+// ---- nibbles ----
+
+struct Nibbles {
+  const uint8_t* lines;
+};
+LANES Nibbles load_nibbles(const uint8_t* lines) { return {lines}; }
+template <int half>
+LANES __m256i nibbles_of(__m256i line) {
+  return _mm256_and_si256(half ? _mm256_srli_epi16(line, 4) : line, _mm256_set1_epi8(15));
+}
+// 8 lines of at most 2 * 15 * 127 fit in 16 bits, so they are summed there.
+template <int half>
+LANES __m256i dot_nibbles_half(__m256i acc, const uint8_t* lines, const int8_t* activations) {
+  __m256i pairs = _mm256_setzero_si256();
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    const __m256i q = nibbles_of<half>(load_half(lines + 64 * j));
+    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(q, set1_quad(activations + 4 * j).lo));
+  }
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+template <int half>
+LANES I32 dot_nibbles(I32 acc, Nibbles block, const int8_t* activations) {
+  return {dot_nibbles_half<half>(acc.lo, block.lines, activations),
+          dot_nibbles_half<half>(acc.hi, block.lines + 32, activations)};
+}
+// s as 16-bit pairs, and 8 * s as bytes: s * q <= 225 never carries from one byte of a pair into the other.
+struct NibbleScale {
+  I32 scale, offset;
+};
+LANES NibbleScale nibble_scale(const uint8_t* scale) {
+  const I32 s = mul(load_u8(scale), set1(0x00010001));
+  return {s, shift_left<3>(bit_or(s, shift_left<8>(s)))};
+}
+template <int half>
+LANES Quads scaled_nibbles(const uint8_t* line, NibbleScale s) {
+  const Quads raw = load_quads(line);
+  const __m256i lo = _mm256_mullo_epi16(nibbles_of<half>(raw.lo), s.scale.lo);
+  const __m256i hi = _mm256_mullo_epi16(nibbles_of<half>(raw.hi), s.scale.hi);
+  return {_mm256_sub_epi8(lo, s.offset.lo), _mm256_sub_epi8(hi, s.offset.hi)};
+}
+template <int shift>
+LANES F32 nibble_to_float(I32 line) {
+  return to_float(sub(bit_and(shift_right_logical<shift>(line), set1(15)), set1(8)));
+}
+template <int index>
+LANES F32 byte_to_float(I32 line) {
+  return to_float(shift_right<24>(shift_left<24 - 8 * index>(line)));
+}

@@ -1,0 +1,234 @@
+// The lanes interface (see lanes/scalar.h) on AVX-512 with VNNI: one register per 16 lanes.
+#pragma once
+
+constexpr int kLanes = 16;
+constexpr int kWeightBias = 128;  // VPDPBUSD multiplies unsigned by signed bytes: the weights are made unsigned
+constexpr int kRowBlock = 12;     // x 2 panels = 24 of 32 registers
+constexpr int kDirectRowsQuantized = 8;
+constexpr int kDirectRowsFloat = 4;
+constexpr int kDirectAccumulators = 16;
+constexpr int kPanelBlock = 2;
+
+struct F32 {
+  __m512 v;
+};
+struct I32 {
+  __m512i v;
+};
+struct Mask {
+  __mmask16 v;
+};
+struct Quads {
+  __m512i v;
+};
+
+#define LANES inline __attribute__((always_inline))
+
+LANES __mmask16 first_bits(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+// ---- memory ----
+
+LANES F32 set1(float x) { return {_mm512_set1_ps(x)}; }
+LANES I32 set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+LANES F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+LANES I32 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+LANES F32 load_partial(const float* p, int n, float fill = 0) {
+  return {_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_bits(n), p)};
+}
+LANES I32 load_partial(const int32_t* p, int n, int32_t fill = 0) {
+  return {_mm512_mask_loadu_epi32(_mm512_set1_epi32(fill), first_bits(n), p)};
+}
+LANES void store(float* p, F32 x) { _mm512_storeu_ps(p, x.v); }
+LANES void store(int32_t* p, I32 x) { _mm512_storeu_si512(p, x.v); }
+LANES void store_partial(float* p, F32 x, int n) { _mm512_mask_storeu_ps(p, first_bits(n), x.v); }
+LANES void store_partial(int32_t* p, I32 x, int n) { _mm512_mask_storeu_epi32(p, first_bits(n), x.v); }
+
+LANES __m256i load_16bit(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+LANES F32 widen_bf16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
+LANES F32 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(load_16bit(p))}; }
+LANES F32 load_bf16(const uint16_t* p) { return widen_bf16(load_16bit(p)); }
+LANES F32 load_f16_partial(const uint16_t* p, int n) {
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_bits(n), p))};
+}
+LANES F32 load_bf16_partial(const uint16_t* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(first_bits(n), p)); }
+LANES __m256i narrow_f16(F32 x) { return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// Not VCVTNEPS2BF16, which flushes subnormals.
+LANES __m256i narrow_bf16(F32 x) {
+  const __m512i raw = _mm512_castps_si512(x.v), high = _mm512_srli_epi32(raw, 16);
+  const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(raw, _mm512_set1_epi32(0x7fff)), odd);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(
+      _mm512_mask_or_epi32(_mm512_srli_epi32(rounded, 16), nan, high, _mm512_set1_epi32(0x40)));
+}
+LANES void store_f16(uint16_t* p, F32 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_f16(x)); }
+LANES void store_bf16(uint16_t* p, F32 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(x)); }
+LANES void store_f16_partial(uint16_t* p, F32 x, int n) { _mm256_mask_storeu_epi16(p, first_bits(n), narrow_f16(x)); }
+LANES void store_bf16_partial(uint16_t* p, F32 x, int n) { _mm256_mask_storeu_epi16(p, first_bits(n), narrow_bf16(x)); }
+
+LANES __m128i load_bytes(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+LANES I32 load_s8(const int8_t* p) { return {_mm512_cvtepi8_epi32(load_bytes(p))}; }
+LANES I32 load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(load_bytes(p))}; }
+LANES I32 load_s8_partial(const int8_t* p, int n) {
+  return {_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_bits(n), p))};
+}
+LANES I32 load_u8_partial(const uint8_t* p, int n) {
+  return {_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_bits(n), p))};
+}
+LANES __m128i narrow_u8(I32 x) { return _mm512_cvtusepi32_epi8(_mm512_max_epi32(x.v, _mm512_setzero_si512())); }
+LANES void store_s8(int8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v)); }
+LANES void store_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_u8(x)); }
+LANES void store_s8_partial(int8_t* p, I32 x, int n) {
+  _mm_mask_storeu_epi8(p, first_bits(n), _mm512_cvtsepi32_epi8(x.v));
+}
+LANES void store_u8_partial(uint8_t* p, I32 x, int n) { _mm_mask_storeu_epi8(p, first_bits(n), narrow_u8(x)); }
+
+// ---- FP32 ----
+
+LANES F32 add(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+LANES F32 sub(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+LANES F32 mul(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+LANES F32 div(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+LANES F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+LANES F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+LANES F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+LANES F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
+LANES F32 abs(F32 a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+LANES F32 negate(F32 a) { return {_mm512_xor_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+LANES F32 round_even(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+
+// ---- int32 ----
+
+LANES I32 add(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+LANES I32 sub(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+LANES I32 mul(I32 a, I32 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+LANES I32 min(I32 a, I32 b) { return {_mm512_min_epi32(a.v, b.v)}; }
+LANES I32 max(I32 a, I32 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+LANES I32 bit_and(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
+LANES I32 bit_or(I32 a, I32 b) { return {_mm512_or_si512(a.v, b.v)}; }
+LANES I32 bit_xor(I32 a, I32 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+template <int n>
+LANES I32 shift_left(I32 a) {
+  return {_mm512_slli_epi32(a.v, n)};
+}
+template <int n>
+LANES I32 shift_right(I32 a) {
+  return {_mm512_srai_epi32(a.v, n)};
+}
+template <int n>
+LANES I32 shift_right_logical(I32 a) {
+  return {_mm512_srli_epi32(a.v, n)};
+}
+
+// ---- conversions ----
+
+LANES I32 to_int(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
+LANES F32 to_float(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+LANES I32 as_int(F32 a) { return {_mm512_castps_si512(a.v)}; }
+LANES F32 as_float(I32 a) { return {_mm512_castsi512_ps(a.v)}; }
+
+// ---- masks ----
+
+LANES Mask less(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+LANES Mask less_equal(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+LANES Mask equal(F32 a, F32 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+LANES Mask is_nan(F32 a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+LANES Mask less(I32 a, I32 b) { return {_mm512_cmplt_epi32_mask(a.v, b.v)}; }
+LANES Mask equal(I32 a, I32 b) { return {_mm512_cmpeq_epi32_mask(a.v, b.v)}; }
+LANES Mask first(int n) { return {first_bits(n)}; }
+LANES Mask mask_and(Mask a, Mask b) { return {static_cast<__mmask16>(a.v & b.v)}; }
+LANES Mask mask_or(Mask a, Mask b) { return {static_cast<__mmask16>(a.v | b.v)}; }
+LANES Mask mask_not(Mask a) { return {static_cast<__mmask16>(~a.v)}; }
+LANES uint32_t bits(Mask a) { return a.v; }
+LANES bool any(Mask a) { return a.v != 0; }
+LANES F32 select(Mask m, F32 yes, F32 no) { return {_mm512_mask_blend_ps(m.v, no.v, yes.v)}; }
+LANES I32 select(Mask m, I32 yes, I32 no) { return {_mm512_mask_blend_epi32(m.v, no.v, yes.v)}; }
+
+// ---- across lanes ----
+
+template <int d>
+LANES F32 swap(F32 a) {
+  static_assert(d == 1 || d == 2 || d == 4 || d == 8);
+  if constexpr (d == 1) return {_mm512_permute_ps(a.v, 0xb1)};
+  if constexpr (d == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+  if constexpr (d == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+  if constexpr (d == 8) return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+}
+LANES float reduce_add(F32 a) {
+  a = add(a, swap<8>(a));
+  a = add(a, swap<4>(a));
+  a = add(a, swap<2>(a));
+  a = add(a, swap<1>(a));
+  return _mm512_cvtss_f32(a.v);
+}
+LANES float reduce_max(F32 a) {
+  a = max(a, swap<8>(a));
+  a = max(a, swap<4>(a));
+  a = max(a, swap<2>(a));
+  a = max(a, swap<1>(a));
+  return _mm512_cvtss_f32(a.v);
+}
+LANES int32_t reduce_add(I32 a) { return _mm512_reduce_add_epi32(a.v); }
+LANES int32_t reduce_max(I32 a) { return _mm512_reduce_max_epi32(a.v); }
+
+// ---- bytes ----
+
+LANES Quads load_quads(const void* p) { return {_mm512_loadu_si512(p)}; }
+LANES void store_quads(void* p, Quads x) { _mm512_storeu_si512(p, x.v); }
+LANES Quads set1_quad(const void* p) {
+  int32_t quad;
+  __builtin_memcpy(&quad, p, sizeof quad);
+  return {_mm512_set1_epi32(quad)};
+}
+LANES I32 dot_us(I32 acc, Quads u, Quads s) { return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)}; }
+LANES I32 dot_ss(I32 acc, Quads a, Quads b) {
+  const __mmask64 negative = _mm512_movepi8_mask(a.v);
+  const __m512i signed_b = _mm512_mask_sub_epi8(b.v, negative, _mm512_setzero_si512(), b.v);
+  return {_mm512_dpbusd_epi32(acc.v, _mm512_abs_epi8(a.v), signed_b)};
+}
+LANES Quads as_weights(Quads s) { return {_mm512_xor_si512(s.v, _mm512_set1_epi8(-128))}; }
+LANES I32 dot_weights(I32 acc, Quads weights, Quads activations) { return dot_us(acc, weights, activations); }
+
+// ---- nibbles ----
+
+struct Nibbles {
+  __m512i v[8];
+};
+LANES Nibbles load_nibbles(const uint8_t* lines) {
+  Nibbles block;
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) block.v[j] = _mm512_loadu_si512(lines + 64 * j);
+  return block;
+}
+template <int half>
+LANES __m512i nibbles_of(__m512i line) {
+  return _mm512_and_si512(half ? _mm512_srli_epi16(line, 4) : line, _mm512_set1_epi8(15));
+}
+template <int half>
+LANES I32 dot_nibbles(I32 acc, const Nibbles& block, const int8_t* activations) {
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) acc = dot_us(acc, {nibbles_of<half>(block.v[j])}, set1_quad(activations + 4 * j));
+  return acc;
+}
+// s as 16-bit pairs, and 8 * s as bytes: s * q <= 225 never carries from one byte of a pair into the other.
+struct NibbleScale {
+  __m512i scale, offset;
+};
+LANES NibbleScale nibble_scale(const uint8_t* scale) {
+  const __m512i s = _mm512_mullo_epi32(load_u8(scale).v, _mm512_set1_epi32(0x00010001));
+  return {s, _mm512_slli_epi32(_mm512_or_si512(s, _mm512_slli_epi32(s, 8)), 3)};
+}
+template <int half>
+LANES Quads scaled_nibbles(const uint8_t* line, NibbleScale s) {
+  const __m512i q = nibbles_of<half>(_mm512_loadu_si512(line));
+  return {_mm512_sub_epi8(_mm512_mullo_epi16(q, s.scale), s.offset)};
+}
+template <int shift>
+LANES F32 nibble_to_float(I32 line) {
+  const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  return {_mm512_permutexvar_ps(_mm512_srli_epi32(line.v, shift), table)};  // uses the 4 low bits of each index
+}
+template <int index>
+LANES F32 byte_to_float(I32 line) {
+  return to_float(shift_right<24>(shift_left<24 - 8 * index>(line)));
+}

@@ -1,0 +1,273 @@
+// Packed matrices: their size, packing and unpacking (docs/numerics.md, Layout).
+//
+// Packing happens once per checkpoint, so this is plain portable code; every value is checked on the way in, because a
+// scale or a nibble out of range would silently break the promise that integer sums are exact.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace snello {
+namespace {
+#include "lanes/scalar.h"
+
+constexpr int64_t kLine = 64;
+constexpr int kMaxIntegerColumns = 131072;  // int32 sums are exact up to here
+constexpr int kOffset = 8;                  // of an INT4 weight
+
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+bool is_integer(int format) { return format == SNELLO_INT8 || format == SNELLO_INT4; }
+bool is_float(int format) { return format == SNELLO_F32 || format == SNELLO_F16 || format == SNELLO_BF16; }
+bool is_group_size(int g) { return g == 32 || g == 64 || g == 128; }
+
+// The parts of one panel, as offsets from its start.
+struct PanelLayout {
+  int64_t columns;  // padded
+  int64_t groups;
+  int64_t weights;
+  int64_t bytes;
+};
+
+PanelLayout panel_layout(int format, int64_t columns, int group_size) {
+  if (format == SNELLO_F32) return {columns, 0, 0, columns * kPanel * 4};
+  if (!is_integer(format)) return {columns, 0, 0, round_up(columns * kPanel * 2, kLine)};
+  const int64_t padded = round_up(columns, kBlock);
+  if (format == SNELLO_INT8) return {padded, 0, 2 * kLine, 2 * kLine + padded * kPanel};
+  const int64_t groups = (padded + group_size - 1) / group_size;
+  const int64_t weights = kLine + round_up(groups * kPanel, kLine);
+  return {padded, groups, weights, weights + padded * kPanel / 2};
+}
+
+int check_shape(int format, int64_t rows, int64_t columns, int group_size) {
+  if (!is_float(format) && !is_integer(format)) return fail("unknown format %d", format);
+  if (rows < 1 || columns < 1)
+    return fail("a matrix needs rows and columns, not %lld x %lld", static_cast<long long>(rows),
+                static_cast<long long>(columns));
+  if (is_integer(format) && columns > kMaxIntegerColumns)
+    return fail("an integer matrix has at most %d columns, not %lld", kMaxIntegerColumns,
+                static_cast<long long>(columns));
+  if (format == SNELLO_INT4 && !is_group_size(group_size))
+    return fail("the group size must be 32, 64 or 128, not %d", group_size);
+  if (format != SNELLO_INT4 && group_size != 0) return fail("only INT4 has groups: group size %d", group_size);
+  return 0;
+}
+
+bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kLine == 0; }
+
+int check_packing(int format, int64_t rows, int64_t columns, int group_size, const void* packed) {
+  if (check_shape(format, rows, columns, group_size) < 0) return -1;
+  if (!packed || !is_aligned(packed)) return fail("a packed matrix must start at a multiple of 64 bytes");
+  return 0;
+}
+
+int check_row_scales(const float* scale, int rows) {
+  for (int n = 0; n < rows; ++n)
+    if (!std::isfinite(scale[n])) return fail("the scale of row %d is not finite", n);
+  return 0;
+}
+
+float read_float(int format, const void* source, int64_t i) {
+  if (format == SNELLO_F32) return static_cast<const float*>(source)[i];
+  const uint16_t half = static_cast<const uint16_t*>(source)[i];
+  return format == SNELLO_F16 ? widen_f16(half) : widen_bf16(half);
+}
+
+void write_float(int format, void* target, int64_t i, float value) {
+  if (format == SNELLO_F32) {
+    static_cast<float*>(target)[i] = value;
+  } else {
+    static_cast<uint16_t*>(target)[i] = format == SNELLO_F16 ? narrow_f16(value) : narrow_bf16(value);
+  }
+}
+
+// Same-format 16-bit values keep their bits, so even a NaN's payload survives packing.
+void copy_float(int format, void* target, int64_t to, int source_format, const void* source, int64_t from) {
+  const int64_t size = format == SNELLO_F32 ? 4 : 2;
+  if (format == source_format) {
+    std::memcpy(static_cast<uint8_t*>(target) + to * size, static_cast<const uint8_t*>(source) + from * size,
+                static_cast<size_t>(size));
+  } else {
+    write_float(format, target, to, read_float(source_format, source, from));
+  }
+}
+
+// Where column k of lane i is among the lines of a panel: the byte, and for INT4 whether it is the high nibble.
+int64_t int8_byte(int64_t k, int lane) { return k / 4 * kLine + lane * 4 + k % 4; }
+bool is_high(int64_t k) { return k % kBlock >= kBlock / 2; }
+int64_t int4_byte(int64_t k, int lane) {
+  const int64_t quad = k % (kBlock / 2) / 4;
+  return k / kBlock * 8 * kLine + quad * kLine + lane * 4 + k % 4;
+}
+
+// The panel of a row and its lane in it.
+template <class Byte>
+struct Place {
+  Byte* panel;
+  int lane;
+};
+template <class Byte>
+Place<Byte> place_of(Byte* packed, int64_t row, const PanelLayout& layout) {
+  return {packed + row / kPanel * layout.bytes, static_cast<int>(row % kPanel)};
+}
+
+void write_line_value(uint8_t* line, int lane, const void* value) { std::memcpy(line + 4 * lane, value, 4); }
+
+void unpack_float(const snello_tensor& t, const PanelLayout& layout, float* values) {
+  for (int64_t n = 0; n < t.rows; ++n) {
+    const auto place = place_of(static_cast<const uint8_t*>(t.data), n, layout);
+    for (int64_t k = 0; k < t.columns; ++k)
+      values[n * t.columns + k] = read_float(t.format, place.panel, k * kPanel + place.lane);
+  }
+}
+
+void unpack_int8_row(const snello_tensor& t, const PanelLayout& layout, int64_t n, float scale, float* values,
+                     int8_t* q8) {
+  const auto place = place_of(static_cast<const uint8_t*>(t.data), n, layout);
+  for (int64_t k = 0; k < t.columns; ++k) {
+    const auto q = static_cast<int8_t>(place.panel[layout.weights + int8_byte(k, place.lane)]);
+    if (q8) q8[n * t.columns + k] = q;
+    if (values) values[n * t.columns + k] = static_cast<float>(q) * scale;
+  }
+}
+
+void unpack_int4_row(const snello_tensor& t, const PanelLayout& layout, int64_t n, float scale, float* values,
+                     uint8_t* q4, uint8_t* group_scale) {
+  const auto place = place_of(static_cast<const uint8_t*>(t.data), n, layout);
+  for (int64_t k = 0; k < t.columns; ++k) {
+    const uint8_t byte = place.panel[layout.weights + int4_byte(k, place.lane)];
+    const int q = is_high(k) ? byte >> 4 : byte & 15;
+    const int64_t group = k / t.group_size;
+    const int s = place.panel[kLine + group * kPanel + place.lane];
+    if (q4) q4[n * t.columns + k] = static_cast<uint8_t>(q);
+    if (group_scale) group_scale[n * layout.groups + group] = static_cast<uint8_t>(s);
+    if (values) values[n * t.columns + k] = static_cast<float>(s * (q - kOffset)) * scale;
+  }
+}
+
+int check_unpack(const snello_tensor& t, const int8_t* q8, const uint8_t* q4, const uint8_t* group_scale,
+                 const float* row_scale) {
+  if (check_packing(t.format, t.rows, t.columns, t.group_size, t.data) < 0) return -1;
+  const uint64_t expected = packed_bytes(t.format, t.rows, t.columns, t.group_size);
+  if (t.bytes != expected)
+    return fail("a packed matrix of this shape has %llu bytes, not %llu", static_cast<unsigned long long>(expected),
+                static_cast<unsigned long long>(t.bytes));
+  if (is_integer(t.format) && t.columns % kBlock != 0)
+    return fail("the columns of an integer matrix are a multiple of %d, not %d", kBlock, t.columns);
+  if (q8 && t.format != SNELLO_INT8) return fail("only an INT8 matrix unpacks to q8");
+  if ((q4 || group_scale) && t.format != SNELLO_INT4) return fail("only an INT4 matrix unpacks to q4 and group scales");
+  if (row_scale && !is_integer(t.format)) return fail("only an integer matrix has row scales");
+  return 0;
+}
+
+}  // namespace
+
+uint64_t packed_bytes(int format, int64_t rows, int64_t columns, int group_size) {
+  if (check_shape(format, rows, columns, group_size) < 0) return 0;
+  const int64_t panels = (rows + kPanel - 1) / kPanel;
+  return static_cast<uint64_t>(panels * panel_layout(format, columns, group_size).bytes);
+}
+
+}  // namespace snello
+
+using namespace snello;
+
+extern "C" {
+
+uint64_t snello_packed_bytes(int32_t format, int32_t rows, int32_t columns, int32_t group_size) {
+  return packed_bytes(format, rows, columns, group_size);
+}
+
+int32_t snello_pack_float(int32_t format, int32_t source_format, const void* source, int32_t rows, int32_t columns,
+                          void* packed) {
+  if (!is_float(format) || !is_float(source_format))
+    return fail("pack_float takes F32, F16 and BF16, not formats %d and %d", source_format, format);
+  if (check_packing(format, rows, columns, 0, packed) < 0) return -1;
+  if (!source) return fail("pack_float: the source is NULL");
+  const PanelLayout layout = panel_layout(format, columns, 0);
+  std::memset(packed, 0, packed_bytes(format, rows, columns, 0));
+  for (int64_t n = 0; n < rows; ++n) {
+    const auto place = place_of(static_cast<uint8_t*>(packed), n, layout);
+    for (int64_t k = 0; k < columns; ++k)
+      copy_float(format, place.panel, k * kPanel + place.lane, source_format, source, n * columns + k);
+  }
+  return 0;
+}
+
+int32_t snello_pack_int8(const int8_t* q, const float* row_scale, int32_t rows, int32_t columns, void* packed) {
+  if (check_packing(SNELLO_INT8, rows, columns, 0, packed) < 0) return -1;
+  if (!q || !row_scale) return fail("pack_int8: q or row_scale is NULL");
+  if (check_row_scales(row_scale, rows) < 0) return -1;
+  const PanelLayout layout = panel_layout(SNELLO_INT8, columns, 0);
+  std::memset(packed, 0, packed_bytes(SNELLO_INT8, rows, columns, 0));
+  for (int64_t n = 0; n < rows; ++n) {
+    const auto place = place_of(static_cast<uint8_t*>(packed), n, layout);
+    int32_t sum = 0;
+    for (int64_t k = 0; k < columns; ++k) {
+      const int8_t value = q[n * columns + k];
+      if (value == INT8_MIN) return fail("pack_int8: q[%d, %d] is -128", static_cast<int>(n), static_cast<int>(k));
+      sum += value;
+      place.panel[layout.weights + int8_byte(k, place.lane)] = static_cast<uint8_t>(value);
+    }
+    write_line_value(place.panel, place.lane, &row_scale[n]);
+    write_line_value(place.panel + kLine, place.lane, &sum);
+  }
+  return 0;
+}
+
+int32_t snello_pack_int4(const uint8_t* q, const uint8_t* group_scale, const float* row_scale, int32_t rows,
+                         int32_t columns, int32_t group_size, void* packed) {
+  if (check_packing(SNELLO_INT4, rows, columns, group_size, packed) < 0) return -1;
+  if (!q || !group_scale || !row_scale) return fail("pack_int4: q, group_scale or row_scale is NULL");
+  if (check_row_scales(row_scale, rows) < 0) return -1;
+  const PanelLayout layout = panel_layout(SNELLO_INT4, columns, group_size);
+  const int64_t groups = (columns + group_size - 1) / group_size;
+  const int64_t panels = (static_cast<int64_t>(rows) + kPanel - 1) / kPanel;
+  for (int64_t p = 0; p < panels; ++p) {
+    uint8_t* panel = static_cast<uint8_t*>(packed) + p * layout.bytes;
+    std::memset(panel, 0, static_cast<size_t>(layout.weights));
+    std::memset(panel + kLine, 1, static_cast<size_t>(layout.groups * kPanel));
+    std::memset(panel + layout.weights, kOffset << 4 | kOffset, static_cast<size_t>(layout.bytes - layout.weights));
+  }
+  for (int64_t n = 0; n < rows; ++n) {
+    const auto place = place_of(static_cast<uint8_t*>(packed), n, layout);
+    for (int64_t g = 0; g < groups; ++g) {
+      const uint8_t s = group_scale[n * groups + g];
+      if (s < 1 || s > 15)
+        return fail("pack_int4: group_scale[%d, %d] is %d, not 1..15", static_cast<int>(n), static_cast<int>(g), s);
+      place.panel[kLine + g * kPanel + place.lane] = s;
+    }
+    for (int64_t k = 0; k < columns; ++k) {
+      const uint8_t value = q[n * columns + k];
+      if (value > 15)
+        return fail("pack_int4: q[%d, %d] is %d, not 0..15", static_cast<int>(n), static_cast<int>(k), value);
+      uint8_t& byte = place.panel[layout.weights + int4_byte(k, place.lane)];
+      byte = static_cast<uint8_t>(is_high(k) ? (byte & 0x0f) | value << 4 : (byte & 0xf0) | value);
+    }
+    write_line_value(place.panel, place.lane, &row_scale[n]);
+  }
+  return 0;
+}
+
+int32_t snello_unpack(const snello_tensor* tensor, float* values, int8_t* q8, uint8_t* q4, uint8_t* group_scale,
+                      float* row_scale) {
+  if (!tensor) return fail("unpack: the tensor is NULL");
+  const snello_tensor& t = *tensor;
+  if (check_unpack(t, q8, q4, group_scale, row_scale) < 0) return -1;
+  const PanelLayout layout = panel_layout(t.format, t.columns, t.group_size);
+  if (is_float(t.format)) {
+    if (values) unpack_float(t, layout, values);
+    return 0;
+  }
+  for (int64_t n = 0; n < t.rows; ++n) {
+    const auto place = place_of(static_cast<const uint8_t*>(t.data), n, layout);
+    float scale;
+    std::memcpy(&scale, place.panel + 4 * place.lane, sizeof scale);
+    if (row_scale) row_scale[n] = scale;
+    if (t.format == SNELLO_INT8) unpack_int8_row(t, layout, n, scale, values, q8);
+    if (t.format == SNELLO_INT4) unpack_int4_row(t, layout, n, scale, values, q4, group_scale);
+  }
+  return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,83 @@
+// Threads. The calling thread leads and the workers help: a job is a number of items, claimed in chunks from one atomic
+// cursor until none is left. Workers spin for a few microseconds between jobs, since the next one usually follows at
+// once, and then sleep on a futex. A run allocates nothing, throws nothing, and with one thread or one chunk is a plain
+// call.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "snello.h"
+
+namespace snello {
+
+// The floating-point control of this thread, made IEEE (nearest, denormals kept, exceptions masked) for a scope.
+class FloatEnvironment {
+ public:
+  FloatEnvironment() noexcept;
+  ~FloatEnvironment();
+  FloatEnvironment(const FloatEnvironment&) = delete;
+  FloatEnvironment& operator=(const FloatEnvironment&) = delete;
+
+ private:
+  uint64_t saved_;
+  bool changed_;
+};
+
+class Pool {
+ public:
+  // Items [begin, end); `worker` is in [0, num_threads), the caller is 0. Must not throw.
+  using Job = void (*)(void* context, int worker, int64_t begin, int64_t end);
+
+  explicit Pool(int num_threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
+  // Wakes sleeping workers ahead of a job that is about to come.
+  void wake() noexcept;
+  // Returns when every item is done. One caller at a time: hold mutex().
+  void run(Job job, void* context, int64_t num_items, int64_t chunk) noexcept;
+  std::mutex& mutex() { return mutex_; }
+
+ private:
+  void serve(int worker) noexcept;
+  void help(int worker) noexcept;
+  void await_signal(uint32_t seen) noexcept;
+
+  std::mutex mutex_;
+  // Of the job under way. Written by the leader while no chunk is pending, read by whoever has claimed a chunk.
+  Job job_ = nullptr;
+  void* context_ = nullptr;
+  int64_t num_items_ = 0, chunk_ = 1;
+  uint32_t num_chunks_ = 0, epoch_ = 0;
+
+  // The job's number in the high half, the chunks nobody has claimed yet in the low half: a worker that comes late
+  // either sees no chunk or claims one of the job that is really under way.
+  alignas(64) std::atomic<uint64_t> cursor_{0};
+  alignas(64) std::atomic<uint32_t> pending_{0};  // chunks not finished
+  alignas(64) std::atomic<uint32_t> signal_{0};   // changes with every job
+  std::atomic<uint32_t> sleepers_{0};
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> threads_;
+};
+
+// Calls body(worker, begin, end) for chunks of [0, num_items) on all threads.
+template <typename Body>
+void parallel_for(Pool& pool, int64_t num_items, int64_t chunk, const Body& body) noexcept {
+  const auto job = [](void* context, int worker, int64_t begin, int64_t end) {
+    (*static_cast<const Body*>(context))(worker, begin, end);
+  };
+  pool.run(job, const_cast<Body*>(&body), num_items, chunk);
+}
+
+}  // namespace snello
+
+struct snello_pool {
+  explicit snello_pool(int num_threads) : pool(num_threads) {}
+  snello::Pool pool;
+};

@@ -1,0 +1,546 @@
+// Running a program: see program.h. A step decides only how work is divided, never what is computed, so every choice of
+// chunk and every threshold below is free to change.
+#include "program.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <exception>
+#include <limits>
+#include <mutex>
+
+#include "score.h"
+
+using snello::Action;
+using snello::AttentionTask;
+using snello::fail;
+using snello::FloatRows;
+using snello::LinearTask;
+using snello::Part;
+using snello::Stage;
+
+namespace snello {
+namespace {
+
+constexpr uint64_t kAlignment = 64;
+constexpr int kMaxJoinedLinears = 8;
+constexpr int kAttendVectors = 16;  // rows times query heads of a kv head that attend() treats at once
+
+// Work is shared in pieces that take several microseconds: a barrier costs about one, a claim a tenth.
+constexpr int64_t kRowPiece = 8192;           // columns, weighted by how much each costs
+constexpr int64_t kAttendPiece = 1 << 17;     // multiply-adds
+constexpr int64_t kLinearPieceFew = 32 << 10; // bytes of weights, for few rows and for many
+constexpr int64_t kLinearPieceMany = 128 << 10;
+constexpr int64_t kFewRows = 16;
+constexpr int kGroupPanels = 4;  // panels that a product unpacks together
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool row_like(Action::Kind kind) { return kind == Action::kRow || kind == Action::kStore; }
+
+// FP32 rows start at cache lines, and not all in the same cache sets.
+int64_t row_stride(int width) {
+  const int64_t stride = static_cast<int64_t>(round_up(static_cast<uint64_t>(width), kPanel));
+  return stride % 256 == 0 ? stride + kPanel : stride;
+}
+
+// What a column costs, next to an addition.
+int column_cost(int kind) {
+  switch (kind) {
+    case SNELLO_OP_NORM: return 3;
+    case SNELLO_OP_TRANSFORM: return 6;
+    case SNELLO_OP_ACTIVATE: return 6;
+    case SNELLO_OP_EMBED: return 4;
+    case SNELLO_OP_ATTENTION: return 6;  // storing keys and values
+    default: return 1;
+  }
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+}  // namespace snello
+
+// ---- making ----
+
+snello_program::snello_program(snello::Pool& pool, snello::ProgramSpec spec, const snello::ProgramFacts& facts)
+    : pool_(pool),
+      spec_(std::move(spec)),
+      output_(spec_.ops.back().out),
+      check_outputs_(true),
+      memory_(spec_.registers.size()),
+      arena_(lay_out(facts)),
+      head_(plan(0, facts.gather)),
+      tail_(plan(facts.gather, static_cast<int>(spec_.ops.size()))) {
+  // Rows that an integer product takes have been checked when they were quantized.
+  for (const snello_op& op : spec_.ops)
+    if (op.kind == SNELLO_OP_LINEAR) check_outputs_ = !spec_.registers[static_cast<size_t>(op.in[0])].quantized;
+  const auto max_rows = static_cast<size_t>(spec_.max_rows);
+  not_finite_.resize(max_rows);
+  tail_not_finite_.resize(static_cast<size_t>(spec_.head_rows));
+  zeros_.resize(max_rows);
+  blocks_.reserve(max_rows);
+  seconds_.resize(spec_.ops.size());
+  shifted_positions_.resize(spec_.ops.size());
+  for (size_t i = 0; i < spec_.ops.size(); ++i)
+    if (spec_.ops[i].kind == SNELLO_OP_EMBED && spec_.ops[i].i[0] == 1) shifted_positions_[i].resize(max_rows);
+}
+
+// Places registers and scratch in the arena and makes them resident; the output register comes last and is left alone,
+// since a step writes its outputs where the caller wants them.
+snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
+  using snello::round_up;
+  uint64_t bytes = 0;
+  const auto take = [&bytes](uint64_t size) {
+    const uint64_t at = bytes;
+    bytes += round_up(size, snello::kAlignment);
+    return at;
+  };
+  struct Place {
+    uint64_t rows, q, scale, sums;
+  };
+  std::vector<Place> places(memory_.size());
+  const auto place = [&](size_t r) {
+    const snello_register& reg = spec_.registers[r];
+    const auto width = static_cast<uint64_t>(reg.width);
+    const auto count = static_cast<uint64_t>(
+        facts.sides[r] == snello::Side::kRows ? spec_.max_rows : std::min(spec_.head_rows, spec_.max_rows));
+    if (reg.quantized)
+      places[r] = {0, take(count * width), take(count * 4), take(count * (width / snello::kSumColumns) * 4)};
+    else
+      places[r].rows = take(count * static_cast<uint64_t>(snello::row_stride(reg.width)) * 4);
+  };
+  for (size_t r = 0; r < memory_.size(); ++r)
+    if (facts.sides[r] != snello::Side::kUnused && static_cast<int>(r) != output_) place(r);
+  const uint64_t scratch = take(static_cast<uint64_t>(pool_.num_threads()) * snello::kAttentionScratchBytes);
+  touched_bytes_ = scratch;
+  place(static_cast<size_t>(output_));
+
+  snello::Memory arena(bytes);
+  arena.touch(touched_bytes_);
+  scratch_ = arena.data() + scratch;
+  for (size_t r = 0; r < memory_.size(); ++r) {
+    if (facts.sides[r] == snello::Side::kUnused) continue;
+    const snello_register& reg = spec_.registers[r];
+    uint8_t* data = arena.data();
+    if (reg.quantized)
+      memory_[r].quant = {reinterpret_cast<int8_t*>(data + places[r].q), reinterpret_cast<float*>(data + places[r].scale),
+                          reinterpret_cast<int32_t*>(data + places[r].sums), reg.width};
+    else
+      memory_[r].rows = {reinterpret_cast<float*>(data + places[r].rows), snello::row_stride(reg.width)};
+  }
+  return arena;
+}
+
+Part snello_program::plan(int begin, int end) const {
+  Part part;
+  for (int i = begin; i < end; ++i) {
+    if (op(i).kind == SNELLO_OP_LINEAR) {
+      part.actions.push_back({Action::kLinear, i});
+    } else if (op(i).kind == SNELLO_OP_ATTENTION) {
+      part.actions.push_back({Action::kStore, i});
+      part.actions.push_back({Action::kAttend, i});
+    } else {
+      part.actions.push_back({Action::kRow, i});
+    }
+  }
+  for (int a = 0; a < static_cast<int>(part.actions.size()); ++a) {
+    part.single_stages.push_back({a, a + 1});
+    if (!part.stages.empty() && can_join(part, part.stages.back(), part.actions[static_cast<size_t>(a)]))
+      ++part.stages.back().end;
+    else
+      part.stages.push_back({a, a + 1});
+  }
+  return part;
+}
+
+bool snello_program::can_join(const Part& part, const Stage& stage, const Action& next) const {
+  const Action::Kind kind = part.actions[static_cast<size_t>(stage.begin)].kind;
+  if (snello::row_like(kind)) return snello::row_like(next.kind);
+  if (kind != Action::kLinear || next.kind != Action::kLinear) return false;
+  if (stage.end - stage.begin >= snello::kMaxJoinedLinears) return false;
+  for (int a = stage.begin; a < stage.end; ++a)
+    if (!independent(op(part.actions[static_cast<size_t>(a)].op), op(next.op))) return false;
+  return true;
+}
+
+// Two products that may run at once: neither reads what the other writes, and they write different columns.
+bool snello_program::independent(const snello_op& before, const snello_op& after) const {
+  if (after.in[0] == before.out || before.in[0] == after.out) return false;
+  if (before.out != after.out) return true;
+  const int end_before = before.i[1] + tensor(before.tensor[0])->rows;
+  const int end_after = after.i[1] + tensor(after.tensor[0])->rows;
+  return before.i[1] >= end_after || after.i[1] >= end_before;
+}
+
+// ---- one step ----
+
+int snello_program::step(const snello_batch& batch, float* outputs) {
+  const int columns = output_width();
+  FloatRows& place = memory_[static_cast<size_t>(output_)].rows;
+  const FloatRows own = place;
+  const int result = replay(
+      batch, [&](int first) { place = {outputs + int64_t{first} * columns, columns}; },
+      [&](const Rows& rows) {
+        if (check_outputs_) flag_infinite_outputs(rows);
+      });
+  place = own;
+  if (result <= 0) return result;
+  for (int i = 0; i < batch.num_outputs; ++i)
+    if (not_finite_[static_cast<size_t>(batch.output_rows[i])])
+      std::fill_n(outputs + int64_t{i} * columns, columns, std::numeric_limits<float>::quiet_NaN());
+  return result;
+}
+
+int snello_program::score(const snello_batch& batch, const int32_t* targets, float* log_probability, int32_t* top1) {
+  const int columns = output_width();
+  const int result = replay(batch, [](int) {}, [&](const Rows& block) {
+    snello::parallel_for(pool_, block.count, 1, [&](int, int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) {
+        const float* logits = rows(output_).row(m);
+        const snello::LogitRow row = snello::logit_row(logits, columns);
+        const int64_t output = block.first + m;
+        if (!row.finite()) block.not_finite[m] = 1;
+        log_probability[output] = row.log_probability(logits[targets[output]]);
+        if (top1 != nullptr) top1[output] = row.argmax;
+      }
+    });
+  });
+  for (int i = 0; result > 0 && i < batch.num_outputs; ++i) {
+    if (!not_finite_[static_cast<size_t>(batch.output_rows[i])]) continue;
+    log_probability[i] = std::numeric_limits<float>::quiet_NaN();
+    if (top1 != nullptr) top1[i] = -1;
+  }
+  return result;
+}
+
+// All rows, then the output rows block by block: `place(first)` before a block, `treat(rows)` after it.
+template <typename Place, typename Treat>
+int snello_program::replay(const snello_batch& batch, Place place, Treat treat) {
+  const std::lock_guard<std::mutex> lock(pool_.mutex());
+  const snello::FloatEnvironment environment;
+  pool_.wake();
+  begin(batch);
+  run(head_, {0, batch.num_rows, not_finite_.data()});
+  for (int first = 0; first < batch.num_outputs; first += spec_.head_rows) {
+    const Rows rows{first, std::min(spec_.head_rows, batch.num_outputs - first), tail_not_finite_.data()};
+    std::fill_n(tail_not_finite_.begin(), rows.count, uint8_t{0});
+    place(first);
+    run(tail_, rows);
+    treat(rows);
+    for (int m = 0; m < rows.count; ++m)
+      if (tail_not_finite_[static_cast<size_t>(m)])
+        not_finite_[static_cast<size_t>(batch.output_rows[first + m])] = 1;
+  }
+  batch_ = nullptr;
+  return spread_not_finite(batch);
+}
+
+void snello_program::begin(const snello_batch& batch) {
+  batch_ = &batch;
+  blocks_for_ = 0;
+  positions_seen_ = 0;
+  std::fill_n(not_finite_.begin(), batch.num_rows, uint8_t{0});
+  for (int m = 0; m < batch.num_rows; ++m) positions_seen_ += batch.positions[m] + 1;
+  for (size_t i = 0; i < shifted_positions_.size(); ++i)
+    if (!shifted_positions_[i].empty())
+      for (int m = 0; m < batch.num_rows; ++m)
+        shifted_positions_[i][static_cast<size_t>(m)] = batch.positions[m] + spec_.ops[i].i[1];
+}
+
+// 1 + the first row that is not finite, or 0. Every row of its sequence is marked along with it.
+int snello_program::spread_not_finite(const snello_batch& batch) {
+  int result = 0;
+  for (int m = 0; m < batch.num_rows;) {
+    int end = m, first = -1;
+    for (; end < batch.num_rows && batch.sequences[end] == batch.sequences[m]; ++end)
+      if (first < 0 && not_finite_[static_cast<size_t>(end)]) first = end;
+    if (first >= 0) {
+      std::fill(not_finite_.begin() + m, not_finite_.begin() + end, uint8_t{1});
+      if (result == 0) result = 1 + first;
+    }
+    m = end;
+  }
+  return result;
+}
+
+void snello_program::run(const Part& part, const Rows& rows) {
+  if (!profiling_) {
+    for (const Stage& stage : part.stages) run_stage(part, stage, rows);
+    return;
+  }
+  for (const Stage& stage : part.single_stages) {
+    const auto start = std::chrono::steady_clock::now();
+    run_stage(part, stage, rows);
+    seconds_[static_cast<size_t>(part.actions[static_cast<size_t>(stage.begin)].op)] += snello::seconds_since(start);
+  }
+}
+
+void snello_program::run_stage(const Part& part, const Stage& stage, const Rows& rows) {
+  const Action& action = part.actions[static_cast<size_t>(stage.begin)];
+  if (snello::row_like(action.kind)) return run_rows(part, stage, rows);
+  if (action.kind == Action::kLinear) return run_linears(part, stage, rows);
+  run_attend(op(action.op), rows);
+}
+
+// ---- row by row ----
+
+int64_t snello_program::row_cost(const Part& part, const Stage& stage) const {
+  int64_t cost = 0;
+  for (int a = stage.begin; a < stage.end; ++a) {
+    const snello_op& o = op(part.actions[static_cast<size_t>(a)].op);
+    cost += int64_t{width(o.out)} * snello::column_cost(o.kind);
+  }
+  return cost;
+}
+
+void snello_program::run_rows(const Part& part, const Stage& stage, const Rows& rows) {
+  const int64_t per_row = row_cost(part, stage);
+  const int64_t chunk = std::max<int64_t>(1, snello::kRowPiece / per_row);
+  const auto run_range = [&](int, int64_t begin, int64_t end) {
+    for (int a = stage.begin; a < stage.end; ++a)
+      run_row_action(part.actions[static_cast<size_t>(a)], rows, static_cast<int>(begin), static_cast<int>(end));
+  };
+  if (per_row * rows.count <= 2 * snello::kRowPiece) return run_range(0, 0, rows.count);
+  snello::parallel_for(pool_, rows.count, chunk, run_range);
+}
+
+void snello_program::run_row_action(const Action& action, const Rows& r, int m0, int m1) {
+  const snello::Kernels& k = snello::kernels();
+  const snello_op& o = op(action.op);
+  const FloatRows& out = rows(o.out);
+  const FloatRows none{};
+  const FloatRows& in0 = o.in[0] >= 0 ? rows(o.in[0]) : none;
+  const snello_tensor* t = tensor(o.tensor[0]);
+  if (action.kind == Action::kStore) {
+    const AttentionTask task = attention_task(o, r);
+    for (int h = 0; h < o.i[2]; ++h) k.store_kv(task, h, m0, m1);
+    return;
+  }
+  switch (o.kind) {
+    case SNELLO_OP_EMBED: {
+      const int32_t* types = batch_->types ? batch_->types : zeros_.data();
+      const int32_t* ids = o.i[0] == 0   ? batch_->tokens
+                           : o.i[0] == 1 ? shifted_positions_[static_cast<size_t>(action.op)].data()
+                                         : types;
+      return k.embed({t, ids, vector(o.tensor[1]), o.i[3], o.f[0], o.i[2] == 1, out, width(o.out)}, m0, m1);
+    }
+    case SNELLO_OP_NORM:
+      return k.norm({in0, out, width(o.out), o.i[1], o.i[0] == 1, vector(o.tensor[0]), vector(o.tensor[1]), o.f[0], o.f[1]},
+                    m0, m1);
+    case SNELLO_OP_TRANSFORM:
+      return k.transform({in0, width(o.in[0]), vector(o.tensor[0]), o.i[0], out,
+                          memory_[static_cast<size_t>(o.out)].quant,
+                          spec_.registers[static_cast<size_t>(o.out)].quantized != 0, width(o.out), r.not_finite},
+                         m0, m1);
+    case SNELLO_OP_ROPE:
+      return k.rope({out, batch_->positions, o.i[0], o.i[1], o.i[2], o.i[3] == 1, vector(o.tensor[0]), vector(o.tensor[1])},
+                    m0, m1);
+    case SNELLO_OP_ACTIVATE:
+      return k.activate({in0, o.in[1] >= 0 ? rows(o.in[1]) : none, out, o.i[0], width(o.out)}, m0, m1);
+    case SNELLO_OP_ADD: return k.add(in0, rows(o.in[1]), o.f[0], out, width(o.out), m0, m1);
+    case SNELLO_OP_SCALE: return k.scale(in0, o.f[0], o.f[1], out, width(o.out), m0, m1);
+    default:  // GATHER
+      for (int m = m0; m < m1; ++m)
+        std::copy_n(in0.row(batch_->output_rows[r.first + m]), width(o.out), out.row(m));
+  }
+}
+
+// ---- products ----
+
+LinearTask snello_program::linear_task(const snello_op& o, const Rows& r) const {
+  const auto in = static_cast<size_t>(o.in[0]);
+  const FloatRows& out = rows(o.out);
+  return {tensor(o.tensor[0]),       memory_[in].quant,     memory_[in].rows, spec_.registers[in].quantized != 0,
+          {out.data + o.i[1], out.stride}, vector(o.tensor[1]), o.i[0] == 1,      r.count};
+}
+
+void snello_program::run_linears(const Part& part, const Stage& stage, const Rows& r) {
+  struct Share {
+    LinearTask task;
+    int panels, chunk;   // panels in all and per claim
+    int64_t first_item;  // of the joined job
+  };
+  std::array<Share, snello::kMaxJoinedLinears> shares;
+  const int count = stage.end - stage.begin;
+  const int64_t piece = r.count <= snello::kFewRows ? snello::kLinearPieceFew : snello::kLinearPieceMany;
+  int64_t items = 0, bytes = 0;
+  for (int i = 0; i < count; ++i) {
+    Share& share = shares[static_cast<size_t>(i)];
+    share.task = linear_task(op(part.actions[static_cast<size_t>(stage.begin + i)].op), r);
+    share.panels = static_cast<int>(snello::divide_up(share.task.weights->rows, snello::kPanel));
+    const int64_t panel_bytes = static_cast<int64_t>(share.task.weights->bytes) / share.panels;
+    // Whole groups of panels, but no more of them than leaves every thread something to do.
+    const int64_t groups = snello::divide_up(share.panels, snello::kGroupPanels);
+    const int64_t wanted = std::max<int64_t>(1, piece / (panel_bytes * snello::kGroupPanels));
+    const int64_t most = std::max<int64_t>(1, groups / (2 * pool_.num_threads()));
+    share.chunk = static_cast<int>(std::min(wanted, most)) * snello::kGroupPanels;
+    share.first_item = items;
+    items += snello::divide_up(share.panels, share.chunk);
+    bytes += static_cast<int64_t>(share.task.weights->bytes);
+  }
+  const snello::Kernels& k = snello::kernels();
+  const auto run_items = [&](int, int64_t begin, int64_t end) {
+    int i = count - 1;
+    while (shares[static_cast<size_t>(i)].first_item > begin) --i;
+    for (int64_t item = begin; item < end; ++item) {
+      if (i + 1 < count && item == shares[static_cast<size_t>(i + 1)].first_item) ++i;
+      const Share& share = shares[static_cast<size_t>(i)];
+      const int panel = static_cast<int>(item - share.first_item) * share.chunk;
+      k.linear(share.task, panel, std::min(panel + share.chunk, share.panels));
+    }
+  };
+  if (bytes * r.count <= piece) return run_items(0, 0, items);
+  snello::parallel_for(pool_, items, 1, run_items);
+}
+
+// ---- attention ----
+
+AttentionTask snello_program::attention_task(const snello_op& o, const Rows& r) const {
+  AttentionTask task{};
+  task.cache = spec_.cache->layers[static_cast<size_t>(o.i[0])];
+  task.queries = rows(o.in[0]);
+  task.keys = rows(o.in[1]);
+  task.values = rows(o.in[2]);
+  task.output = rows(o.out);
+  task.positions = batch_->positions;
+  task.sequences = batch_->sequences;
+  task.page_tables = batch_->page_tables;
+  task.lengths = batch_->lengths;
+  task.pages_per_sequence = batch_->pages_per_sequence;
+  task.num_heads = o.i[1];
+  task.window = o.i[4];
+  task.sinks = o.i[5];
+  task.causal = o.i[6] == 1;
+  task.scale = o.f[0];
+  task.soft_cap = o.f[1];
+  task.not_finite = r.not_finite;
+  return task;
+}
+
+// Blocks of rows that attention treats at once: of one sequence, and not across a tile's edge.
+void snello_program::divide_rows(int rows_per_block) {
+  if (blocks_for_ == rows_per_block) return;
+  blocks_for_ = rows_per_block;
+  blocks_.clear();
+  for (int m = 0; m < batch_->num_rows;) {
+    int end = m + 1;
+    while (end < batch_->num_rows && end < m + rows_per_block && batch_->sequences[end] == batch_->sequences[m] &&
+           batch_->positions[end] / snello::kPage == batch_->positions[m] / snello::kPage)
+      ++end;
+    blocks_.push_back({m, end});
+    m = end;
+  }
+}
+
+void snello_program::run_attend(const snello_op& o, const Rows& r) {
+  const AttentionTask task = attention_task(o, r);
+  const int kv_heads = o.i[2], group = o.i[1] / kv_heads;
+  divide_rows(std::max(1, snello::kAttendVectors / group));
+  const auto blocks = static_cast<int64_t>(blocks_.size()), items = blocks * kv_heads;
+  const int64_t work = 2 * positions_seen_ * o.i[1] * o.i[3];
+  const snello::Kernels& k = snello::kernels();
+  // One kv head after the other, its longest rows first: they reuse its keys, and what is left for the end is short.
+  const auto run_items = [&](int worker, int64_t begin, int64_t end) {
+    uint8_t* scratch = scratch_ + int64_t{worker} * snello::kAttentionScratchBytes;
+    for (int64_t item = begin; item < end; ++item) {
+      const snello::RowBlock& block = blocks_[static_cast<size_t>(blocks - 1 - item % blocks)];
+      k.attend(task, static_cast<int>(item / blocks), block.begin, block.end, scratch);
+    }
+  };
+  if (work <= snello::kAttendPiece) return run_items(0, 0, items);
+  const int64_t wanted = snello::kAttendPiece * items / work;
+  const int64_t most = items / (4 * pool_.num_threads());
+  snello::parallel_for(pool_, items, std::max<int64_t>(1, std::min(wanted, most)), run_items);
+}
+
+// ---- outputs ----
+
+void snello_program::flag_infinite_outputs(const Rows& r) {
+  constexpr int64_t kColumns = 16384;
+  constexpr uint32_t kExponent = 0x7f800000;
+  const FloatRows& out = rows(output_);
+  const int64_t columns = output_width(), pieces = snello::divide_up(columns, kColumns);
+  snello::parallel_for(pool_, pieces * r.count, 2, [&](int, int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t m = item / pieces, at = item % pieces * kColumns;
+      const float* row = out.row(m);
+      uint32_t infinite = 0;
+      for (int64_t i = at; i < std::min(at + kColumns, columns); ++i)
+        infinite |= (std::bit_cast<uint32_t>(row[i]) & kExponent) == kExponent;
+      if (infinite) __atomic_store_n(r.not_finite + m, uint8_t{1}, __ATOMIC_RELAXED);
+    }
+  });
+}
+
+void snello_program::profile(bool enable, double* seconds) {
+  const std::lock_guard<std::mutex> lock(pool_.mutex());
+  if (seconds != nullptr) std::copy(seconds_.begin(), seconds_.end(), seconds);
+  std::fill(seconds_.begin(), seconds_.end(), 0.0);
+  profiling_ = enable;
+}
+
+// ---- the C ABI ----
+
+extern "C" {
+
+snello_program* snello_program_create(snello_pool* pool, const snello_op* ops, int32_t num_ops,
+                                      const snello_tensor* tensors, int32_t num_tensors,
+                                      const snello_register* registers, int32_t num_registers, snello_cache* cache,
+                                      int32_t max_rows, int32_t head_rows) {
+  const auto given = [](const void* array, int32_t count) { return count == 0 || (count > 0 && array != nullptr); };
+  if (pool == nullptr) return fail("a program needs a pool"), nullptr;
+  if (!given(ops, num_ops) || !given(tensors, num_tensors) || !given(registers, num_registers))
+    return fail("%d operations, %d tensors, %d registers: an array is missing", num_ops, num_tensors, num_registers),
+           nullptr;
+  try {
+    snello::ProgramSpec spec{{ops, ops + num_ops},
+                             {tensors, tensors + num_tensors},
+                             {registers, registers + num_registers},
+                             cache,
+                             max_rows,
+                             head_rows};
+    snello::ProgramFacts facts;
+    if (snello::check_program(spec, &facts) != 0) return nullptr;
+    return new snello_program(pool->pool, std::move(spec), facts);
+  } catch (const std::exception& error) {
+    fail("cannot make the program: %s", error.what());
+    return nullptr;
+  }
+}
+
+void snello_program_destroy(snello_program* program) { delete program; }
+
+int32_t snello_program_output_width(const snello_program* program) { return program->output_width(); }
+
+uint64_t snello_program_arena_bytes(const snello_program* program) { return program->arena_bytes(); }
+
+int32_t snello_step(snello_program* program, const snello_batch* batch, float* outputs) {
+  if (program == nullptr || batch == nullptr) return fail("step: no program or no batch");
+  if (snello::check_batch(program->spec(), *batch) != 0) return -1;
+  if (batch->num_outputs > 0 && outputs == nullptr) return fail("step: %d outputs and no memory", batch->num_outputs);
+  return program->step(*batch, outputs);
+}
+
+int32_t snello_score(snello_program* program, const snello_batch* batch, const int32_t* targets,
+                     float* log_probability, int32_t* top1) {
+  if (program == nullptr || batch == nullptr) return fail("score: no program or no batch");
+  if (snello::check_batch(program->spec(), *batch) != 0) return -1;
+  if (batch->num_outputs > 0 && (targets == nullptr || log_probability == nullptr))
+    return fail("score: %d outputs and no targets or no memory", batch->num_outputs);
+  for (int32_t i = 0; i < batch->num_outputs; ++i)
+    if (targets[i] < 0 || targets[i] >= program->output_width())
+      return fail("score: target %d is token %d of %d", i, targets[i], program->output_width());
+  return program->score(*batch, targets, log_probability, top1);
+}
+
+int32_t snello_profile(snello_program* program, int32_t enable, double* seconds) {
+  if (program == nullptr) return fail("profile: no program");
+  program->profile(enable != 0, seconds);
+  return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,144 @@
+// A program: operations over row registers, checked once and replayed for every batch.
+//
+// What comes before GATHER runs over all rows of a batch; what comes after it runs over the batch's output rows, a block
+// at a time. Each part is a list of stages, and a stage is what the threads do between two barriers: adjacent operations
+// that work row by row (each thread takes rows and runs all of them on its rows while they are in its cache), adjacent
+// products that do not depend on each other, or one attention.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cache.h"
+#include "kernels.h"
+#include "memory.h"
+#include "pool.h"
+
+namespace snello {
+
+// What a program is made from, as the caller gave it.
+struct ProgramSpec {
+  std::vector<snello_op> ops;
+  std::vector<snello_tensor> tensors;
+  std::vector<snello_register> registers;
+  const snello_cache* cache;
+  int max_rows, head_rows;
+};
+
+// What the checks find out. The side of a register: rows of the batch, or output rows.
+enum class Side : uint8_t { kUnused, kRows, kOutputs };
+struct ProgramFacts {
+  int gather = -1;
+  std::vector<Side> sides;
+};
+
+// 0, or -1 and one line in snello_last_error() that names the first mistake.
+int check_program(const ProgramSpec& spec, ProgramFacts* facts);
+int check_batch(const ProgramSpec& spec, const snello_batch& batch);
+
+const char* op_name(int kind);
+
+// Part of an operation that one thread can do alone: attention is storing (row by row), a barrier, attending.
+struct Action {
+  enum Kind : uint8_t { kRow, kStore, kLinear, kAttend };
+  Kind kind;
+  int op;
+};
+
+// Actions [begin, end), all of one kind but for kRow and kStore, which mix.
+struct Stage {
+  int begin, end;
+};
+
+struct Part {
+  std::vector<Action> actions;
+  std::vector<Stage> stages, single_stages;  // single: one action each, for measuring
+};
+
+// One register's memory: FP32 rows, or INT8 rows with scales and sums.
+struct RegisterMemory {
+  FloatRows rows{};
+  QuantRows quant{};
+};
+
+// Some rows of one sequence that attention takes at once.
+struct RowBlock {
+  int begin, end;
+};
+
+}  // namespace snello
+
+struct snello_program {
+ public:
+  // The spec has passed check_program.
+  snello_program(snello::Pool& pool, snello::ProgramSpec spec, const snello::ProgramFacts& facts);
+
+  int step(const snello_batch& batch, float* outputs);
+  int score(const snello_batch& batch, const int32_t* targets, float* log_probability, int32_t* top1);
+  void profile(bool enable, double* seconds);
+  int output_width() const { return spec_.registers[static_cast<size_t>(output_)].width; }
+  uint64_t arena_bytes() const { return arena_.bytes(); }
+  const snello::ProgramSpec& spec() const { return spec_; }
+  snello::Pool& pool() { return pool_; }
+
+ private:
+  // Rows that a part runs over: `count` of them; for the part after GATHER, output rows from `first` on.
+  struct Rows {
+    int first, count;
+    uint8_t* not_finite;
+  };
+
+  const snello_op& op(int index) const { return spec_.ops[static_cast<size_t>(index)]; }
+  const snello_tensor* tensor(int index) const {
+    return index < 0 ? nullptr : &spec_.tensors[static_cast<size_t>(index)];
+  }
+  const float* vector(int index) const {
+    return index < 0 ? nullptr : static_cast<const float*>(tensor(index)->data);
+  }
+  int width(int reg) const { return spec_.registers[static_cast<size_t>(reg)].width; }
+  const snello::FloatRows& rows(int reg) const { return memory_[static_cast<size_t>(reg)].rows; }
+
+  snello::Part plan(int begin, int end) const;
+  bool can_join(const snello::Part& part, const snello::Stage& stage, const snello::Action& next) const;
+  bool independent(const snello_op& before, const snello_op& after) const;
+  snello::Memory lay_out(const snello::ProgramFacts& facts);
+
+  void begin(const snello_batch& batch);
+  void run(const snello::Part& part, const Rows& rows);
+  void run_stage(const snello::Part& part, const snello::Stage& stage, const Rows& rows);
+  void run_rows(const snello::Part& part, const snello::Stage& stage, const Rows& rows);
+  void run_row_action(const snello::Action& action, const Rows& rows, int m0, int m1);
+  void run_linears(const snello::Part& part, const snello::Stage& stage, const Rows& rows);
+  void run_attend(const snello_op& op, const Rows& rows);
+  snello::LinearTask linear_task(const snello_op& op, const Rows& rows) const;
+  snello::AttentionTask attention_task(const snello_op& op, const Rows& rows) const;
+  void divide_rows(int rows_per_block);
+  int64_t row_cost(const snello::Part& part, const snello::Stage& stage) const;
+  void flag_infinite_outputs(const Rows& rows);
+  int spread_not_finite(const snello_batch& batch);
+
+  template <typename Place, typename Treat>
+  int replay(const snello_batch& batch, Place place, Treat treat);
+
+  snello::Pool& pool_;
+  snello::ProgramSpec spec_;
+  int output_;
+  bool check_outputs_;
+  std::vector<snello::RegisterMemory> memory_;
+  uint64_t touched_bytes_ = 0;
+  uint8_t* scratch_ = nullptr;  // attention's, one per thread
+  snello::Memory arena_;
+  snello::Part head_, tail_;
+
+  // Of the step under way; sized once.
+  const snello_batch* batch_ = nullptr;
+  int64_t positions_seen_ = 0;  // by all rows together
+  std::vector<uint8_t> not_finite_, tail_not_finite_;
+  std::vector<int32_t> zeros_;
+  std::vector<std::vector<int32_t>> shifted_positions_;  // per op: EMBED of positions + i1
+  std::vector<snello::RowBlock> blocks_;
+  int blocks_for_ = 0;  // rows per block that blocks_ was made for; 0: none
+
+  bool profiling_ = false;
+  std::vector<double> seconds_;
+};

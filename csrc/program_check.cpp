@@ -1,0 +1,412 @@
+// The checks of a program, once, and of every batch: after them nothing in a step can read or write out of bounds. Each
+// mistake is one line that names the operation and what does not fit.
+#include <cstdarg>
+#include <cstdio>
+#include <string>
+
+#include "program.h"
+
+namespace snello {
+
+const char* op_name(int kind) {
+  constexpr const char* kNames[] = {"embed",     "norm",     "transform", "linear", "rope",
+                                    "attention", "activate", "add",       "gather", "scale"};
+  return kind >= 0 && kind < static_cast<int>(std::size(kNames)) ? kNames[kind] : "unknown";
+}
+
+namespace {
+
+constexpr int kMaxRows = 1 << 16, kMaxRotary = 512, kMaxColumns = 131072;
+
+bool aligned(const void* data) { return data != nullptr && reinterpret_cast<uintptr_t>(data) % 64 == 0; }
+
+class Checker {
+ public:
+  Checker(const ProgramSpec& spec, ProgramFacts* facts) : spec_(spec), facts_(facts) {
+    facts_->sides.assign(spec.registers.size(), Side::kUnused);
+    written_.resize(spec.registers.size());
+    for (size_t r = 0; r < spec.registers.size(); ++r) written_[r].assign(size_t(width(int(r)) > 0 ? width(int(r)) : 0), false);
+    layer_used_.assign(spec.cache ? spec.cache->layers.size() : 0, false);
+  }
+
+  bool check() {
+    if (!check_limits() || !find_gather()) return false;
+    for (index_ = 0; index_ < static_cast<int>(spec_.ops.size()); ++index_) {
+      op_ = &spec_.ops[static_cast<size_t>(index_)];
+      if (!check_op()) return false;
+    }
+    const int output = spec_.ops.back().out;
+    index_ = static_cast<int>(spec_.ops.size()) - 1;
+    if (facts_->sides[static_cast<size_t>(output)] != Side::kOutputs) return bad("the last op must come after gather");
+    return is_float(output, "the output");
+  }
+
+ private:
+  // ---- messages ----
+
+  __attribute__((format(printf, 2, 3))) bool bad(const char* format, ...) const {
+    char text[256];
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    fail("op %d (%s): %s", index_, op_name(spec_.ops[static_cast<size_t>(index_)].kind), text);
+    return false;
+  }
+
+  // ---- the whole ----
+
+  bool check_limits() const {
+    if (spec_.ops.empty()) return fail("a program needs operations"), false;
+    if (spec_.max_rows < 1 || spec_.max_rows > kMaxRows)
+      return fail("max_rows is %d: it must be 1 to %d", spec_.max_rows, kMaxRows), false;
+    if (spec_.head_rows < 1 || spec_.head_rows > kMaxRows)
+      return fail("head_rows is %d: it must be 1 to %d", spec_.head_rows, kMaxRows), false;
+    for (size_t r = 0; r < spec_.registers.size(); ++r) {
+      const snello_register& reg = spec_.registers[r];
+      if (reg.width < 1 || reg.width > (1 << 24)) return fail("register %zu: width %d", r, reg.width), false;
+      if (reg.quantized != 0 && reg.quantized != 1) return fail("register %zu: quantized is %d", r, reg.quantized), false;
+      if (reg.quantized && reg.width % kBlock != 0)
+        return fail("register %zu: the width of a quantized register must be a multiple of %d, not %d", r, kBlock,
+                    reg.width),
+               false;
+    }
+    return true;
+  }
+
+  bool find_gather() {
+    for (size_t i = 0; i < spec_.ops.size(); ++i) {
+      if (spec_.ops[i].kind != SNELLO_OP_GATHER) continue;
+      if (facts_->gather >= 0) return fail("ops %d and %zu are both gather", facts_->gather, i), false;
+      facts_->gather = static_cast<int>(i);
+    }
+    if (facts_->gather < 0) return fail("the program has no gather"), false;
+    return true;
+  }
+
+  // ---- registers ----
+
+  int width(int reg) const { return spec_.registers[static_cast<size_t>(reg)].width; }
+  bool quantized(int reg) const { return spec_.registers[static_cast<size_t>(reg)].quantized != 0; }
+
+  bool exists(int reg, const char* what) const {
+    if (reg >= 0 && reg < static_cast<int>(spec_.registers.size())) return true;
+    return bad("%s is register %d of %zu", what, reg, spec_.registers.size());
+  }
+  bool is_float(int reg, const char* what) const {
+    return !quantized(reg) || bad("%s (register %d) is quantized", what, reg);
+  }
+  bool belongs(int reg, Side side) {
+    Side& have = facts_->sides[static_cast<size_t>(reg)];
+    if (have == Side::kUnused) have = side;
+    if (have == side) return true;
+    return bad("register %d is used on both sides of gather", reg);
+  }
+  Side side() const { return index_ < facts_->gather ? Side::kRows : Side::kOutputs; }
+
+  // A register that this op reads: it exists, lives on this side, and every column has been written.
+  bool reads(int reg, const char* what) { return reads(reg, what, side()); }
+  bool reads(int reg, const char* what, Side on) {
+    if (!exists(reg, what) || !belongs(reg, on)) return false;
+    const std::vector<bool>& columns = written_[static_cast<size_t>(reg)];
+    for (size_t i = 0; i < columns.size(); ++i)
+      if (!columns[i]) return bad("%s (register %d) is read before column %zu is written", what, reg, i);
+    return true;
+  }
+  bool reads_float(int reg, const char* what) { return reads(reg, what) && is_float(reg, what); }
+  bool writes(int reg, int begin, int end, const char* what = "out") {
+    if (!exists(reg, what) || !belongs(reg, side())) return false;
+    for (int i = begin; i < end; ++i) written_[static_cast<size_t>(reg)][static_cast<size_t>(i)] = true;
+    return true;
+  }
+  bool writes_float(int reg) {
+    return exists(reg, "out") && is_float(reg, "out") && writes(reg, 0, width(reg));
+  }
+  // Float in0 and float out of one width; `apart`: they must differ.
+  bool maps(bool apart) {
+    if (!reads_float(op_->in[0], "in0") || !exists(op_->out, "out")) return false;
+    if (apart && op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
+    if (width(op_->in[0]) != width(op_->out))
+      return bad("in0 has %d columns, out has %d", width(op_->in[0]), width(op_->out));
+    return writes_float(op_->out);
+  }
+
+  // ---- tensors ----
+
+  const snello_tensor* tensor(int slot) const { return &spec_.tensors[static_cast<size_t>(op_->tensor[slot])]; }
+  bool has(int slot) const { return op_->tensor[slot] >= 0; }
+  bool tensor_exists(int slot) const {
+    const int t = op_->tensor[slot];
+    if (t < 0 || t >= static_cast<int>(spec_.tensors.size()))
+      return bad("tensor[%d] is tensor %d of %zu", slot, t, spec_.tensors.size());
+    if (!aligned(tensor(slot)->data)) return bad("the data of tensor %d is not 64-byte aligned", t);
+    return true;
+  }
+  // A plain FP32 matrix; a vector has one row. Optional where -1 is allowed.
+  bool plain(int slot, int rows, int columns, const char* what) const {
+    if (!tensor_exists(slot)) return false;
+    const snello_tensor& t = *tensor(slot);
+    if (t.format != SNELLO_F32) return bad("%s (tensor %d) must be FP32", what, op_->tensor[slot]);
+    if (t.rows != rows || t.columns != columns)
+      return bad("%s (tensor %d) is %d x %d: it must be %d x %d", what, op_->tensor[slot], t.rows, t.columns, rows, columns);
+    const uint64_t bytes = uint64_t{4} * static_cast<uint64_t>(rows) * static_cast<uint64_t>(columns);
+    if (t.bytes != bytes)
+      return bad("%s (tensor %d) has %llu bytes: it must have %llu", what, op_->tensor[slot],
+                 static_cast<unsigned long long>(t.bytes), static_cast<unsigned long long>(bytes));
+    return true;
+  }
+  bool optional_vector(int slot, int columns, const char* what) const {
+    return op_->tensor[slot] == -1 || plain(slot, 1, columns, what);
+  }
+  bool packed(int slot) const {
+    if (!tensor_exists(slot)) return false;
+    const snello_tensor& t = *tensor(slot);
+    const int id = op_->tensor[slot];
+    if (t.format < SNELLO_F32 || t.format > SNELLO_INT4) return bad("tensor %d has format %d", id, t.format);
+    if (t.rows < 1 || t.columns < 1 || t.columns > kMaxColumns) return bad("tensor %d is %d x %d", id, t.rows, t.columns);
+    if (integer(t) && t.columns % kBlock != 0)
+      return bad("tensor %d is an integer matrix of %d columns: it must be a multiple of %d", id, t.columns, kBlock);
+    if (t.format == SNELLO_INT4 && t.group_size != 32 && t.group_size != 64 && t.group_size != 128)
+      return bad("tensor %d has groups of %d columns: 32, 64 or 128", id, t.group_size);
+    const uint64_t bytes = packed_bytes(t.format, t.rows, t.columns, t.group_size);
+    if (t.bytes != bytes)
+      return bad("tensor %d has %llu bytes: packed it must have %llu", id, static_cast<unsigned long long>(t.bytes),
+                 static_cast<unsigned long long>(bytes));
+    return true;
+  }
+  static bool integer(const snello_tensor& t) { return t.format == SNELLO_INT8 || t.format == SNELLO_INT4; }
+
+  // ---- arguments ----
+
+  bool one_of_flags(int i) const {
+    return op_->i[i] == 0 || op_->i[i] == 1 || bad("i%d is %d: it must be 0 or 1", i, op_->i[i]);
+  }
+  bool rotates(int i, int columns) const {
+    const int block = op_->i[i];
+    if (block != 0 && block != 64 && block != 128) return bad("i%d is %d: a rotation takes blocks of 64 or 128", i, block);
+    return block == 0 || columns % block == 0 || bad("blocks of %d do not divide %d columns", block, columns);
+  }
+
+  // ---- operations ----
+
+  bool check_op() {
+    switch (op_->kind) {
+      case SNELLO_OP_EMBED: return check_embed();
+      case SNELLO_OP_NORM: return check_norm();
+      case SNELLO_OP_TRANSFORM: return check_transform();
+      case SNELLO_OP_LINEAR: return check_linear();
+      case SNELLO_OP_ROPE: return check_rope();
+      case SNELLO_OP_ATTENTION: return check_attention();
+      case SNELLO_OP_ACTIVATE: return check_activate();
+      case SNELLO_OP_ADD: return check_add();
+      case SNELLO_OP_GATHER: return check_gather();
+      case SNELLO_OP_SCALE: return maps(false);
+      default: return bad("kind %d", op_->kind);
+    }
+  }
+
+  bool before_gather() const { return side() == Side::kRows || bad("it must come before gather"); }
+
+  bool check_embed() {
+    if (!before_gather() || !packed(0) || !one_of_flags(2)) return false;
+    if (op_->i[0] < 0 || op_->i[0] > 2) return bad("i0 is %d: 0 tokens, 1 positions, 2 token types", op_->i[0]);
+    if (!exists(op_->out, "out")) return false;
+    const snello_tensor& t = *tensor(0);
+    const int padding = t.columns - width(op_->out);
+    if (padding < 0 || padding >= (integer(t) ? kBlock : 1))
+      return bad("out has %d columns, tensor %d has %d", width(op_->out), op_->tensor[0], t.columns);
+    if (!rotates(3, t.columns) || !optional_vector(1, t.columns, "the multiplier")) return false;
+    if (op_->i[2] == 1 && !reads_float(op_->out, "out")) return false;
+    return writes_float(op_->out);
+  }
+
+  bool check_norm() {
+    if (!one_of_flags(0) || !maps(false)) return false;
+    const int columns = width(op_->out), segment = op_->i[1] == 0 ? columns : op_->i[1];
+    if (segment < 1 || columns % segment != 0) return bad("segments of %d do not divide %d columns", segment, columns);
+    if (!(op_->f[0] >= 0.0f)) return bad("epsilon is %g", static_cast<double>(op_->f[0]));
+    return optional_vector(0, segment, "the gain") && optional_vector(1, segment, "the bias");
+  }
+
+  bool check_transform() {
+    if (!reads_float(op_->in[0], "in0") || !exists(op_->out, "out")) return false;
+    if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
+    const int from = width(op_->in[0]), to = width(op_->out);
+    if (to < from || to - from >= kBlock) return bad("in0 has %d columns, out has %d", from, to);
+    return rotates(0, to) && optional_vector(0, from, "the multiplier") && writes(op_->out, 0, to);
+  }
+
+  bool check_linear() {
+    if (!reads(op_->in[0], "in0") || !packed(0) || !one_of_flags(0) || !exists(op_->out, "out")) return false;
+    if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
+    const snello_tensor& t = *tensor(0);
+    if (quantized(op_->in[0]) && !integer(t))
+      return bad("in0 (register %d) is quantized, but tensor %d is a float matrix", op_->in[0], op_->tensor[0]);
+    if (width(op_->in[0]) != t.columns)
+      return bad("in0 has %d columns, tensor %d has %d", width(op_->in[0]), op_->tensor[0], t.columns);
+    const int begin = op_->i[1];
+    if (begin < 0 || begin > width(op_->out) - t.rows)
+      return bad("tensor %d has %d rows: they do not fit in out at column %d of %d", op_->tensor[0], t.rows, begin,
+                 width(op_->out));
+    if (!optional_vector(1, t.rows, "the bias") || !is_float(op_->out, "out")) return false;
+    if (op_->i[0] == 1 && !reads(op_->out, "out")) return false;
+    return writes(op_->out, begin, begin + t.rows);
+  }
+
+  bool check_rope() {
+    if (!before_gather() || !reads_float(op_->in[0], "in0") || !one_of_flags(3)) return false;
+    if (op_->in[0] != op_->out) return bad("it works in place: in0 is %d, out is %d", op_->in[0], op_->out);
+    const int heads = op_->i[0], head_dim = op_->i[1], rotary = op_->i[2];
+    if (heads < 1 || head_dim < 1 || int64_t{heads} * head_dim != width(op_->out))
+      return bad("%d heads of %d are not %d columns", heads, head_dim, width(op_->out));
+    if (rotary < 2 || rotary % 2 != 0 || rotary > head_dim || rotary > kMaxRotary)
+      return bad("%d rotary dims of %d", rotary, head_dim);
+    if (!tensor_exists(0) || !tensor_exists(1)) return false;
+    const int positions = tensor(0)->rows;
+    if (positions < 1) return bad("the table has %d positions", positions);
+    return plain(0, positions, rotary / 2, "the cosines") && plain(1, positions, rotary / 2, "the sines");
+  }
+
+  bool check_attention() {
+    const int layer = op_->i[0], heads = op_->i[1], kv_heads = op_->i[2], head_dim = op_->i[3];
+    if (!before_gather() || !one_of_flags(6)) return false;
+    if (spec_.cache == nullptr) return bad("the program has no cache");
+    if (layer < 0 || layer >= static_cast<int>(spec_.cache->layers.size()))
+      return bad("cache layer %d of %zu", layer, spec_.cache->layers.size());
+    const CacheLayer& have = spec_.cache->layers[static_cast<size_t>(layer)];
+    if (have.num_kv_heads != kv_heads || have.head_dim != head_dim)
+      return bad("cache layer %d has %d kv heads of %d, not %d of %d", layer, have.num_kv_heads, have.head_dim, kv_heads,
+                 head_dim);
+    if (layer_used_[static_cast<size_t>(layer)]) return bad("cache layer %d is another op's too", layer);
+    layer_used_[static_cast<size_t>(layer)] = true;
+    if (heads < 1 || heads % kv_heads != 0) return bad("%d heads over %d kv heads", heads, kv_heads);
+    if (!reads_float(op_->in[0], "in0") || !reads_float(op_->in[1], "in1") || !reads_float(op_->in[2], "in2"))
+      return false;
+    const int expected[] = {heads * head_dim, kv_heads * head_dim, kv_heads * head_dim};
+    for (int i = 0; i < 3; ++i) {
+      if (width(op_->in[i]) != expected[i]) return bad("in%d has %d columns, not %d", i, width(op_->in[i]), expected[i]);
+      if (op_->in[i] == op_->out) return bad("in%d and out are both register %d", i, op_->out);
+    }
+    if (!exists(op_->out, "out")) return false;
+    if (width(op_->out) != expected[0]) return bad("out has %d columns, not %d", width(op_->out), expected[0]);
+    if (op_->i[4] < 0 || op_->i[5] < 0) return bad("a window of %d with %d sinks", op_->i[4], op_->i[5]);
+    if (op_->i[5] > 0 && op_->i[4] == 0) return bad("sinks need a window");
+    if (!(op_->f[1] >= 0.0f)) return bad("the soft cap is %g", static_cast<double>(op_->f[1]));
+    return writes_float(op_->out);
+  }
+
+  bool check_activate() {
+    if (op_->i[0] < 0 || op_->i[0] > 5) return bad("i0 is %d: no such activation", op_->i[0]);
+    if (op_->in[1] != -1) {
+      if (!reads_float(op_->in[1], "in1") || !exists(op_->in[0], "in0")) return false;
+      if (width(op_->in[1]) != width(op_->in[0]))
+        return bad("in0 has %d columns, in1 has %d", width(op_->in[0]), width(op_->in[1]));
+    }
+    return maps(false);
+  }
+
+  bool check_add() {
+    if (!reads_float(op_->in[1], "in1") || !exists(op_->out, "out")) return false;
+    if (width(op_->in[1]) != width(op_->out))
+      return bad("in1 has %d columns, out has %d", width(op_->in[1]), width(op_->out));
+    return maps(false);
+  }
+
+  bool check_gather() {
+    if (!reads(op_->in[0], "in0", Side::kRows) || !is_float(op_->in[0], "in0") || !exists(op_->out, "out")) return false;
+    if (width(op_->in[0]) != width(op_->out))
+      return bad("in0 has %d columns, out has %d", width(op_->in[0]), width(op_->out));
+    return writes_float(op_->out);
+  }
+
+  const ProgramSpec& spec_;
+  ProgramFacts* facts_;
+  std::vector<std::vector<bool>> written_;  // columns, per register
+  std::vector<bool> layer_used_;
+  const snello_op* op_ = nullptr;
+  int index_ = 0;
+};
+
+// ---- batches ----
+
+// Rows of a sequence are consecutive, their positions ascend and lie inside its length, and its pages exist.
+int check_rows(const ProgramSpec& spec, const snello_batch& b) {
+  const int64_t capacity = int64_t{b.pages_per_sequence} * kPage;
+  int previous = -1;
+  for (int m = 0; m < b.num_rows; ++m) {
+    const int sequence = b.sequences[m], position = b.positions[m];
+    if (sequence < 0 || sequence >= b.num_sequences) return fail("row %d: sequence %d of %d", m, sequence, b.num_sequences);
+    if (position < 0 || position >= b.lengths[sequence])
+      return fail("row %d: position %d of a sequence of length %d", m, position, b.lengths[sequence]);
+    if (sequence == previous) {
+      if (position <= b.positions[m - 1])
+        return fail("row %d: position %d does not come after position %d", m, position, b.positions[m - 1]);
+      continue;
+    }
+    if (sequence < previous) return fail("row %d: sequence %d comes after sequence %d", m, sequence, previous);
+    previous = sequence;
+    if (spec.cache == nullptr) continue;
+    if (b.lengths[sequence] > capacity)
+      return fail("sequence %d: length %d does not fit in %d pages", sequence, b.lengths[sequence], b.pages_per_sequence);
+    const int32_t* pages = b.page_tables + int64_t{sequence} * b.pages_per_sequence;
+    for (int i = 0; i * kPage < b.lengths[sequence]; ++i)
+      if (pages[i] < 0 || pages[i] >= spec.cache->num_pages)
+        return fail("sequence %d: entry %d is page %d of %d", sequence, i, pages[i], spec.cache->num_pages);
+  }
+  return 0;
+}
+
+int check_ids(const int32_t* ids, int n, int offset, int limit, const char* what) {
+  for (int m = 0; m < n; ++m) {
+    const int64_t id = (ids ? int64_t{ids[m]} : 0) + offset;
+    if (id < 0 || id >= limit) return fail("row %d: %s %lld of %d", m, what, static_cast<long long>(id), limit);
+  }
+  return 0;
+}
+
+int check_tables(const ProgramSpec& spec, const snello_batch& b) {
+  for (const snello_op& op : spec.ops) {
+    if (op.kind != SNELLO_OP_EMBED && op.kind != SNELLO_OP_ROPE) continue;
+    const int limit = spec.tensors[static_cast<size_t>(op.tensor[0])].rows;
+    int error = 0;
+    if (op.kind == SNELLO_OP_ROPE) {
+      error = check_ids(b.positions, b.num_rows, 0, limit, "rotary position");
+    } else if (op.i[0] == 0) {
+      if (b.tokens == nullptr) return fail("the batch has no tokens");
+      error = check_ids(b.tokens, b.num_rows, 0, limit, "token");
+    } else if (op.i[0] == 1) {
+      error = check_ids(b.positions, b.num_rows, op.i[1], limit, "embedded position");
+    } else {
+      error = check_ids(b.types, b.num_rows, 0, limit, "token type");
+    }
+    if (error) return error;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int check_program(const ProgramSpec& spec, ProgramFacts* facts) { return Checker(spec, facts).check() ? 0 : -1; }
+
+int check_batch(const ProgramSpec& spec, const snello_batch& b) {
+  if (b.num_rows < 1 || b.num_rows > spec.max_rows)
+    return fail("a batch of %d rows: it must have 1 to %d", b.num_rows, spec.max_rows);
+  if (b.num_sequences < 1) return fail("a batch of %d sequences", b.num_sequences);
+  if (b.num_outputs < 0 || b.num_outputs > b.num_rows)
+    return fail("%d outputs of a batch of %d rows", b.num_outputs, b.num_rows);
+  if (b.positions == nullptr || b.sequences == nullptr || b.lengths == nullptr)
+    return fail("the batch lacks positions, sequences or lengths");
+  if (spec.cache != nullptr && (b.page_tables == nullptr || b.pages_per_sequence < 1))
+    return fail("the batch lacks page tables");
+  if (b.num_outputs > 0 && b.output_rows == nullptr) return fail("the batch lacks output rows");
+  for (int i = 0; i < b.num_outputs; ++i) {
+    const int row = b.output_rows[i];
+    if (row < 0 || row >= b.num_rows) return fail("output %d: row %d of %d", i, row, b.num_rows);
+    if (i > 0 && row <= b.output_rows[i - 1])
+      return fail("output %d: row %d does not come after row %d", i, row, b.output_rows[i - 1]);
+  }
+  if (const int error = check_rows(spec, b)) return error;
+  return check_tables(spec, b);
+}
+
+}  // namespace snello

@@ -1,0 +1,304 @@
+// From logits to a token. Every restriction (top-k, top-p, min-p) keeps a prefix of the tokens in descending order, so
+// that order is produced lazily, band by band below the maximum, and never for a whole vocabulary. The draw is
+// Gumbel-max over noise that is a function of (seed, position, token): it needs no state and no order of evaluation.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <exception>
+#include <limits>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+#include "score.h"
+
+namespace snello {
+namespace {
+
+constexpr int kSkip = 64;  // tokens whose maximum is kept, to pass over them at once
+
+// ---- noise ----
+
+using Words = std::array<uint32_t, 4>;
+
+Words philox(uint64_t seed, uint32_t quad, uint64_t position) {
+  Words c{quad, static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0};
+  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) {
+    const uint64_t p0 = uint64_t{0xD2511F53u} * c[0], p1 = uint64_t{0xCD9E8D57u} * c[2];
+    c = {static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ key0, static_cast<uint32_t>(p1),
+         static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ key1, static_cast<uint32_t>(p0)};
+  }
+  return c;
+}
+
+double gumbel(uint32_t word) {
+  const double u = static_cast<double>(word >> 8) * 0x1p-24 + 0x1p-25;
+  return -natural_log(-natural_log(u));
+}
+
+// An upper bound of gumbel(word) from the leading bit of 1 - u alone: -log(-log(u)) <= -log(1 - u).
+class NoiseBound {
+ public:
+  NoiseBound() {
+    for (size_t bit = 0; bit < bounds_.size(); ++bit)
+      bounds_[bit] = 1e-6 - natural_log((std::ldexp(1.0, static_cast<int>(bit)) - 0.5) * 0x1p-24);
+  }
+  double operator()(uint32_t word) const {
+    return bounds_[static_cast<size_t>(std::bit_width((1u << 24) - (word >> 8))) - 1];
+  }
+  double highest() const { return bounds_[0]; }
+
+ private:
+  std::array<double, 25> bounds_;
+};
+
+// The best of logit / temperature + noise so far; ties go to the lowest id.
+struct Draw {
+  double best = -std::numeric_limits<double>::infinity();
+  int32_t token = -1;
+
+  void offer(int32_t id, double value) {
+    if (value > best || (value == best && id < token)) best = value, token = id;
+  }
+};
+
+// ---- order ----
+
+struct Candidate {
+  float value;
+  int32_t id;
+  bool operator<(const Candidate& other) const {
+    return value != other.value ? value > other.value : id < other.id;
+  }
+};
+
+// What a call works in; kept by the thread, so that a steady stream of calls allocates nothing.
+struct Workspace {
+  std::vector<float> values;
+  std::vector<float> block_maximum;
+  std::vector<int32_t> count, answer_count;  // of each token in the history; zero between calls
+  std::vector<Candidate> sorted;
+};
+
+void find_block_maxima(const float* values, int n, std::vector<float>& maxima) {
+  maxima.clear();
+  for (int begin = 0; begin < n; begin += kSkip) {
+    constexpr int kWide = 8;
+    std::array<float, kWide> wide;
+    wide.fill(-std::numeric_limits<float>::infinity());
+    if (n - begin >= kSkip) {
+      for (int i = 0; i < kSkip; i += kWide)
+        for (int j = 0; j < kWide; ++j) {
+          const float value = values[begin + i + j];
+          wide[j] = value > wide[j] ? value : wide[j];
+        }
+    } else {
+      for (int i = begin; i < n; ++i) wide[0] = std::max(wide[0], values[i]);
+    }
+    maxima.push_back(*std::max_element(wide.begin(), wide.end()));
+  }
+}
+
+// The tokens in descending order (ties: the lower id first), as far as anyone has looked. -inf is never among them.
+class Descending {
+ public:
+  Descending(const float* values, int n, float maximum, Workspace& work)
+      : values_(values), n_(n), maximum_(maximum), work_(work) {
+    work_.sorted.clear();
+  }
+
+  // Whether there are more than `index` tokens.
+  bool has(size_t index) {
+    while (work_.sorted.size() <= index && !exhausted_) extend();
+    return work_.sorted.size() > index;
+  }
+  const Candidate& operator[](size_t index) const { return work_.sorted[index]; }
+
+ private:
+  void extend() {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    const float above = lowest_;
+    lowest_ = width_ < 100.0f ? maximum_ - width_ : -kInfinity;
+    width_ *= 2.0f;
+    exhausted_ = lowest_ == -kInfinity;
+    std::vector<Candidate>& sorted = work_.sorted;
+    const auto old_size = static_cast<std::ptrdiff_t>(sorted.size());
+    for (int begin = 0; begin < n_; begin += kSkip) {
+      if (!(work_.block_maximum[static_cast<size_t>(begin / kSkip)] >= lowest_)) continue;
+      for (int i = begin; i < std::min(begin + kSkip, n_); ++i)
+        if (values_[i] >= lowest_ && values_[i] < above && values_[i] != -kInfinity) sorted.push_back({values_[i], i});
+    }
+    std::sort(sorted.begin() + old_size, sorted.end());
+  }
+
+  const float* values_;
+  int n_;
+  float maximum_;
+  Workspace& work_;
+  float lowest_ = std::numeric_limits<float>::infinity();
+  float width_ = 2.0f;
+  bool exhausted_ = false;
+};
+
+// ---- the steps ----
+
+int check(const snello_sampling& s, int32_t vocabulary) {
+  if (!(s.temperature >= 0.0f) || std::isinf(s.temperature)) return fail("temperature %g", s.temperature);
+  if (!(s.top_p >= 0.0f && s.top_p <= 1.0f)) return fail("top_p is %g: it must be 0 to 1", s.top_p);
+  if (!(s.min_p >= 0.0f && s.min_p <= 1.0f)) return fail("min_p is %g: it must be 0 to 1", s.min_p);
+  if (!(s.repetition_penalty > 0.0f) || std::isinf(s.repetition_penalty))
+    return fail("repetition_penalty is %g: it must be above 0", s.repetition_penalty);
+  if (!std::isfinite(s.presence_penalty) || !std::isfinite(s.frequency_penalty))
+    return fail("presence_penalty %g and frequency_penalty %g must be finite", s.presence_penalty, s.frequency_penalty);
+  if (s.top_k < 0) return fail("top_k is %d: it must be 0 or more", s.top_k);
+  if (s.num_biases < 0 || (s.num_biases > 0 && (s.bias_tokens == nullptr || s.bias_values == nullptr)))
+    return fail("%d biases without tokens or values", s.num_biases);
+  for (int32_t i = 0; i < s.num_biases; ++i) {
+    if (s.bias_tokens[i] < 0 || s.bias_tokens[i] >= vocabulary)
+      return fail("bias for token %d, outside the vocabulary of %d", s.bias_tokens[i], vocabulary);
+    if (!(s.bias_values[i] < std::numeric_limits<float>::infinity()))
+      return fail("bias %g for token %d", s.bias_values[i], s.bias_tokens[i]);
+  }
+  return 0;
+}
+
+// Each token of the history once: repetition over prompt and answer, presence and frequency over the answer.
+void penalize(const snello_sampling& s, const int32_t* history, int32_t num_history, int32_t num_prompt, float* values,
+              size_t vocabulary, Workspace& work) {
+  if (work.count.size() < vocabulary) {
+    work.count.resize(vocabulary);
+    work.answer_count.resize(vocabulary);
+  }
+  for (int32_t i = 0; i < num_history; ++i) {
+    ++work.count[static_cast<size_t>(history[i])];
+    if (i >= num_prompt) ++work.answer_count[static_cast<size_t>(history[i])];
+  }
+  for (int32_t i = 0; i < num_history; ++i) {
+    const auto token = static_cast<size_t>(history[i]);
+    if (work.count[token] == 0) continue;  // seen above in this loop
+    float value = values[token];
+    value = value > 0.0f ? value / s.repetition_penalty : value * s.repetition_penalty;
+    if (const int32_t times = work.answer_count[token])
+      value = (value - s.presence_penalty) - s.frequency_penalty * static_cast<float>(times);
+    values[token] = value;
+    work.count[token] = work.answer_count[token] = 0;
+  }
+}
+
+// How many of the descending tokens top-k, top-p and min-p keep, each applied to what the one before it left.
+size_t count_allowed(const snello_sampling& s, Descending& order, const LogitRow& row, int32_t vocabulary) {
+  const size_t most = s.top_k > 0 ? static_cast<size_t>(s.top_k) : static_cast<size_t>(vocabulary);
+  const auto weight = [&](size_t i) {
+    return natural_exp(static_cast<double>(order[i].value) - static_cast<double>(row.maximum));
+  };
+  double total = static_cast<double>(row.sum);
+  if (s.top_k > 0 && s.top_p < 1.0f) {
+    total = 0.0;
+    for (size_t i = 0; i < most && order.has(i); ++i) total += weight(i);
+  }
+  size_t kept = 0;
+  double cumulative = 0.0;
+  while (kept < most && order.has(kept)) {
+    const double w = weight(kept);
+    if (kept > 0 && w < static_cast<double>(s.min_p)) break;
+    ++kept;
+    cumulative += w;
+    if (s.top_p < 1.0f && cumulative >= static_cast<double>(s.top_p) * total) break;
+  }
+  return kept;
+}
+
+int32_t draw_among(const Descending& order, size_t allowed, uint64_t seed, uint64_t position) {
+  Draw draw;
+  for (size_t i = 0; i < allowed; ++i) {
+    const int32_t id = order[i].id;
+    const Words words = philox(seed, static_cast<uint32_t>(id) / 4, position);
+    draw.offer(id, static_cast<double>(order[i].value) + gumbel(words[static_cast<size_t>(id) % 4]));
+  }
+  return draw.token;
+}
+
+// The draw over the whole vocabulary. Most tokens cannot beat the best so far even with the most favourable noise, or
+// with the bound that the leading bit of their noise gives: only the rest cost logarithms.
+int32_t draw_among_all(const float* values, int32_t n, int32_t argmax, const std::vector<float>& block_maximum,
+                       uint64_t seed, uint64_t position) {
+  static const NoiseBound bound;
+  Draw draw;
+  const auto offer = [&](int32_t id, uint32_t word) {
+    const double value = static_cast<double>(values[id]);
+    if (value + bound(word) >= draw.best) draw.offer(id, value + gumbel(word));
+  };
+  offer(argmax, philox(seed, static_cast<uint32_t>(argmax) / 4, position)[static_cast<size_t>(argmax) % 4]);
+  for (int32_t begin = 0; begin < n; begin += kSkip) {
+    const double highest = static_cast<double>(block_maximum[static_cast<size_t>(begin / kSkip)]) + bound.highest();
+    if (!(highest >= draw.best)) continue;
+    for (int32_t id = begin; id < std::min(begin + kSkip, n); id += 4) {
+      const Words words = philox(seed, static_cast<uint32_t>(id) / 4, position);
+      for (int32_t i = id; i < std::min(id + 4, n); ++i) offer(i, words[static_cast<size_t>(i) % 4]);
+    }
+  }
+  return draw.token;
+}
+
+int32_t sample(const float* logits, int32_t vocabulary, const snello_sampling& s, const int32_t* history,
+               int32_t num_history, int32_t num_prompt, int64_t position, float* log_probability) {
+  thread_local Workspace work;
+  const LogitRow raw = logit_row(logits, vocabulary);
+  if (!raw.finite()) return fail("the logits hold nothing finite to choose from, or NaN");
+
+  const bool penalized = num_history > 0 && (s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f ||
+                                             s.frequency_penalty != 0.0f);
+  const bool divided = s.temperature != 0.0f && s.temperature != 1.0f;
+  const float* values = logits;
+  LogitRow row = raw;
+  if (penalized || divided || s.num_biases > 0) {
+    work.values.assign(logits, logits + vocabulary);
+    for (int32_t i = 0; i < s.num_biases; ++i) work.values[static_cast<size_t>(s.bias_tokens[i])] += s.bias_values[i];
+    if (penalized)
+      penalize(s, history, num_history, num_prompt, work.values.data(), static_cast<size_t>(vocabulary), work);
+    if (divided)
+      for (float& value : work.values) value /= s.temperature;
+    values = work.values.data();
+    row = logit_row(values, vocabulary);
+    if (!row.finite()) return fail("bias, penalties and temperature leave nothing finite to choose from");
+  }
+
+  int32_t token = row.argmax;
+  if (s.temperature != 0.0f) {
+    find_block_maxima(values, vocabulary, work.block_maximum);
+    if ((s.top_k > 0 && s.top_k < vocabulary) || s.top_p < 1.0f || s.min_p > 0.0f) {
+      Descending order(values, vocabulary, row.maximum, work);
+      const size_t allowed = count_allowed(s, order, row, vocabulary);
+      token = draw_among(order, allowed, s.seed, static_cast<uint64_t>(position));
+    } else {
+      token = draw_among_all(values, vocabulary, row.argmax, work.block_maximum, s.seed,
+                             static_cast<uint64_t>(position));
+    }
+  }
+  if (log_probability != nullptr) *log_probability = raw.log_probability(logits[token]);
+  return token;
+}
+
+}  // namespace
+}  // namespace snello
+
+extern "C" int32_t snello_sample(const float* logits, int32_t vocabulary, const snello_sampling* sampling,
+                                 const int32_t* history, int32_t num_history, int32_t num_prompt, int64_t position,
+                                 float* log_probability) {
+  using snello::fail;
+  if (logits == nullptr || sampling == nullptr || vocabulary < 1) return fail("sample: no logits or no options");
+  if (num_history < 0 || num_prompt < 0 || num_prompt > num_history || (num_history > 0 && history == nullptr))
+    return fail("sample: a history of %d tokens, %d of them the prompt", num_history, num_prompt);
+  for (int32_t i = 0; i < num_history; ++i)
+    if (history[i] < 0 || history[i] >= vocabulary)
+      return fail("sample: token %d in the history, outside the vocabulary of %d", history[i], vocabulary);
+  if (const int error = snello::check(*sampling, vocabulary)) return error;
+  const snello::FloatEnvironment environment;
+  try {
+    return snello::sample(logits, vocabulary, *sampling, history, num_history, num_prompt, position, log_probability);
+  } catch (const std::exception& error) {
+    return fail("sample: %s", error.what());
+  }
+}

@@ -1,0 +1,216 @@
+/* The whole C ABI of the native core.
+ *
+ * The core knows no model. It is given packed matrices, a list of operations over row registers, pages for keys and
+ * values, and batches of rows (token, sequence, position); it gives back rows of numbers. Everything it computes is
+ * stated in docs/numerics.md and is byte-identical for any number of rows, chunking, number of threads and instruction
+ * set. All pointers handed in are borrowed: the caller keeps them alive and unchanged as long as the object that uses
+ * them. No call throws, prints or reads the environment, but snello_isa_select(NULL), which reads SNELLO_ISA.
+ *
+ * Calls that can fail return NULL or a negative number; snello_last_error() then holds one line for that thread.
+ */
+#ifndef SNELLO_H
+#define SNELLO_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SNELLO_API __attribute__((visibility("default")))
+#define SNELLO_ABI_VERSION 1
+#define SNELLO_PANEL_ROWS 16   /* output rows of one panel of a packed matrix */
+#define SNELLO_BLOCK_COLUMNS 64 /* integer matrices pad their columns to this */
+#define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
+
+/* ---- numbers ---- */
+
+enum snello_format { SNELLO_F32 = 0, SNELLO_F16 = 1, SNELLO_BF16 = 2, SNELLO_INT8 = 3, SNELLO_INT4 = 4 };
+
+/* A packed matrix [rows, columns] (see docs/numerics.md, Layout), or, where an operation asks for a vector,
+ * `columns` plain FP32 values (format F32, rows 1). `columns` of an integer matrix is a multiple of 64. */
+typedef struct snello_tensor {
+  const void* data;   /* 64-byte aligned */
+  uint64_t bytes;     /* must equal snello_packed_bytes(...), or 4 * columns for a vector */
+  int32_t format;     /* enum snello_format */
+  int32_t rows;       /* N: outputs */
+  int32_t columns;    /* K: inputs */
+  int32_t group_size; /* INT4: 32, 64 or 128; else 0 */
+} snello_tensor;
+
+SNELLO_API int32_t snello_abi_version(void);
+SNELLO_API const char* snello_last_error(void);
+
+/* Selects the instruction set for the whole process: "scalar", "avx2", "avx512vnni"; NULL: SNELLO_ISA if set, else the
+ * best that this CPU runs. Returns the selected name, or NULL (unknown, or this CPU cannot run it). */
+SNELLO_API const char* snello_isa_select(const char* name);
+/* Comma-separated names of the sets that this CPU can run, best first. */
+SNELLO_API const char* snello_isa_available(void);
+
+/* ---- packing ---- */
+
+SNELLO_API uint64_t snello_packed_bytes(int32_t format, int32_t rows, int32_t columns, int32_t group_size);
+/* Plain row-major matrix of `source_format` (F32, F16, BF16) -> packed matrix of `format` (F32, F16, BF16; a narrowing
+ * rounds to nearest even). */
+SNELLO_API int32_t snello_pack_float(int32_t format, int32_t source_format, const void* source, int32_t rows,
+                                     int32_t columns, void* packed);
+/* q [rows, columns] in -127..127, row_scale [rows]. */
+SNELLO_API int32_t snello_pack_int8(const int8_t* q, const float* row_scale, int32_t rows, int32_t columns,
+                                    void* packed);
+/* q [rows, columns] in 0..15, group_scale [rows, ceil(columns / group_size)] in 1..15, row_scale [rows]. */
+SNELLO_API int32_t snello_pack_int4(const uint8_t* q, const uint8_t* group_scale, const float* row_scale, int32_t rows,
+                                    int32_t columns, int32_t group_size, void* packed);
+/* The inverses; any output pointer may be NULL. `values` [rows, columns] FP32 is the dequantized matrix. */
+SNELLO_API int32_t snello_unpack(const snello_tensor* tensor, float* values, int8_t* q8, uint8_t* q4,
+                                 uint8_t* group_scale, float* row_scale);
+
+/* ---- threads ---- */
+
+typedef struct snello_pool snello_pool;
+SNELLO_API snello_pool* snello_pool_create(int32_t num_threads); /* the caller is one of them */
+SNELLO_API void snello_pool_destroy(snello_pool* pool);
+
+/* ---- keys and values ---- */
+
+typedef struct snello_cache snello_cache;
+typedef struct snello_cache_layer {
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t format; /* F32, F16, BF16 or INT8 */
+} snello_cache_layer;
+SNELLO_API snello_cache* snello_cache_create(const snello_cache_layer* layers, int32_t num_layers, int32_t num_pages);
+SNELLO_API void snello_cache_destroy(snello_cache* cache);
+SNELLO_API uint64_t snello_cache_page_bytes(const snello_cache_layer* layers, int32_t num_layers);
+SNELLO_API int32_t snello_cache_copy_page(snello_cache* cache, int32_t destination, int32_t source);
+
+/* ---- programs ---- */
+
+/* A register holds one row per batch row: `width` FP32 values, or, if quantized, `width` INT8 values with the row's
+ * scale and its sums per 32 columns. Widths of quantized registers are multiples of 64. */
+typedef struct snello_register {
+  int32_t width;
+  int32_t quantized; /* 0 or 1 */
+} snello_register;
+
+enum snello_op_kind {
+  /* out = or += multiplier * row of tensor[0].
+   * i0 id source: 0 tokens, 1 positions + i1, 2 token types.  i2: 1 adds into out.  i3: rotate block 0, 64, 128 and
+   * tensor[1] [padded columns]: undo the input transform of a shared head matrix: hadamard(row) * tensor[1].
+   * f0 multiplier. */
+  SNELLO_OP_EMBED = 0,
+  /* out = norm(in0).  i0 kind: 0 RMS, 1 mean and variance.  i1 segment: 0 the whole row, else normalized in segments of
+   * i1 columns (q/k norms; gains have i1 values).  tensor[0] gain or -1, tensor[1] bias or -1.  f0 epsilon.
+   * f1 added to the gain (Gemma: 1). in0 may be out. */
+  SNELLO_OP_NORM = 1,
+  /* out = hadamard(in0 * tensor[0]), zero-padded to the width of out.  tensor[0] multiplier vector (Hadamard's
+   * normalization inside) or -1.  i0 rotate block 0, 64, 128.  A quantized out is rounded to INT8 per row. */
+  SNELLO_OP_TRANSFORM = 2,
+  /* out[:, i1 : i1 + rows] = or += in0 * tensor[0]^T + tensor[1].  Quantized in0 needs an integer matrix; a float in0
+   * takes any.  tensor[1] bias or -1.  i0: 1 adds into out (the residual). */
+  SNELLO_OP_LINEAR = 3,
+  /* Rotary embedding in place on in0 == out.  i0 heads, i1 head_dim, i2 rotary dims (the first of each head),
+   * i3: 0 halves, 1 interleaved pairs.  tensor[0] cosines, tensor[1] sines, each a plain FP32 matrix
+   * [positions, rotary dims / 2] (format F32, rows positions). */
+  SNELLO_OP_ROPE = 4,
+  /* Stores keys in1 and values in2 of these rows in the cache, then out = attention(in0).  i0 cache layer, i1 heads,
+   * i2 kv heads, i3 head_dim, i4 window (0: none; row p sees positions > p - window), i5 sinks (first positions always
+   * seen; with a window only), i6: 1 causal, 0 sees all positions < lengths[sequence].  f0 score scale, f1 soft cap
+   * (0: none). */
+  SNELLO_OP_ATTENTION = 5,
+  /* out = activation(in0) * in1, or activation(in0) where in1 is -1.  i0: 0 SiLU, 1 GELU tanh, 2 GELU erf, 3 ReLU,
+   * 4 ReLU squared, 5 tanh.  in0 may be out. */
+  SNELLO_OP_ACTIVATE = 6,
+  /* out = in0 + in1 * f0. in0 may be out. */
+  SNELLO_OP_ADD = 7,
+  /* From here on the rows are the batch's output rows: out = in0[output_rows].  Exactly one in a program. */
+  SNELLO_OP_GATHER = 8,
+  /* out = f1 == 0 ? in0 * f0 : f1 * tanh(in0 * f0 / f1).  Logit scale and soft cap. */
+  SNELLO_OP_SCALE = 9
+};
+
+typedef struct snello_op {
+  int32_t kind;
+  int32_t in[3];     /* registers, -1: none */
+  int32_t out;       /* register */
+  int32_t tensor[2]; /* tensors, -1: none */
+  int32_t i[8];
+  float f[4];
+} snello_op;
+
+typedef struct snello_program snello_program;
+/* The last op's `out` register is the program's output. max_rows: rows of one step. head_rows: output rows that the ops
+ * after GATHER treat at once (they are replayed block by block, so logits of many rows are never all in memory). */
+SNELLO_API snello_program* snello_program_create(snello_pool* pool, const snello_op* ops, int32_t num_ops,
+                                                 const snello_tensor* tensors, int32_t num_tensors,
+                                                 const snello_register* registers, int32_t num_registers,
+                                                 snello_cache* cache, int32_t max_rows, int32_t head_rows);
+SNELLO_API void snello_program_destroy(snello_program* program);
+SNELLO_API int32_t snello_program_output_width(const snello_program* program);
+SNELLO_API uint64_t snello_program_arena_bytes(const snello_program* program);
+
+/* Prefill, decode, verification and scoring are all this. Rows of one sequence are consecutive, positions ascending. */
+typedef struct snello_batch {
+  int32_t num_rows;
+  int32_t num_sequences;
+  int32_t pages_per_sequence;
+  int32_t num_outputs;
+  const int32_t* tokens;      /* [num_rows] */
+  const int32_t* types;       /* [num_rows] or NULL (zeros) */
+  const int32_t* positions;   /* [num_rows] absolute */
+  const int32_t* sequences;   /* [num_rows] index into page_tables */
+  const int32_t* page_tables; /* [num_sequences, pages_per_sequence]; position p lives in entry p / 128 */
+  const int32_t* lengths;     /* [num_sequences] positions stored after this step */
+  const int32_t* output_rows; /* [num_outputs] ascending */
+} snello_batch;
+
+/* outputs [num_outputs, output width]. Returns 0; or 1 + the first row whose activations are not finite (that row's
+ * outputs, and those of its sequence, mean nothing; other sequences' are right); or negative: an error. */
+SNELLO_API int32_t snello_step(snello_program* program, const snello_batch* batch, float* outputs);
+/* The same for programs that end in logits, without materializing them: log_probability [num_outputs] of
+ * targets [num_outputs], and the most likely token top1 [num_outputs] (may be NULL). */
+SNELLO_API int32_t snello_score(snello_program* program, const snello_batch* batch, const int32_t* targets,
+                                float* log_probability, int32_t* top1);
+/* Seconds spent in each op since the last call with reset, [num_ops]; the measuring itself is always on for
+ * snello_profile(program, 1, ...) until (program, 0, ...). */
+SNELLO_API int32_t snello_profile(snello_program* program, int32_t enable, double* seconds);
+
+/* ---- logits to tokens ---- */
+
+typedef struct snello_sampling {
+  float temperature; /* 0: the most likely */
+  float top_p;       /* 1: all */
+  float min_p;       /* 0: all */
+  float repetition_penalty; /* 1: none; over prompt and answer */
+  float presence_penalty;   /* over the answer */
+  float frequency_penalty;  /* over the answer */
+  int32_t top_k;     /* 0: all */
+  int32_t num_biases;
+  const int32_t* bias_tokens;
+  const float* bias_values;
+  uint64_t seed;
+} snello_sampling;
+
+/* Order: bias, penalties, temperature, top-k, top-p, min-p, then Gumbel-max with Philox(seed, position, token id); ties
+ * go to the lowest id. logits [vocabulary] is not changed. history = prompt then answer. position: absolute position of
+ * the token to be drawn. log_probability (may be NULL): of the drawn token under the raw logits. Negative: an error
+ * (nothing finite to choose from). */
+SNELLO_API int32_t snello_sample(const float* logits, int32_t vocabulary, const snello_sampling* sampling,
+                                 const int32_t* history, int32_t num_history, int32_t num_prompt, int64_t position,
+                                 float* log_probability);
+/* Two sets of logits [rows, vocabulary] for the same rows: per row log-probability of the target under a and b,
+ * KL(a || b) in nats, and both most likely tokens. Any output may be NULL. */
+SNELLO_API int32_t snello_compare(const float* a, const float* b, int32_t rows, int32_t vocabulary,
+                                  const int32_t* targets, float* log_probability_a, float* log_probability_b,
+                                  float* divergence, int32_t* top1_a, int32_t* top1_b);
+
+/* ---- the machine ---- */
+
+/* GB/s (1e9) of reading `bytes` of resident memory with all threads of the pool, the best of `repeats`. */
+SNELLO_API double snello_probe_bandwidth(snello_pool* pool, uint64_t bytes, int32_t repeats);
+/* 1e9 multiply-adds x 2 a second of this format's inner loop on cached operands, all threads. */
+SNELLO_API double snello_probe_compute(snello_pool* pool, int32_t format, int32_t repeats);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,85 @@
+"""Fills the marked blocks of README.md from benchmarks/results, so that no figure there was typed by hand.
+
+    python scripts/render_readme.py            rewrites the blocks
+    python scripts/render_readme.py --check    exits 1 if a block is not what the results say
+
+A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `demo` is what `make demo` printed, as recorded in
+results/demo.txt; `peers` are the rows of results/decode_vs_peers.json, those that we lose included.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+SHAPE = "tinyllama-1.1b"
+
+
+def demo() -> str:
+    recorded = RESULTS / "demo.txt"
+    if not recorded.exists():
+        return "`make demo` shows it on your machine: the ladder, the proof, and both models side by side."
+    return f"```text\n{recorded.read_text(encoding='utf-8').strip()}\n```"
+
+
+def peers() -> str:
+    measured = RESULTS / "decode_vs_peers.json"
+    whole = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
+    if SHAPE not in whole:
+        return "`python -m benchmarks.decode_vs_peers` measures Snello and its peers in turn, on your machine."
+    result = whole[SHAPE]
+    rows = sorted(result["rows"].items(), key=lambda row: -row[1]["decode"]["median"])
+    lines = ["| engine | tokens a second | of the memory's limit | ours over this (95%) |", "|---|---:|---:|---:|"]
+    lines += [f"| {name} | {_speed(row)} | {_share(row)} | {_ratio(row)} |" for name, row in rows]
+    machine = f"{result['threads']} threads, {result['processor']}, {result['when']}"
+    said = f"{SHAPE}, one stream, {machine}; all in turn in one run:"
+    return "\n".join([said, "", *lines, "", "Command: `python -m benchmarks.decode_vs_peers`."])
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    decode = row["decode"]
+    return f"{decode['median']:.1f} ({decode['min']:.1f}-{decode['max']:.1f})"
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    return f"{row['share_of_bandwidth']:.0%}" if "share_of_bandwidth" in row else "-"
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    if "ours_over_this" not in row:
+        return "-"
+    low, high = row["ours_over_this_95"]
+    return f"{row['ours_over_this']:.2f} ({low:.2f}-{high:.2f})"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"demo": demo, "peers": peers}
+
+
+def rendered(text: str) -> str:
+    """`text` with every block filled anew."""
+    for name, fill in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        assert pattern.search(text), f"README.md has no block {name}"
+        content = fill()
+        text = pattern.sub(lambda found, content=content: f"{found[1]}{content}\n{found[2]}", text)  # type: ignore[misc]
+    return text
+
+
+def main() -> int:
+    before = README.read_text(encoding="utf-8")
+    after = rendered(before)
+    if "--check" in sys.argv:
+        return int(before != after)
+    README.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

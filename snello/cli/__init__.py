@@ -1,0 +1,162 @@
+"""The command line: one module a verb, imported only when that verb is chosen, and one way to end.
+
+stdout carries the product, stderr the conversation. `--json` makes stdout one JSON document as its last line for every
+verb, errors included. Exit codes: 0 done (also "nothing paid"), 1 failed, 2 usage, 3 target missed or proof failed,
+4 the text cannot prove the budget, 130 interrupted. A `SnelloError` is two lines; a bug is one line and the path of a
+log.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from snello.errors import SnelloError
+from snello.terminal import Terminal, prepare_streams
+
+if TYPE_CHECKING:
+    from snello.cli.options import Parser
+
+VERBS: dict[str, str] = {  # in the order of a first day
+    "run": "generate or chat in the terminal, streaming",
+    "optimize": "model in; lean model and proof out",
+    "report": "the proof of an optimized folder, as a page",
+    "export": "the formats that other tools load, checked by a round trip",
+    "embed": "vectors of texts, with an encoder",
+    "bench": "speed beside the ceiling of this machine",
+    "apply": "one technique alone",
+    "doctor": "what this machine can do, and which kernel serves which operation",
+    "explain": "a technique: the idea, its options, when it hurts",
+}
+
+HELP = """\
+snello: a trained language model in; a lean one, proved still good, out. Fast on CPUs.
+
+  snello doctor
+  snello run demo "def area(radius):"
+  snello optimize Qwen/Qwen3-0.6B --text yours.txt --max-loss 1% --goal latency
+
+{verbs}
+
+snello VERB --help has examples and options; every verb takes --json, -q and -v.
+exit codes: 0 done, 1 failed, 2 usage, 3 target missed or proof failed,
+            4 the text cannot prove the budget, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The entry point of `snello`; returns the exit code."""
+    prepare_streams()
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        verbs = "\n".join(f"  {verb:<10}{summary}" for verb, summary in VERBS.items())
+        sys.stdout.write(HELP.format(verbs=verbs))
+        return 0
+    if words[0] == "--version":
+        from snello import __version__
+
+        sys.stdout.write(f"snello {__version__}\n")
+        return 0
+    terminal = Terminal(json="--json" in words)
+    return _guarded(words, terminal)
+
+
+def _guarded(words: list[str], terminal: Terminal) -> int:
+    """Runs the verb; whatever happens becomes an exit code and, with --json, one last document."""
+    verbose = any(word in ("-v", "--verbose") for word in words)
+    try:
+        document = dispatch(words, terminal)
+    except SnelloError as error:
+        return _fail(terminal, error.message, error.hint, error.exit_code)
+    except KeyboardInterrupt as interrupt:
+        return _fail(terminal, "interrupted", str(interrupt) or None, 130)
+    except BrokenPipeError:  # the reader has what it wanted (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _fail(terminal, "out of memory", "a smaller --context, or a model in fewer bits, needs less", 1)
+    except Exception as error:
+        if verbose:
+            raise
+        hint = f"this is a bug; {write_log(words)} has the details (-v prints them)"
+        return _fail(terminal, f"{type(error).__name__}: {error}".splitlines()[0], hint, 1)
+    if document is None:  # --help was asked for
+        return 0
+    code = int(document.pop("exit", 0))
+    if terminal.json:
+        terminal.document({"event": "result", "exit": code, **document})
+    return code
+
+
+def dispatch(words: list[str], terminal: Terminal) -> dict[str, Any] | None:
+    """Parses the rest for its verb and executes it: the fields of its JSON document; None where help was printed."""
+    parser, rest = parser_for(words)
+    if "-h" in rest or "--help" in rest:
+        sys.stdout.write(parser.format_help())
+        return None
+    arguments = parser.parse_args(rest)
+    terminal.quiet, terminal.verbose = arguments.quiet, arguments.verbose
+    terminal.live = terminal.live and not terminal.quiet
+    document: dict[str, Any] = _module(words[0]).execute(arguments, terminal)
+    return document
+
+
+def parser_for(words: list[str]) -> tuple[Parser, list[str]]:
+    """The parser of the verb that `words` begin with, and the words that it is to read.
+
+    Raises:
+        SnelloError: there is no such verb.
+    """
+    from snello.cli.options import make_parser
+
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        raise SnelloError(f"there is no verb {verb!r}", _nearest_verb(verb), exit_code=2)
+    module = _module(verb)
+    parser = make_parser(verb, VERBS[verb], module.EXAMPLES)
+    if verb == "apply":
+        rest = module.choose(parser, rest)
+    module.add_arguments(parser)
+    return parser, rest
+
+
+def _module(verb: str) -> Any:
+    from importlib import import_module
+
+    return import_module(f"snello.cli.{verb}")
+
+
+def _fail(terminal: Terminal, message: str, hint: str | None, code: int) -> int:
+    lines = [f"error: {message}"] + [f"hint:  {line}" for line in (hint or "").splitlines()]
+    terminal.always("\n".join(lines))
+    if terminal.json:
+        terminal.document({"event": "result", "exit": code, "error": message, "hint": hint})
+    return code
+
+
+def _nearest_verb(word: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word, VERBS, 3)
+    if near:
+        return "did you mean " + " or ".join(f"snello {verb}" for verb in near) + "?"
+    return f"verbs: {', '.join(VERBS)}"
+
+
+def write_log(words: Sequence[str]) -> str:
+    """Writes the traceback under way to a file of its own and returns its path."""
+    import platform
+    import tempfile
+    import traceback
+
+    handle, path = tempfile.mkstemp(prefix="snello-", suffix=".log")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(f"snello {' '.join(words)}\n{platform.platform()}, Python {platform.python_version()}\n\n")
+        file.write(traceback.format_exc())
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

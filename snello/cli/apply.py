@@ -1,0 +1,100 @@
+"""`snello apply TECHNIQUE MODEL`: one step alone, without a gate. Flags are the fields of the technique's dataclass."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from snello.cli.options import Parser, add_options, build
+from snello.cli.techniques import lookup, require_torch
+from snello.errors import SnelloError
+from snello.report import numbers
+from snello.terminal import Terminal, bar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from snello.models.model import Model
+
+EXAMPLES = (
+    "snello apply quantize demo --weights int8 -o lean/demo-int8",
+    "snello apply quantize Qwen/Qwen3-0.6B --method gptq --text yours.txt -o lean/qwen3",
+    "snello apply quantize --help",
+)
+
+
+def choose(parser: Parser, words: Sequence[str]) -> list[str]:
+    """Takes the technique's name off the words: it decides which flags there are."""
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is None:
+        if "-h" in words or "--help" in words:
+            parser.add_argument("technique", metavar="TECHNIQUE", help="quantize, ...")
+            return list(words)
+        raise SnelloError("which technique?", "snello apply quantize MODEL -o DIR", exit_code=2)
+    technique = lookup(name)
+    parser.prog += f" {name}"
+    add_options(parser, technique, f"{name}: snello explain {name} says more")
+    parser.set_defaults(technique=name)
+    rest = list(words)
+    rest.remove(name)
+    return rest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face name, or demo")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the lean folder goes")
+    parser.add_argument("--text", type=Path, action="append", default=[], help="calibration text; repeatable")
+    parser.add_argument("--seed", type=int, default=0, help="[0]")
+    parser.add_argument("--threads", type=int, help="[the physical cores]")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    require_torch(f"apply {arguments.technique}")
+    from snello.models import load
+    from snello.techniques.base import Context
+
+    technique = build(lookup(arguments.technique), arguments)
+    output: Path = arguments.output
+    if output.exists() and not arguments.overwrite:
+        raise SnelloError(f"{output} is there already", "--overwrite replaces it")
+    model = load(arguments.model)
+    technique.plan(model.spec)  # what cannot work fails before a text is read
+
+    def progress(message: str, fraction: float) -> None:
+        terminal.footer([f"  {bar(fraction)} {fraction:4.0%}  {message}"])
+
+    context = Context(
+        output=output,
+        windows=_calibration(arguments.text, model),
+        seed=arguments.seed,
+        threads=arguments.threads,
+        progress=progress,
+    )
+    lean = technique.apply(model, context)
+    terminal.clear_footer()
+    before, after = (sum(file.stat().st_size for file in each.files) for each in (model, lean))
+    terminal.say(f"{arguments.technique}: {numbers.size(before)} -> {numbers.size(after)}; no quality was measured")
+    terminal.product(str(output))
+    terminal.say(f"try it: snello run {output}")
+    fields = {"technique": arguments.technique, "path": str(output), "bytes_before": before, "bytes_after": after}
+    return {**fields, "digest": lean.digest}
+
+
+def _calibration(paths: Sequence[Path], model: Model) -> list[np.ndarray]:
+    """All of these texts as calibration windows: alone, a step holds nothing back to judge itself."""
+    import numpy as np
+
+    from snello.measure.documents import read_source
+    from snello.measure.text import Limits
+
+    limits, window = Limits(), min(Limits().calib_window, model.spec.max_positions)
+    ids: list[int] = []
+    for document in (document for path in paths for document in read_source(path)):
+        ids += model.tokenizer.encode(document.text)
+        if len(ids) >= limits.calib:
+            break
+    whole = range(0, min(len(ids), limits.calib) - window + 1, window)
+    return [np.array(ids[start : start + window], np.int32) for start in whole] or [np.array(ids, np.int32)] * bool(ids)

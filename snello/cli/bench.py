@@ -1,0 +1,159 @@
+"""`snello bench`: tokens a second of a model, or of a published shape with random weights, beside the ceiling here."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from snello.cli.options import at_least
+from snello.errors import SnelloError
+from snello.report import numbers
+from snello.terminal import Terminal, bar, table
+
+if TYPE_CHECKING:
+    from snello.engine.native import NativeExecutor
+    from snello.measure.machine import Machine
+    from snello.models.model import Model
+
+EXAMPLES = (
+    "snello bench demo",
+    "snello bench --shape tinyllama-1.1b --weights int4 --prompt 512 --generate 128",
+    "snello bench lean/qwen3-0.6b --streams 16 --json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a folder, a Hugging Face name, or demo")
+    parser.add_argument(
+        "--shape", metavar="NAME", help="instead of MODEL: tinyllama-1.1b, qwen3-0.6b, llama-3.2-1b, ..."
+    )
+    parser.add_argument("--weights", choices=("bf16", "int8", "int4"), default="int4", help="of --shape [int4]")
+    parser.add_argument("--prompt", type=at_least(1), metavar="N", help="prompt tokens [512, or what fits]")
+    parser.add_argument("--generate", type=at_least(2), metavar="N", help="answer tokens [128, or what fits]")
+    parser.add_argument("--streams", type=at_least(1), default=1, metavar="N", help="answers at once [1]")
+    parser.add_argument("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
+    parser.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="timed runs [5]")
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    from snello.engine.native import NativeExecutor
+    from snello.measure.machine import machine
+    from snello.models.spec import Deployment
+
+    model = _model(arguments)
+    here = machine(threads=arguments.threads)
+    context = _context(model, arguments)
+    deployment = Deployment(threads=arguments.threads, context=context, streams=arguments.streams)
+    with NativeExecutor(model, deployment) as executor:
+        facts = {
+            "model": model.name,
+            "isa": executor.isa,
+            "threads": executor.threads,
+            "streams": arguments.streams,
+            "machine": here.cpu,
+        }
+        measured = (
+            _decoder(executor, here, arguments, terminal) if model.spec.causal else _encoder(executor, here, arguments)
+        )
+    _print(terminal, {**facts, **measured})
+    return {**facts, **measured}
+
+
+def _model(arguments: argparse.Namespace) -> Model:
+    from snello.models import load
+    from snello.models.shapes import random_model
+
+    if (arguments.model is None) == (arguments.shape is None):
+        raise SnelloError("bench needs a MODEL or a --shape", "snello bench --shape tinyllama-1.1b", exit_code=2)
+    return load(arguments.model) if arguments.shape is None else random_model(arguments.shape, arguments.weights)
+
+
+def _context(model: Model, arguments: argparse.Namespace) -> int | None:
+    """Room for the prompt and the answer, and no more: what is not used costs memory."""
+    from snello.measure.speed import Workload
+
+    if not model.spec.causal:
+        return None
+    standard = Workload.fitting(model.spec)
+    return int((arguments.prompt or standard.prompt) + (arguments.generate or standard.generate))
+
+
+def _decoder(
+    executor: NativeExecutor, here: Machine, arguments: argparse.Namespace, terminal: Terminal
+) -> dict[str, Any]:
+    from snello.measure.memory import resident_bytes
+    from snello.measure.speed import Clock, Workload, bench
+
+    def step(done: int, total: int) -> None:
+        terminal.footer([f" {bar(done / total)}  run {done} of {total}"])
+
+    measured = bench(
+        executor, here, prompt=arguments.prompt, generate=arguments.generate, repeats=arguments.repeats, step=step
+    )
+    terminal.clear_footer()
+    measured["resident_bytes"] = resident_bytes("VmHWM")
+    standard = Workload.fitting(executor.spec)
+    prompt, generate = arguments.prompt or standard.prompt, arguments.generate or standard.generate
+    measured |= {"prompt": prompt, "generate": generate}
+    if arguments.streams > 1:
+        clock = Clock(executor, Workload(prompt, generate, arguments.streams))
+        rates = sorted(1 / clock.throughput() for _ in range(arguments.repeats))
+        measured["streams_tokens_per_second"] = _spread(rates)
+        measured["ceiling"]["streams_tokens_per_second"] = _streams_ceiling(executor, here, arguments.streams)
+    return measured
+
+
+def _streams_ceiling(executor: NativeExecutor, here: Machine, streams: int) -> float:
+    """All streams together, from the short prompts that the clock uses."""
+    from snello.measure.machine import ceiling
+
+    weights = executor.bytes_per_token()
+    limit = ceiling(executor.spec, here, prompt=32, generate=24, streams=streams, measured_bytes=weights)
+    return limit.decode_tokens_per_second
+
+
+def _encoder(executor: NativeExecutor, here: Machine, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Texts of `prompt` tokens, one at a time."""
+    from snello.measure.machine import ceiling
+    from snello.measure.speed import Clock, Workload
+
+    workload = Workload(min(arguments.prompt or 128, executor.context), 2, 1)
+    clock = Clock(executor, workload)
+    clock.encode_seconds()
+    rates = sorted(workload.prompt / clock.encode_seconds() for _ in range(arguments.repeats))
+    limit = ceiling(executor.spec, here, prompt=workload.prompt, generate=2, measured_bytes=executor.bytes_per_token())
+    return {
+        "prompt": workload.prompt,
+        "prefill_tokens_per_second": _spread(rates),
+        "ceiling": {"prefill_tokens_per_second": limit.prefill_tokens_per_second},
+    }
+
+
+def _spread(ordered: list[float]) -> dict[str, float]:
+    return {"median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1]}
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+ROWS = {
+    "prefill_tokens_per_second": "prompt, tokens a second",
+    "decode_tokens_per_second": "answer, tokens a second",
+    "streams_tokens_per_second": "all streams, tokens a second",
+}
+
+
+def _print(terminal: Terminal, facts: dict[str, Any]) -> None:
+    sizes = f"prompt {facts['prompt']}" + (f", answer {facts['generate']}" if "generate" in facts else "")
+    terminal.product(f"{facts['model']}: {sizes}; {facts['threads']} threads, {facts['isa']}, {facts['machine']}")
+    rows = [["", "median", "min..max", "possible here", ""]]
+    for key, name in ROWS.items():
+        if key in facts:
+            value, limit = facts[key], facts["ceiling"][key]
+            extremes = f"{numbers.rate(value['min'])}..{numbers.rate(value['max'])}"
+            share = f"{value['median'] / limit:.0%}"
+            rows.append([name, numbers.rate(value["median"]), extremes, numbers.rate(limit), share])
+    terminal.product("\n".join(table(rows, right=(1, 2, 3, 4), indent="  ")))
+    if "bytes_per_token" in facts:
+        read, held = numbers.size(facts["bytes_per_token"]), numbers.size(facts["weights_bytes"])
+        bits, peak = facts["bits_per_weight"], numbers.size(facts["resident_bytes"])
+        terminal.product(f"  reads {read} a token; weights {held}, {bits:.2f} bits each; peak memory {peak}")

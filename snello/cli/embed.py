@@ -1,0 +1,42 @@
+"""`snello embed`: one vector a text, as a JSON list a line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from snello.errors import SnelloError
+from snello.report import numbers
+from snello.terminal import Terminal
+
+EXAMPLES = (
+    'snello embed sentence-transformers/all-MiniLM-L6-v2 "a text" "another"',
+    "cat texts.txt | snello embed lean/minilm > vectors.jsonl",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder or a Hugging Face name of an encoder")
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="without any: the lines of standard input")
+    parser.add_argument("--threads", type=int, help="[the physical cores]")
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    import time
+
+    from snello.engine.llm import LLM
+
+    texts = arguments.texts or [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not texts:
+        raise SnelloError("there are no texts", 'snello embed MODEL "a text", or lines on standard input', exit_code=2)
+    with LLM(arguments.model, threads=arguments.threads) as llm:
+        started = time.perf_counter()
+        vectors = llm.embed(texts)  # (texts, D)
+        seconds = time.perf_counter() - started
+    rows = [[round(float(value), 7) for value in vector] for vector in vectors]
+    for row in rows:
+        terminal.product(json.dumps(row))
+    terminal.say(f"{len(rows)} texts, {len(rows[0])} dimensions, {numbers.seconds(seconds)}")
+    return {"model": arguments.model, "embeddings": rows, "seconds": seconds}

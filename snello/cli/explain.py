@@ -1,0 +1,33 @@
+"""`snello explain TECHNIQUE`: the manual page that lives in the code: idea, formula, options, where more is written."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from typing import Any
+
+from snello.cli.options import option_rows
+from snello.cli.techniques import lookup
+from snello.terminal import Terminal, table
+
+EXAMPLES = ("snello explain quantize",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("technique", metavar="TECHNIQUE", help="quantize, ...")
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    technique = lookup(arguments.technique)
+    text = inspect.getdoc(technique) or ""
+    rows = list(option_rows(technique))
+    page = f"docs/{arguments.technique}.md"
+    terminal.product(f"{arguments.technique}\n\n{text}\n\noptions")
+    for flag, values, default, sentence in rows:
+        terminal.product(f"  {flag} {values} [{default}]")
+        terminal.product(f"      {sentence}")
+    more = [("alone", f"snello apply {arguments.technique} MODEL -o DIR"), ("more", page)]
+    terminal.product("\n" + "\n".join(table(more)))
+    names = ("flag", "values", "default", "help")
+    options = [dict(zip(names, row, strict=True)) for row in rows]
+    return {"technique": arguments.technique, "text": text, "options": options, "page": page}

@@ -1,0 +1,155 @@
+"""`LLM`: a model that is loaded and answers. The face of the engine in Python.
+
+Names are vLLM's. Everything runs in the caller's thread; nothing happens at import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+
+from snello.engine.generate import generate
+from snello.engine.native import NativeExecutor, TokenScores
+from snello.engine.request import Chunk, Completion, Output, SamplingParams, TokenLogprob, defaults_from_generation
+from snello.errors import SnelloError
+from snello.models import load
+from snello.models.model import Model
+from snello.models.spec import Deployment
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class LLM:
+    """A model, ready: `generate`, `stream`, `chat`, `score`, `embed`.
+
+    Args:
+        model: a folder, a Hugging Face Hub name, "demo", or a loaded `Model`.
+        threads, context: None takes the physical cores, and the model's context or what a quarter of free memory holds.
+
+    Raises:
+        SnelloError: no such model, or it cannot run here.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Model,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        self.model = model if isinstance(model, Model) else load(model)
+        self.executor = NativeExecutor(self.model, Deployment(threads=threads, context=context, isa=isa))
+        self.tokenizer = self.model.tokenizer
+        self.default_params: dict[str, Any] = defaults_from_generation(self.model.generation)
+
+    def __repr__(self) -> str:
+        return f"LLM({self.model.name!r}, context={self.executor.context}, isa={self.executor.isa!r})"
+
+    def params(self, params: SamplingParams | None, names: Mapping[str, Any]) -> SamplingParams:
+        """Either an object, or keywords over the checkpoint's own defaults."""
+        if params is not None and names:
+            raise SnelloError("both a SamplingParams and keywords were given", "put everything into one of them")
+        return params or SamplingParams.from_names({**self.default_params, **names})
+
+    @overload
+    def generate(self, prompts: str, params: SamplingParams | None = None, **names: Any) -> Output: ...
+    @overload
+    def generate(self, prompts: Sequence[str], params: SamplingParams | None = None, **names: Any) -> list[Output]: ...
+    def generate(
+        self, prompts: str | Sequence[str], params: SamplingParams | None = None, **names: Any
+    ) -> Output | list[Output]:
+        """Answers to one prompt or to several, in their order."""
+        chosen = self.params(params, names)
+        if isinstance(prompts, str):
+            return self.answer(self.encode(prompts), chosen)
+        return [self.answer(self.encode(prompt), chosen) for prompt in prompts]
+
+    def chat(self, messages: Messages, params: SamplingParams | None = None, **names: Any) -> Output:
+        """The answer to a conversation, through the checkpoint's own chat template."""
+        return self.answer(self.tokenizer.chat(messages), self.params(params, names))
+
+    def stream(self, prompt: str | Messages, params: SamplingParams | None = None, **names: Any) -> Iterator[Chunk]:
+        """The same as `generate` (a text) or `chat` (messages), piece by piece; never a split character."""
+        ids = self.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt)
+        return self.stream_tokens(ids, self.params(params, names))
+
+    def stream_tokens(self, ids: Sequence[int], params: SamplingParams) -> Iterator[Chunk]:
+        """Chunks of the answer to these prompt tokens."""
+        self.check_decoder()
+        return generate(self.executor, ids, params, self.tokenizer.stream())
+
+    def answer(self, ids: Sequence[int], params: SamplingParams) -> Output:
+        """`params.n` whole answers to these prompt tokens; the i-th is drawn with seed + i."""
+        seed = params.drawn_seed
+        completions, usage = [], None
+        for index in range(params.n):
+            chunks = list(self.stream_tokens(ids, replace(params, seed=seed + index)))
+            usage = usage or chunks[-1].usage
+            completions.append(_completion(chunks, params))
+        assert usage is not None
+        return Output(prompt_token_ids=tuple(ids), outputs=tuple(completions), usage=usage)
+
+    def score(self, text: str | Sequence[int]) -> TokenScores:
+        """Log-probabilities of all tokens but the first."""
+        self.check_decoder()
+        return self.executor.score(self.encode(text) if isinstance(text, str) else text)
+
+    @overload
+    def embed(self, texts: str) -> np.ndarray: ...
+    @overload
+    def embed(self, texts: Sequence[str]) -> np.ndarray: ...
+    def embed(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Embeddings: (D,) of one text, (texts, D) of several. For pooled encoders."""
+        if self.model.spec.head.kind != "embed":
+            raise SnelloError(f"{self.model.name} is no embedding model", f"it is made for {self.model.spec.task}")
+        if isinstance(texts, str):
+            return self.executor.encode(self.clip(self.encode(texts)))
+        return np.stack([self.executor.encode(self.clip(self.encode(text))) for text in texts])
+
+    def clip(self, ids: list[int]) -> list[int]:
+        """An encoder's tokens, at most as many as it was made for; the closing token stays."""
+        limit = self.executor.context
+        return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with the special tokens that the checkpoint's tokenizer adds; a lone bos for an empty text."""
+        ids = self.tokenizer.encode(text)
+        if ids or self.model.spec.bos_token is None:
+            return ids
+        return [self.model.spec.bos_token]
+
+    def check_decoder(self) -> None:
+        if not self.model.spec.causal:
+            hint = "use `snello embed`" if self.model.spec.head.kind == "embed" else None
+            raise SnelloError(f"{self.model.name} is an encoder ({self.model.spec.task}): it does not generate", hint)
+
+    def close(self) -> None:
+        self.executor.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _completion(chunks: list[Chunk], params: SamplingParams) -> Completion:
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    if params.logprobs is not None:
+        logprobs = tuple(chunk.logprob for chunk in chunks if chunk.logprob is not None)
+    reason = chunks[-1].finish_reason
+    assert reason is not None
+    return Completion(
+        text="".join(chunk.text for chunk in chunks),
+        token_ids=tuple(chunk.token_id for chunk in chunks if chunk.token_id is not None),
+        finish_reason=reason,
+        logprobs=logprobs,
+    )

@@ -1,0 +1,287 @@
+"""A `Spec` becomes a program of the core: registers, tensors and operations in the order of computation.
+
+The builder names registers once and prepares each distinct input of linears once (transform, rotation, INT8 rounding),
+however many linears read it. It knows names and shapes, no weights: tensors are asked for by canonical name, so a wrong
+name fails here and not in the core. Shapes: T rows, D hidden size, H heads, E head_dim, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from snello.errors import Unsupported
+from snello.models.packed import PackedWeights
+from snello.models.rope import rope_tables
+from snello.models.spec import Attention, Format, Layer, Norm, Spec, input_name, linear_shape
+from snello.native import core
+
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "tanh": 5}
+BLOCK = 64  # integer matrices pad their columns to this
+
+
+@dataclass
+class Lowered:
+    """What `core.Program` is made of, and the arrays that must outlive it."""
+
+    ops: list[core.Op] = field(default_factory=list)
+    tensors: list[core.Tensor] = field(default_factory=list)
+    registers: list[core.Register] = field(default_factory=list)
+    cache_layers: list[core.CacheLayer] = field(default_factory=list)
+
+
+def lower(spec: Spec, weights: PackedWeights, *, positions: int) -> Lowered:
+    """The program of `spec` for up to `positions` absolute positions.
+
+    Raises:
+        Unsupported: the spec says something that the native core does not do.
+    """
+    return _Builder(spec, weights, positions).build()
+
+
+class _Builder:
+    def __init__(self, spec: Spec, weights: PackedWeights, positions: int) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.positions = positions
+        self.lowered = Lowered()
+        self._tensor_ids: dict[str, int] = {}
+        self._register_ids: dict[tuple[str, int, bool], int] = {}
+        self._prepared: dict[tuple[str, str, bool, bool], int] = {}
+
+    # ---- registers and tensors
+
+    def register(self, name: str, width: int, *, quantized: bool = False) -> int:
+        key = (name, width, quantized)
+        if key not in self._register_ids:
+            self._register_ids[key] = len(self.lowered.registers)
+            self.lowered.registers.append(core.Register(width=width, quantized=quantized))
+        return self._register_ids[key]
+
+    def tensor(self, name: str, make: Callable[[], core.Tensor]) -> int:
+        if name not in self._tensor_ids:
+            self._tensor_ids[name] = len(self.lowered.tensors)
+            self.lowered.tensors.append(make())
+        return self._tensor_ids[name]
+
+    def matrix(self, name: str) -> int:
+        return self.tensor(name, lambda: self.weights.tensor(name))
+
+    def vector(self, name: str) -> int:
+        return self.tensor(name, lambda: core.Tensor.vector(self.weights.vector(name)))
+
+    def op(
+        self,
+        kind: core.OpKind,
+        *inputs: int,
+        out: int,
+        tensors: tuple[int, ...] = (),
+        i: tuple[int, ...] = (),
+        f: tuple[float, ...] = (),
+    ) -> None:
+        self.lowered.ops.append(core.Op(kind, inputs, out, tensors, i, f))
+
+    # ---- the model, from tokens to output
+
+    def build(self) -> Lowered:
+        hidden = self.embed()
+        for index, layer in enumerate(self.spec.layers):
+            self.block(index, layer, hidden)
+        self.head(hidden)
+        return self.lowered
+
+    def embed(self) -> int:
+        spec, hidden = self.spec, self.register("hidden", self.spec.hidden_size)
+        undo, block = -1, 0
+        if spec.head.tied:
+            undo, block = self.undo("head")
+        table = self.matrix("embedding.tokens.weight")
+        self.op(core.OpKind.EMBED, out=hidden, tensors=(table, undo), i=(0, 0, 0, block), f=(spec.embedding.scale,))
+        if spec.embedding.learned_positions:
+            table = self.matrix("embedding.positions.weight")
+            self.op(core.OpKind.EMBED, out=hidden, tensors=(table,), i=(1, spec.embedding.position_offset, 1), f=(1.0,))
+        if spec.embedding.token_types:
+            table = self.matrix("embedding.types.weight")
+            self.op(core.OpKind.EMBED, out=hidden, tensors=(table,), i=(2, 0, 1), f=(1.0,))
+        if spec.embedding.norm:
+            self.norm("embedding.norm", spec.norm, hidden, hidden)
+        return hidden
+
+    def block(self, index: int, layer: Layer, hidden: int) -> None:
+        mixer = layer.mixer
+        if not isinstance(mixer, Attention):
+            raise Unsupported(f"layer {index} mixes with {type(mixer).__name__}, which the native core does not run")
+        if layer.feed_forward.experts is not None:
+            raise Unsupported(f"layer {index} has experts, which the native core does not run")
+        self.half(f"layers.{index}.attention", layer, hidden, lambda x, out: self.attention(index, mixer, x, out))
+        self.half(f"layers.{index}.ffn", layer, hidden, lambda x, out: self.feed_forward(index, layer, x, out))
+
+    def half(self, name: str, layer: Layer, hidden: int, compute: Callable[[int, int], None]) -> None:
+        """One residual half: norm before, after the sum, or on both sides of what is added."""
+        width, norm = self.spec.hidden_size, self.spec.norm
+        if layer.norms == "post":
+            compute(hidden, hidden)
+            self.norm(f"{name}.norm", norm, hidden, hidden)
+            return
+        normed = self.register("normed", width)
+        self.norm(f"{name}.norm", norm, hidden, normed)
+        if layer.norms == "pre":
+            compute(normed, hidden)
+            return
+        added = self.register("added", width)
+        compute(normed, added)
+        self.norm(f"{name}.post_norm", norm, added, added)
+        self.op(core.OpKind.ADD, hidden, added, out=hidden, f=(1.0,))
+
+    def attention(self, index: int, mixer: Attention, x: int, out: int) -> None:
+        name = f"layers.{index}.attention"
+        q = self.register("q", mixer.num_heads * mixer.head_dim)
+        k = self.register("k", mixer.num_kv_heads * mixer.head_dim)
+        v = self.register("v", mixer.num_kv_heads * mixer.head_dim)
+        for part, register in (("q", q), ("k", k), ("v", v)):
+            self.linear(f"{name}.{part}", x, register, bias=mixer.qkv_bias)
+        if mixer.qk_norm is not None:
+            self.norm(f"{name}.q_norm", mixer.qk_norm, q, q, segment=mixer.head_dim)
+            self.norm(f"{name}.k_norm", mixer.qk_norm, k, k, segment=mixer.head_dim)
+        self.rope(mixer, q, mixer.num_heads)
+        self.rope(mixer, k, mixer.num_kv_heads)
+        mixed = self.register("mixed", mixer.num_heads * mixer.head_dim)
+        self.attend(mixer, q, k, v, mixed)
+        self.linear(f"{name}.o", mixed, out, bias=mixer.out_bias, accumulate=self.accumulates(index))
+
+    def attend(self, mixer: Attention, q: int, k: int, v: int, mixed: int) -> None:
+        layer = len(self.lowered.cache_layers)
+        self.lowered.cache_layers.append(
+            core.CacheLayer(
+                num_kv_heads=mixer.num_kv_heads, head_dim=mixer.head_dim, format=core.FORMATS[self.spec.cache_format]
+            )
+        )
+        heads = (layer, mixer.num_heads, mixer.num_kv_heads, mixer.head_dim)
+        numbers = (*heads, mixer.window or 0, mixer.sinks, int(mixer.causal))
+        scale = (mixer.score_scale, mixer.soft_cap or 0.0)
+        self.op(core.OpKind.ATTENTION, q, k, v, out=mixed, i=numbers, f=scale)
+
+    def feed_forward(self, index: int, layer: Layer, x: int, out: int) -> None:
+        name, ffn = f"layers.{index}.ffn", layer.feed_forward
+        up = self.register("up", ffn.width)
+        self.linear(f"{name}.up", x, up, bias=ffn.bias)
+        kind = (ACTIVATIONS[ffn.activation],)
+        if ffn.gated:
+            gate = self.register("gate", ffn.width)
+            self.linear(f"{name}.gate", x, gate, bias=ffn.bias)
+            self.op(core.OpKind.ACTIVATE, gate, up, out=up, i=kind)
+        else:
+            self.op(core.OpKind.ACTIVATE, up, -1, out=up, i=kind)
+        self.linear(f"{name}.down", up, out, bias=ffn.bias, accumulate=self.accumulates(index))
+
+    def accumulates(self, index: int) -> bool:
+        return self.spec.layers[index].norms != "both"
+
+    def head(self, hidden: int) -> None:
+        spec, head, width = self.spec, self.spec.head, self.spec.hidden_size
+        rows = self.register("answers", width)
+        self.op(core.OpKind.GATHER, hidden, out=rows)
+        if spec.final_norm:
+            self.norm("norm", spec.norm, rows, rows)
+        if head.kind == "embed":
+            return
+        for name, activation in (("head.transform", head.transform), ("head.pooler", head.pooler)):
+            if activation is not None:
+                rows = self.dense(name, activation, rows)
+        if head.transform is not None:
+            self.norm("head.transform.norm", spec.norm, rows, rows)
+        logits = self.register("logits", linear_shape(spec, "head")[0])
+        self.linear("head", rows, logits, bias=head.bias)
+        if head.logit_scale != 1.0 or head.soft_cap:
+            self.op(core.OpKind.SCALE, logits, out=logits, f=(head.logit_scale, head.soft_cap or 0.0))
+
+    def dense(self, name: str, activation: str, rows: int) -> int:
+        out = self.register(name, self.spec.hidden_size)
+        self.linear(name, rows, out, bias=True)
+        self.op(core.OpKind.ACTIVATE, out, -1, out=out, i=(ACTIVATIONS[activation],))
+        return out
+
+    # ---- parts
+
+    def norm(self, name: str, norm: Norm, x: int, out: int, *, segment: int = 0) -> None:
+        gain = self.vector(f"{name}.weight")
+        bias = self.vector(f"{name}.bias") if norm.bias else -1
+        numbers = (int(norm.kind == "layer"), segment)
+        self.op(core.OpKind.NORM, x, out=out, tensors=(gain, bias), i=numbers, f=(norm.epsilon, norm.gain_offset))
+        self.touch(out)
+
+    def rope(self, mixer: Attention, register: int, heads: int) -> None:
+        rope = mixer.rope
+        if rope is None:
+            return
+        name = f"rope {rope}"
+        if f"{name} cos" not in self._tensor_ids:
+            cosines, sines = rope_tables(rope, self.positions)  # (positions, dims / 2)
+            self.tensor(f"{name} cos", lambda: core.Tensor.plain(cosines))
+            self.tensor(f"{name} sin", lambda: core.Tensor.plain(sines))
+        tables = (self._tensor_ids[f"{name} cos"], self._tensor_ids[f"{name} sin"])
+        numbers = (heads, mixer.head_dim, rope.dims, int(rope.interleaved))
+        self.op(core.OpKind.ROPE, register, out=register, tensors=tables, i=numbers)
+
+    def linear(self, name: str, x: int, out: int, *, bias: bool = False, accumulate: bool = False) -> None:
+        tied = name == "head" and self.spec.head.kind == "lm" and self.spec.head.tied
+        matrix = self.matrix("embedding.tokens.weight" if tied else f"{name}.weight")
+        prepared = self.prepare(name, x)
+        added = self.vector(f"{name}.bias") if bias else -1
+        self.op(core.OpKind.LINEAR, prepared, out=out, tensors=(matrix, added), i=(int(accumulate), 0))
+        self.touch(out)
+
+    def prepare(self, linear: str, x: int) -> int:
+        """The register that `linear` reads: x itself, or x transformed, rotated or rounded, made once per input."""
+        fmt, source = self.spec.format(linear), input_name(linear)
+        width = linear_shape(self.spec, linear)[1]
+        if not _needs_preparing(fmt, width):
+            return x
+        key = (source, fmt.activations, fmt.rotate, fmt.equalize)
+        if key not in self._prepared:
+            padded = _padded(width)
+            quantized = fmt.activations == "int8"
+            out = self.register(f"prepared {fmt.activations}", padded, quantized=quantized)
+            block = _rotate_block(padded) if fmt.rotate else 0
+            multiplier = self.multiplier(source, fmt, padded, width)
+            self.op(core.OpKind.TRANSFORM, x, out=out, tensors=(multiplier,), i=(block,))
+            self.touch(out)
+            self._prepared[key] = out
+        return self._prepared[key]
+
+    def multiplier(self, source: str, fmt: Format, padded: int, width: int) -> int:
+        """The tensor [width] of 1 / (input scale * sqrt(rotate block)), or -1 where nothing is to be multiplied."""
+        if not (fmt.rotate or fmt.equalize):
+            return -1
+        scale = self.weights.input_scale(source) if fmt.equalize else np.ones(padded, np.float32)
+        assert scale is not None and scale.shape == (padded,), f"no input scale of {source}"
+        root = np.float32(np.sqrt(_rotate_block(padded))) if fmt.rotate else np.float32(1)
+        name = f"{source} multiplier {fmt.rotate} {fmt.equalize} {width}"
+        return self.tensor(name, lambda: core.Tensor.vector((np.float32(1) / (scale * root))[:width]))
+
+    def undo(self, linear: str) -> tuple[int, int]:
+        """How the embedding is gathered from a tied head that is stored in another basis: (multiplier, block)."""
+        fmt, padded = self.spec.format(linear), _padded(self.spec.hidden_size)
+        block = _rotate_block(padded) if fmt.rotate else 0
+        return self.multiplier(input_name(linear), fmt, padded, padded), block
+
+    def touch(self, register: int) -> None:
+        """A register was overwritten: what was prepared from its old content, or lay in it, is no longer valid."""
+        stale = [key for key, out in self._prepared.items() if out == register]
+        for key in stale:
+            del self._prepared[key]
+
+
+def _needs_preparing(fmt: Format, width: int) -> bool:
+    integer = fmt.weights in ("int8", "int4")
+    return integer and (fmt.activations == "int8" or fmt.rotate or fmt.equalize or width != _padded(width))
+
+
+def _padded(width: int) -> int:
+    return -(-width // BLOCK) * BLOCK
+
+
+def _rotate_block(padded: int) -> int:
+    return 128 if padded % 128 == 0 else 64

@@ -1,0 +1,306 @@
+"""The native executor: a model on this CPU, through the C++ core.
+
+Opens a model (packing a checkpoint on first use), lowers its `Spec` once, and answers three kinds of questions: sessions
+(one growing sequence: `feed` returns the next logits), whole texts (`score`, `logits`) and encoders (`encode`). All of
+them are batches of rows over pages, so they agree to the bit. Shapes: T tokens, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from snello.engine.lowering import lower
+from snello.engine.pages import PagePool
+from snello.engine.resources import choose_context, choose_threads
+from snello.errors import SnelloError
+from snello.models.model import Model
+from snello.models.pack_cache import packed
+from snello.models.spec import Attention, Deployment, Spec
+from snello.native import core
+
+HEAD_ROWS = 32  # output rows whose logits are in memory at once while scoring
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Of tokens[1:], each given those before it."""
+
+    log_probabilities: np.ndarray  # (T - 1,) float32
+    top1: np.ndarray  # (T - 1,) int32, the most likely token
+
+
+class NativeExecutor:
+    """A model ready to run here. Use as a context manager or call `close`.
+
+    Raises:
+        SnelloError: the model cannot be run (Unsupported), does not fit, or cannot be packed.
+    """
+
+    def __init__(self, model: Model, deployment: Deployment | None = None) -> None:
+        self.model = model
+        self.deployment = deployment or Deployment()
+        self.spec: Spec = model.spec
+        self.isa = core.select_isa(self.deployment.isa)
+        self.threads = choose_threads(self.deployment)
+        self.weights = packed(model)
+        self._page_bytes = core.cache_page_bytes(_cache_layers(self.spec))
+        self.context = self._choose_context()
+        lowered = lower(self.spec, self.weights, positions=self.context)
+        num_pages = -(-self.context // core.PAGE_POSITIONS) * self.deployment.streams
+        self.pages = PagePool(num_pages)
+        self._pool = core.Pool(self.threads)
+        self._cache = core.Cache(lowered.cache_layers, num_pages)
+        rows = self.chunk_rows = self._chunk_rows()
+        self.program = core.Program(
+            self._pool,
+            lowered.ops,
+            lowered.tensors,
+            lowered.registers,
+            self._cache,
+            max_rows=rows,
+            head_rows=min(rows, HEAD_ROWS),
+        )
+
+    def _choose_context(self) -> int:
+        """Encoders see whole texts, so their context is the model's own."""
+        if not self.spec.causal:
+            return self.spec.max_positions
+        return choose_context(self.deployment, self.spec, self._page_bytes * self.deployment.streams)
+
+    def _chunk_rows(self) -> int:
+        rows = self.deployment.chunk_rows
+        if rows < 1:
+            raise SnelloError(f"chunk_rows is {rows}", "give at least 1")
+        return max(min(rows, self.context), self.deployment.streams) if self.spec.causal else self.context
+
+    # ---- facts
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all packed matrices and vectors."""
+        return self.weights.total_bytes
+
+    def bytes_per_token(self, context: int = 0) -> int:
+        """Bytes that one decoded token must read: linears, head, and keys and values at this context."""
+        cached = sum(_cached_bytes(layer.mixer, self.spec, context) for layer in self.spec.layers)
+        return self.weights.linear_bytes + cached
+
+    # ---- sessions
+
+    def session(self) -> Session:
+        """A new sequence. Close it to free its pages."""
+        return Session(self)
+
+    def step(self, sessions: Sequence[Session], tokens: Sequence[int]) -> np.ndarray:
+        """Appends one token to each session, all in one batch; logits (sessions, V) float32."""
+        for session in sessions:
+            session.make_room(session.length + 1)
+            session.length += 1
+        width = max(len(session.pages) for session in sessions)
+        lengths = np.array([session.length for session in sessions], np.int32)
+        count = np.arange(len(sessions), dtype=np.int32)
+        batch = core.Batch(
+            tokens=self.check_ids(tokens),
+            types=None,
+            positions=lengths - 1,
+            sequences=count,
+            page_tables=np.array(
+                [session.pages + [0] * (width - len(session.pages)) for session in sessions], np.int32
+            ),
+            lengths=lengths,
+            output_rows=count,
+        )
+        logits: np.ndarray = self.program.step(batch)
+        return logits
+
+    # ---- whole texts
+
+    def score(self, tokens: Sequence[int] | np.ndarray) -> TokenScores:
+        """Log-probabilities of tokens[1:] and the most likely tokens, in a fresh context, logits never materialized."""
+        ids = self.check(tokens)
+        scores, top1 = np.empty(len(ids) - 1, np.float32), np.empty(len(ids) - 1, np.int32)
+        with self._pages_for(len(ids)) as table:
+            for start, end in self._chunks(len(ids)):
+                last = min(end, len(ids) - 1)
+                batch = self._batch(ids, start, end, table, np.arange(start, last) - start)
+                scores[start:last], top1[start:last] = self.program.score(batch, ids[start + 1 : last + 1])
+        return TokenScores(scores, top1)
+
+    def logits(self, tokens: Sequence[int] | np.ndarray, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Logits (len(rows), V) float32 at these rows (all, if None), in a fresh context."""
+        ids = self.check(tokens)
+        wanted = np.arange(len(ids)) if rows is None else np.asarray(rows)
+        parts = []
+        with self._pages_for(len(ids)) as table:
+            for start, end in self._chunks(len(ids)):
+                outputs = wanted[(wanted >= start) & (wanted < end)] - start
+                parts.append(self.program.step(self._batch(ids, start, end, table, outputs)))
+        return np.concatenate(parts)
+
+    def encode(self, tokens: Sequence[int] | np.ndarray, types: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """An encoder's answer: logits (T, V), label logits (labels,), or the pooled embedding (D,)."""
+        ids, head = self.check(tokens), self.spec.head
+        outputs = np.zeros(1, np.int64) if head.kind == "classify" else np.arange(len(ids))
+        with self._pages_for(len(ids)) as table:
+            rows: np.ndarray = self.program.step(self._batch(ids, 0, len(ids), table, outputs, types))
+        if head.kind == "classify":
+            rows = rows[0]
+        if head.kind != "embed":
+            return rows
+        return _pool(rows, head.pooling, head.normalize)
+
+    # ---- batches
+
+    def check(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Token ids as int32, each in the vocabulary, all within the context."""
+        ids = self.check_ids(tokens)
+        if len(ids) > self.context:
+            raise self.overflow(len(ids))
+        return ids
+
+    def check_ids(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Token ids as int32, each in the vocabulary."""
+        ids = np.asarray(tokens, np.int32)
+        if ids.ndim != 1 or not len(ids):
+            raise SnelloError("there are no tokens to run", "give a text that is not empty")
+        if ids.min() < 0 or ids.max() >= self.spec.vocab_size:
+            hint = "was the text encoded with another tokenizer?"
+            raise SnelloError(f"a token id is outside the vocabulary of {self.spec.vocab_size:,}", hint)
+        return ids
+
+    def overflow(self, length: int) -> SnelloError:
+        hint = f"shorten it, or use --context {length}; the model was made for {self.spec.max_positions:,}"
+        return SnelloError(f"this text is {length:,} tokens and the context here is {self.context:,}", hint)
+
+    def _chunks(self, length: int) -> Iterator[tuple[int, int]]:
+        for start in range(0, length, self.chunk_rows):
+            yield start, min(length, start + self.chunk_rows)
+
+    @contextmanager
+    def _pages_for(self, length: int) -> Iterator[np.ndarray]:
+        pages: list[int] = []
+        try:
+            for _ in range(-(-length // core.PAGE_POSITIONS)):
+                pages.append(self.pages.allocate())
+            yield np.array([pages], np.int32)
+        finally:
+            self.pages.free(pages)
+
+    def _batch(
+        self,
+        ids: np.ndarray,
+        start: int,
+        end: int,
+        table: np.ndarray,
+        outputs: np.ndarray,
+        types: Sequence[int] | np.ndarray | None = None,
+    ) -> core.Batch:
+        rows = end - start
+        return core.Batch(
+            tokens=ids[start:end],
+            types=None if types is None else np.asarray(types, np.int32),
+            positions=np.arange(start, end, dtype=np.int32),
+            sequences=np.zeros(rows, np.int32),
+            page_tables=table,
+            lengths=np.array([end], np.int32),
+            output_rows=outputs.astype(np.int32),
+        )
+
+    # ---- end
+
+    def close(self) -> None:
+        """Frees the program, the cache and the threads. Closing twice is harmless."""
+        self.program.close()
+        self._cache.close()
+        self._pool.close()
+
+    def __enter__(self) -> NativeExecutor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Session:
+    """One growing sequence on a `NativeExecutor`: feed tokens, get the logits after the last of them."""
+
+    def __init__(self, executor: NativeExecutor) -> None:
+        self._executor = executor
+        self.pages: list[int] = []
+        self.length = 0
+
+    def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Appends tokens (chunk by chunk) and returns the logits (V,) float32 after the last."""
+        executor = self._executor
+        ids = np.asarray(tokens, np.int32)
+        if self.length + len(ids) > executor.context:
+            raise executor.overflow(self.length + len(ids))
+        executor.check(ids)
+        self.make_room(self.length + len(ids))
+        logits = np.empty(0, np.float32)
+        for start, end in executor._chunks(len(ids)):
+            logits = self._step(ids[start:end], last=end == len(ids))
+        return logits
+
+    def _step(self, ids: np.ndarray, *, last: bool) -> np.ndarray:
+        rows = len(ids)
+        self.length += rows
+        outputs = np.array([rows - 1] if last else [], np.int32)
+        batch = core.Batch(
+            tokens=ids,
+            types=None,
+            positions=np.arange(self.length - rows, self.length, dtype=np.int32),
+            sequences=np.zeros(rows, np.int32),
+            page_tables=np.array([self.pages], np.int32),
+            lengths=np.array([self.length], np.int32),
+            output_rows=outputs,
+        )
+        logits: np.ndarray = self._executor.program.step(batch)
+        return logits[0] if last else logits
+
+    def make_room(self, length: int) -> None:
+        while len(self.pages) * core.PAGE_POSITIONS < length:
+            self.pages.append(self._executor.pages.allocate())
+
+    def close(self) -> None:
+        self._executor.pages.free(self.pages)
+        self.pages = []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _cache_layers(spec: Spec) -> list[core.CacheLayer]:
+    mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
+    number = core.FORMATS[spec.cache_format]
+    return [core.CacheLayer(num_kv_heads=m.num_kv_heads, head_dim=m.head_dim, format=number) for m in mixers]
+
+
+def _cached_bytes(mixer: object, spec: Spec, context: int) -> int:
+    """Bytes of keys and values that one row reads in this layer."""
+    if not isinstance(mixer, Attention):
+        return 0
+    seen = context if mixer.window is None else min(context, mixer.window)
+    value_bytes = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1 + 8 / mixer.head_dim}[spec.cache_format]
+    return int(2 * seen * mixer.num_kv_heads * mixer.head_dim * value_bytes)
+
+
+def _pool(rows: np.ndarray, pooling: str | None, normalize: bool) -> np.ndarray:
+    """Hidden rows (T, D) to one embedding (D,)."""
+    pooled = {"mean": lambda: rows.mean(axis=0, dtype=np.float64), "cls": lambda: rows[0], "last": lambda: rows[-1]}
+    vector = np.asarray(pooled[pooling or "mean"](), np.float64)
+    if normalize:
+        vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
+    return vector.astype(np.float32)

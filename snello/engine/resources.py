@@ -1,0 +1,73 @@
+"""What this machine gives a model: threads and room for keys and values.
+
+Turns the open choices of a `Deployment` into numbers, once, when a model is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from snello.errors import SnelloError
+from snello.models.spec import Deployment, Spec
+from snello.native import core
+
+SHARE_OF_FREE_MEMORY = 4  # the default context takes at most a quarter
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use; hyper-threads count once."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = {_siblings(cpu) for cpu in allowed}
+    return max(1, len(siblings))
+
+
+def _siblings(cpu: int) -> str:
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def free_memory_bytes() -> int:
+    """Memory that can be had without swapping (Linux: MemAvailable)."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+
+
+def choose_threads(deployment: Deployment) -> int:
+    threads = deployment.threads
+    if threads is None:
+        return physical_cores()
+    if not 1 <= threads <= 256:
+        raise SnelloError(f"{threads} threads asked for", "between 1 and 256; without the option: the physical cores")
+    return threads
+
+
+def choose_context(deployment: Deployment, spec: Spec, page_bytes: int) -> int:
+    """Positions to make room for: what was asked, else the model's own, else what a quarter of free memory holds.
+
+    Raises:
+        SnelloError: more was asked than the model was made for or memory holds.
+    """
+    page = core.PAGE_POSITIONS
+    fits = max(1, free_memory_bytes() // page_bytes) * page
+    asked = deployment.context
+    if asked is None:
+        return min(spec.max_positions, max(page, fits // SHARE_OF_FREE_MEMORY))
+    if asked < 1:
+        raise SnelloError(f"a context of {asked} positions was asked for", "give at least 1")
+    if asked > spec.max_positions:
+        hint = f"use --context {spec.max_positions} or less"
+        raise SnelloError(f"context {asked:,} asked for, and the model was made for {spec.max_positions:,}", hint)
+    if asked > fits:
+        needed = -(-asked // page) * page_bytes
+        hint = f"use --context {fits} or an INT8 cache"
+        raise SnelloError(f"context {asked:,} needs {needed / 1e9:.1f} GB for keys and values, more than is free", hint)
+    return asked

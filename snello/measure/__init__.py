@@ -1,0 +1,3 @@
+"""Measuring: the machine and its ceilings, the text, quality, speed and memory. Decides nothing, prints
+nothing.
+"""

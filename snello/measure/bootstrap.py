@@ -1,0 +1,97 @@
+"""How far a mean of paired differences can be off: a seeded block bootstrap with a bound that holds when it is skewed.
+
+Losses per token are correlated within a document and skewed to the right (a few tokens lose much), so whole clusters
+are redrawn, and the bound is taken from the *studentized* redraws (bootstrap-t): each redraw is measured in its own
+standard errors. A plain percentile bound misses about twice as often as it says at 40 clusters; this one does not
+(tests/measure/test_bootstrap.py holds the coverage).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from snello.measure.interval import Interval
+
+DRAWS = 4_000
+CONFIDENCE = 0.95
+LEAST_CLUSTERS = 8
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Sums and counts of the differences of each cluster: all that the bootstrap needs."""
+
+    sums: np.ndarray  # (C,) float64
+    counts: np.ndarray  # (C,)
+
+    @property
+    def mean(self) -> float:
+        return float(self.sums.sum() / self.counts.sum())
+
+    @classmethod
+    def of(cls, differences: list[np.ndarray], clusters: list[int]) -> Clusters:
+        """Blocks of per-token differences, each in its cluster."""
+        names, index = np.unique(clusters, return_inverse=True)
+        sums = np.bincount(index, [float(np.sum(d, dtype=np.float64)) for d in differences], len(names))
+        counts = np.bincount(index, [len(d) for d in differences], len(names))
+        return cls(sums, counts)
+
+
+def mean_interval(clusters: Clusters, *, seed: int, draws: int = DRAWS, confidence: float = CONFIDENCE) -> Interval:
+    """The mean per token with its two one-sided bounds. Fewer than 8 clusters bound nothing: (-inf, mean, inf)."""
+    mean = clusters.mean
+    if not np.any(clusters.sums):
+        return Interval.exact(0.0)  # the same bits twice
+    if len(clusters.sums) < LEAST_CLUSTERS:
+        return Interval(-math.inf, mean, math.inf)
+    error = float(_errors(clusters, np.ones((1, len(clusters.sums))))[1][0])
+    if error == 0.0:
+        return Interval.exact(mean)
+    scores = _scores(clusters, seed, draws)
+    low, high = np.quantile(scores, [1 - confidence, confidence])
+    return Interval(mean - float(high) * error, mean, mean - float(low) * error)
+
+
+def _scores(clusters: Clusters, seed: int, draws: int) -> np.ndarray:
+    """(redrawn mean - mean) / its own standard error, of `draws` redraws of whole clusters."""
+    number = len(clusters.sums)
+    weights = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=draws)
+    means, errors = _errors(clusters, weights.astype(np.float64))
+    usable = errors > 1e-12 * max(1e-300, float(np.median(errors)))
+    return np.asarray((means[usable] - clusters.mean) / errors[usable])
+
+
+def _errors(clusters: Clusters, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ratio estimates and their linearized standard errors, one per row of `weights` (draws, C)."""
+    sums, counts = clusters.sums, clusters.counts.astype(np.float64)
+    number = weights.shape[1]
+    total = weights @ counts
+    means = (weights @ sums) / total
+    squares = weights @ sums**2 - 2 * means * (weights @ (sums * counts)) + means**2 * (weights @ counts**2)
+    return means, np.sqrt(np.maximum(squares, 0.0) * number / (number - 1)) / total
+
+
+def relative(nats: Interval) -> Interval:
+    """Mean differences in nats as relative perplexity: L = exp(d) - 1."""
+    return Interval(*(math.inf if value > 700 else math.expm1(value) for value in (nats.low, nats.mid, nats.high)))
+
+
+# two-sided 95% quantiles of Student's t by degrees of freedom, then a close formula
+_STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+def student(freedom: int) -> float:
+    """The two-sided 95% quantile of Student's t."""
+    return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 1.95996 + 2.4 / freedom + 3.0 / freedom**2
+
+
+def t_interval(values: np.ndarray) -> Interval:
+    """Two-sided 95% interval of the mean of few independent values."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(-math.inf, mean, math.inf)
+    half = student(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Interval(mean - half, mean, mean + half)

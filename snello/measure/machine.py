@@ -1,0 +1,251 @@
+"""What this machine can do at best, measured once: bytes a second by working-set size, operations a second by
+format.
+
+Every speed stands beside the ceiling computed here. A probe takes a few seconds and is kept in the cache
+folder, keyed by processor, cores, core library and threads; its age is said with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snello.measure.sizes import attention_operations, cache_bytes, linear_bytes, linear_operations
+from snello.models.spec import Spec
+
+LADDER = tuple(2**power for power in (18, 20, 22, 23, 24, 25, 26, 28, 30))  # 256 KiB to 1 GiB
+COMPUTE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4")
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+)
+MAX_AGE_SECONDS = 30 * 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """This machine as measured: bytes and operations a second, all threads together."""
+
+    cpu: str
+    features: tuple[str, ...]
+    cores: int
+    threads: int
+    memory_bytes: int
+    isa: str
+    bandwidth: tuple[tuple[int, float], ...]  # (working set, bytes a second), ascending
+    compute: Mapping[str, float] = field(default_factory=dict)
+    measured_at: float = 0.0  # seconds since 1970
+
+    @property
+    def age_seconds(self) -> float:
+        return max(0.0, time.time() - self.measured_at)
+
+    def bandwidth_at(self, working_set: float) -> float:
+        """Bytes a second when cycling over `working_set` bytes: straight lines over the logarithm of the
+        size.
+        """
+        points = self.bandwidth
+        if working_set <= points[0][0]:
+            return points[0][1]
+        for (low, slow), (high, fast) in itertools.pairwise(points):
+            if working_set <= high:
+                share = math.log(working_set / low) / math.log(high / low)
+                return slow + share * (fast - slow)
+        return points[-1][1]
+
+    def peak(self, arithmetic: str) -> float:
+        """Operations a second of this inner loop; a format that was not probed counts as FP32."""
+        return self.compute.get(arithmetic) or self.compute.get("fp32", math.inf)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "cpu": self.cpu,
+            "features": list(self.features),
+            "cores": self.cores,
+            "threads": self.threads,
+            "memory_bytes": self.memory_bytes,
+            "isa": self.isa,
+            "bandwidth": [list(point) for point in self.bandwidth],
+            "compute": dict(self.compute),
+            "measured_at": self.measured_at,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Machine:
+        points = tuple((int(size), float(speed)) for size, speed in value["bandwidth"])
+        return cls(**{**value, "features": tuple(value["features"]), "bandwidth": points})
+
+    def __str__(self) -> str:
+        return f"{self.cpu}, {self.cores} cores, {self.isa}, {self.bandwidth[-1][1] / 1e9:.0f} GB/s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceiling:
+    """The most tokens a second that bandwidth and arithmetic allow."""
+
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    bytes_per_token: int
+
+    def seconds(self, prompt: int, generate: int) -> float:
+        """Of one stream: a prompt, then generate - 1 further tokens."""
+        return prompt / self.prefill_tokens_per_second + (generate - 1) / self.decode_tokens_per_second
+
+
+def ceiling(
+    spec: Spec,
+    machine: Machine,
+    *,
+    prompt: int = 512,
+    generate: int = 128,
+    streams: int = 1,
+    measured_bytes: int = 0,
+) -> Ceiling:
+    """The ceiling of a model of this spec here. `measured_bytes`: an open executor's linears and head."""
+    linears = measured_bytes or linear_bytes(spec)
+    context = prompt + generate // 2
+    cached = cache_bytes(spec, context)
+    weights_seconds = linears / machine.bandwidth_at(linears + streams * cached)
+    decode = weights_seconds + streams * cached / machine.bandwidth_at(linears + streams * cached)
+    decode = max(decode, streams * _row_seconds(spec, machine, context, head=1.0))
+    prefill = max(weights_seconds, prompt * _row_seconds(spec, machine, prompt / 2, head=1.0 / prompt))
+    return Ceiling(
+        prefill_tokens_per_second=prompt / prefill,
+        decode_tokens_per_second=streams / decode,
+        bytes_per_token=linears + cached,
+    )
+
+
+def _row_seconds(spec: Spec, machine: Machine, context: float, *, head: float) -> float:
+    """Arithmetic of one row; `head`: the share of rows that reach the lm head."""
+    seconds = 0.0
+    for key, operations in linear_operations(spec).items():
+        share = head if key.startswith("head:") else 1.0
+        seconds += share * operations / machine.peak(key.removeprefix("head:"))
+    cached = "int8" if spec.cache_format == "int8" else "fp32"
+    return seconds + attention_operations(spec, context) / machine.peak(cached)
+
+
+def machine(*, threads: int | None = None, refresh: bool = False) -> Machine:
+    """This machine, from the cache if it was probed in the last 30 days by this core with as many threads."""
+    from snello.engine.resources import physical_cores
+    from snello.native import core
+
+    threads = threads or physical_cores()
+    isa = core.select_isa(None)
+    path = cache_folder() / f"machine-{_key(isa, core.ABI_VERSION, threads)}.json"
+    if not refresh and (known := _read(path)) is not None and known.age_seconds < MAX_AGE_SECONDS:
+        return known
+    probed = probe(threads, isa)
+    _write(path, probed)
+    return probed
+
+
+def probe(threads: int, isa: str) -> Machine:
+    """Measures now; a few seconds."""
+    from snello.engine.resources import free_memory_bytes
+    from snello.native import core
+
+    room = free_memory_bytes() // 4
+    pool = core.Pool(threads)
+    try:
+        sizes = [size for size in LADDER if size <= max(room, LADDER[0])]
+        bandwidth = tuple((size, 1e9 * core.probe_bandwidth(pool, size, _repeats(size))) for size in sizes)
+        compute = {name: 1e9 * core.probe_compute(pool, name, 3) for name in COMPUTE_FORMATS}
+    finally:
+        pool.close()
+    return Machine(
+        cpu=cpu_name(),
+        features=cpu_features(),
+        cores=os.cpu_count() or 1,
+        threads=threads,
+        memory_bytes=memory_bytes(),
+        isa=isa,
+        bandwidth=bandwidth,
+        compute={name: speed for name, speed in compute.items() if speed > 0},
+        measured_at=time.time(),
+    )
+
+
+def _repeats(size: int) -> int:
+    """Many for what a cache holds, three for what memory holds."""
+    return max(3, min(64, (1 << 28) // size))
+
+
+def cache_folder() -> Path:
+    """`SNELLO_CACHE`, else the user's cache folder."""
+    if named := os.environ.get("SNELLO_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snello"
+
+
+def _key(isa: str, abi: int, threads: int) -> str:
+    facts = f"{cpu_name()}|{os.cpu_count()}|{isa}|{abi}|{threads}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Machine | None:
+    try:
+        return Machine.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write(path: Path, probed: Machine) -> None:
+    """A cache that cannot be written costs a probe next time and nothing else."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(probed.to_json(), indent=1))
+        os.replace(partial, path)
+    except OSError:
+        return
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def cpu_name() -> str:
+    """ "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", or what the platform calls it."""
+    found = _cpuinfo()
+    return found.get("model name") or found.get("Model") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> tuple[str, ...]:
+    """The instruction sets among `FEATURES` that this processor names."""
+    found = _cpuinfo()
+    flags = set((found.get("flags") or found.get("Features") or "").split())
+    return tuple(name for name in FEATURES if name in flags)
+
+
+def memory_bytes() -> int:
+    """Memory this process may use: the machine's, or its container's limit."""
+    total = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return min(total, int(limit)) if limit.isdigit() else total
+    except OSError:
+        return total

@@ -1,0 +1,100 @@
+"""How many bytes and operations a model of this `Spec` needs, without its weights.
+
+Ceilings and forecasts are computed from the spec that a technique *plans*, before any time is spent, so sizes
+must come from the packed layout alone (docs/numerics.md, Layout). A test holds them to the core's own count.
+"""
+
+from __future__ import annotations
+
+from snello.models.spec import BITS, Attention, CacheFormat, Format, Spec, linear_names, linear_shape
+
+PANEL_ROWS = 16
+BLOCK_COLUMNS = 64
+
+
+def _padded(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def packed_bytes(form: Format, rows: int, columns: int) -> int:
+    """Bytes of one packed matrix."""
+    panels = _padded(rows, PANEL_ROWS) // PANEL_ROWS
+    if form.weights == "int8":
+        return panels * (128 + PANEL_ROWS * _padded(columns, BLOCK_COLUMNS))
+    if form.weights == "int4":
+        padded = _padded(columns, BLOCK_COLUMNS)
+        scales = _padded(PANEL_ROWS * -(-padded // form.group_size), 64)
+        return panels * (64 + scales + PANEL_ROWS * padded // 2)
+    return panels * _padded(PANEL_ROWS * columns * BITS[form.weights] // 8, 64)
+
+
+def linear_bytes(spec: Spec) -> int:
+    """Bytes of the weights that every decoded token reads: all linears, the head with them."""
+    return sum(packed_bytes(spec.format(name), *linear_shape(spec, name)) for name in linear_names(spec))
+
+
+def weights_bytes(spec: Spec) -> int:
+    """Bytes of all matrices: linears and embedding tables (a tied head is counted once)."""
+    total = linear_bytes(spec)
+    form = spec.format("embedding")
+    if not (spec.head.tied and "head" in linear_names(spec)):
+        total += packed_bytes(form, spec.vocab_size, spec.hidden_size)
+    for rows in (spec.embedding.learned_positions, spec.embedding.token_types):
+        total += packed_bytes(spec.default_format, rows, spec.hidden_size) if rows else 0
+    return total
+
+
+def num_weights(spec: Spec) -> int:
+    """Parameters held in matrices."""
+    total = sum(rows * columns for rows, columns in (linear_shape(spec, name) for name in linear_names(spec)))
+    tied = spec.head.tied and "head" in linear_names(spec)
+    tables = spec.embedding.learned_positions + spec.embedding.token_types + (0 if tied else spec.vocab_size)
+    return total + tables * spec.hidden_size
+
+
+def bits_per_weight(num_bytes: int, spec: Spec) -> float:
+    return 8 * num_bytes / num_weights(spec)
+
+
+def cache_bytes(spec: Spec, context: int) -> int:
+    """Bytes of keys and values that one row at this context reads."""
+    total = 0.0
+    for layer in spec.layers:
+        if isinstance(layer.mixer, Attention):
+            mixer = layer.mixer
+            seen = context if mixer.window is None else min(context, mixer.window + mixer.sinks)
+            total += 2 * seen * mixer.num_kv_heads * mixer.head_dim * _value_bytes(spec.cache_format, mixer.head_dim)
+    return int(total)
+
+
+def _value_bytes(form: CacheFormat, head_dim: int) -> float:
+    return 1 + 8 / head_dim if form == "int8" else BITS[form] / 8
+
+
+def linear_operations(spec: Spec) -> dict[str, float]:
+    """Operations (2 a multiply-add) of one row, by the arithmetic that does them; the lm head is under
+    "head:...".
+    """
+    totals: dict[str, float] = {}
+    for name in linear_names(spec):
+        rows, columns = linear_shape(spec, name)
+        key = arithmetic(spec.format(name))
+        key = f"head:{key}" if name == "head" and spec.head.kind == "lm" else key
+        totals[key] = totals.get(key, 0.0) + 2.0 * rows * columns
+    return totals
+
+
+def attention_operations(spec: Spec, context: float) -> float:
+    """Operations of one row that sees `context` positions, in all layers."""
+    total = 0.0
+    for layer in spec.layers:
+        if isinstance(layer.mixer, Attention):
+            seen = context if layer.mixer.window is None else min(context, layer.mixer.window + layer.mixer.sinks)
+            total += 4.0 * seen * layer.mixer.num_heads * layer.mixer.head_dim
+    return total
+
+
+def arithmetic(form: Format) -> str:
+    """Which inner loop a linear of this format runs: its own integers, or FP32."""
+    integer = form.weights in ("int8", "int4") and form.activations == "int8"
+    return form.weights if integer or form.weights not in ("int8", "int4") else "fp32"

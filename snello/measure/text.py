@@ -1,0 +1,330 @@
+"""The user's text cut into `calib` (statistics), `select` (search) and `proof` (read once), by document.
+
+Scored text comes as blocks: non-overlapping windows of at most 1,024 tokens (or the trained length) whose
+first 64 tokens are not scored. Blocks of select and proof that share 13 tokens in a row with calib are
+dropped and counted: a technique must not be judged on what it was fitted to. A document's blocks share a
+cluster, the unit of resampling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from snello.errors import SnelloError
+from snello.measure.documents import Document, order
+
+WINDOW = 1_024
+UNSCORED = 64
+NGRAM = 13
+LEAST_SCORED = 16  # a shorter rest of a document is not worth a block
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One piece that is run on its own. Tokens [scored_from, T) are scored."""
+
+    source: str
+    document: str
+    cluster: int
+    start: int  # of its first own token within the document
+    tokens: np.ndarray  # (T,) int32
+    scored_from: int
+    label: str | None = None
+    other: np.ndarray | None = None  # second text of a pair
+
+    @property
+    def num_scored(self) -> int:
+        return len(self.tokens) - self.scored_from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One `--text`, cut."""
+
+    name: str
+    documents: int
+    calib: tuple[np.ndarray, ...]
+    select: tuple[Block, ...]
+    proof: tuple[Block, ...]
+    dropped_blocks: int = 0
+
+    def tokens(self, cut: str) -> int:
+        blocks = self.select if cut == "select" else self.proof
+        return sum(block.num_scored for block in blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """All sources; `sha256` names the whole input, so that a journal or a recipe knows its text again."""
+
+    sources: tuple[Source, ...]
+    sha256: str
+    self_written: bool = False
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def calib(self) -> list[np.ndarray]:
+        """Calibration windows of all sources, in turn."""
+        rounds = max((len(source.calib) for source in self.sources), default=0)
+        return [s.calib[i] for i in range(rounds) for s in self.sources if i < len(s.calib)]
+
+    def blocks(self, cut: str) -> list[Block]:
+        return [block for source in self.sources for block in (source.select if cut == "select" else source.proof)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How many tokens each cut of a source holds at most: they bound time; the recipe records them."""
+
+    calib: int = 32_768
+    select: int = 65_536
+    proof: int = 131_072
+    calib_window: int = 512
+
+
+def cut_text(
+    documents: Sequence[Document],
+    encode: Encode,
+    *,
+    trained: int,
+    seed: int,
+    limits: Limits,
+    separator: int | None,
+) -> Source:
+    """One source, cut and windowed. `separator`: the token between short documents of one window."""
+    ordered = order(documents, seed)
+    if len(ordered) < 3:
+        hint = "add documents, or blank lines between parts: the cut is by document"
+        raise SnelloError(f"the text is {len(ordered)} document(s); it must be cut in three", hint, exit_code=4)
+    parts = assign(ordered, limits)
+    prefix = bos_prefix(encode)
+    window = min(WINDOW, trained)
+    calib = _calibration(parts["calib"], encode, prefix, min(limits.calib_window, window), limits.calib)
+    select = windows(parts["select"], encode, prefix, window, limits.select, separator)
+    proof = windows(parts["proof"], encode, prefix, window, limits.proof, separator)
+    seen = seen_ngrams(calib)
+    kept_select, kept_proof = without_overlap(select, seen), without_overlap(proof, seen)
+    return Source(
+        name=documents[0].source,
+        documents=len(ordered),
+        calib=tuple(calib),
+        select=tuple(kept_select),
+        proof=tuple(kept_proof),
+        dropped_blocks=len(select) + len(proof) - len(kept_select) - len(kept_proof),
+    )
+
+
+def assign(documents: Sequence[Document], limits: Limits) -> dict[str, list[Document]]:
+    """Documents, in order, each to the cut that is furthest below its share of the characters.
+
+    Calibration takes at most 30%, and no more than about six times the characters it needs; the rest is
+    divided three to four between select and proof.
+    """
+    total = sum(map(_size, documents)) or 1
+    calib_share = min(0.3, 6 * limits.calib / total)
+    shares = {"calib": calib_share, "select": (1 - calib_share) * 3 / 7, "proof": (1 - calib_share) * 4 / 7}
+    parts: dict[str, list[Document]] = {name: [] for name in shares}
+    filled = dict.fromkeys(shares, 0)
+    for document in documents:
+        name = min(shares, key=lambda part: filled[part] / shares[part])
+        parts[name].append(document)
+        filled[name] += _size(document)
+    return parts
+
+
+def _size(document: Document) -> int:
+    return len(document.text) or len(document.tokens)
+
+
+def bos_prefix(encode: Encode) -> list[int]:
+    """The special tokens that this tokenizer puts before a text, to stand before every window."""
+    bare, marked = encode("a"), encode("a a")
+    prefix: list[int] = []
+    for one, other in zip(bare, marked, strict=False):
+        if one != other or len(prefix) >= min(len(bare), 2) - 1:
+            break
+        prefix.append(one)
+    empty = encode("")
+    return [token for token in prefix if token in empty]
+
+
+def _document_tokens(document: Document, encode: Encode, prefix: list[int]) -> list[int]:
+    tokens = list(document.tokens) or encode(document.text)
+    return tokens[len(prefix) :] if prefix and tokens[: len(prefix)] == prefix else tokens
+
+
+def _calibration(
+    documents: Sequence[Document], encode: Encode, prefix: list[int], window: int, most: int
+) -> list[np.ndarray]:
+    """Windows for statistics: documents one after the other, whole windows only (one shorter, if there is no
+    more).
+    """
+    pieces: list[np.ndarray] = []
+    rest: list[int] = []
+    own = window - len(prefix)
+    for document in documents:
+        rest += _document_tokens(document, encode, prefix)
+        while len(rest) >= own and sum(map(len, pieces)) + window <= max(most, window):
+            pieces.append(np.array(prefix + rest[:own], np.int32))
+            rest = rest[own:]
+        if sum(map(len, pieces)) + window > most and pieces:
+            return pieces
+    return pieces or [np.array(prefix + rest, np.int32)]
+
+
+def windows(
+    documents: Sequence[Document],
+    encode: Encode,
+    prefix: list[int],
+    window: int,
+    most: int,
+    separator: int | None = None,
+) -> list[Block]:
+    """Blocks of these documents, until they hold `most` scored tokens.
+
+    A document of at least half a window has windows of its own; shorter ones are gathered, the separator
+    between them.
+    """
+    blocks: list[Block] = []
+    scored = 0
+    gathered: list[int] = []
+    first: Document | None = None
+    own = window - len(prefix)
+
+    def add(document: Document, cluster: int, tokens: list[int]) -> int:
+        fresh = _cut(document, cluster, tokens, prefix, window)
+        blocks.extend(fresh)
+        return sum(block.num_scored for block in fresh)
+
+    for cluster, document in enumerate(documents):
+        if scored >= most:
+            break
+        tokens = _document_tokens(document, encode, prefix)
+        if len(tokens) >= own // 2:
+            scored += add(document, cluster, tokens)
+            continue
+        first = first or document
+        gathered += [*([separator] if gathered and separator is not None else []), *tokens]
+        if len(gathered) >= own:
+            scored += add(first, cluster, gathered[:own])
+            gathered, first = [], None
+    if first is not None and scored < most:
+        add(first, len(documents), gathered)
+    return blocks
+
+
+def _cut(document: Document, cluster: int, tokens: list[int], prefix: list[int], window: int) -> list[Block]:
+    own = window - len(prefix)
+    unscored = min(UNSCORED, window // 2)
+    pieces = [(start, tokens[start : start + own]) for start in range(0, len(tokens), own)]
+    return [
+        Block(
+            source=document.source,
+            document=document.name,
+            cluster=cluster,
+            start=start,
+            tokens=np.array(prefix + piece, np.int32),
+            scored_from=unscored,
+        )
+        for start, piece in pieces
+        if len(prefix) + len(piece) >= unscored + LEAST_SCORED
+    ]
+
+
+# ---- overlap ----
+
+
+def ngrams(tokens: np.ndarray) -> np.ndarray:
+    """64-bit hashes of all 13 tokens in a row, (T - 12,)."""
+    ids = np.asarray(tokens).astype(np.uint64)
+    if len(ids) < NGRAM:
+        return np.empty(0, np.uint64)
+    length = len(ids) - NGRAM + 1
+    hashes = np.zeros(length, np.uint64)
+    for offset in range(NGRAM):
+        hashes = (hashes ^ (ids[offset : offset + length] + np.uint64(1))) * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(29)
+    return hashes
+
+
+def seen_ngrams(pieces: Sequence[np.ndarray]) -> np.ndarray:
+    """Sorted hashes of all n-grams in these pieces."""
+    return np.unique(np.concatenate([ngrams(piece) for piece in pieces] or [np.empty(0, np.uint64)]))
+
+
+def without_overlap(blocks: Sequence[Block], seen: np.ndarray) -> list[Block]:
+    return [block for block in blocks if not np.isin(ngrams(block.tokens), seen, assume_unique=False).any()]
+
+
+def drop_shared(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """Several texts may quote each other: every cut also loses the blocks that another text's calib holds."""
+    seen = seen_ngrams([piece for source in sources for piece in source.calib])
+    result = []
+    for source in sources:
+        select, proof = without_overlap(source.select, seen), without_overlap(source.proof, seen)
+        lost = len(source.select) + len(source.proof) - len(select) - len(proof)
+        dropped = source.dropped_blocks + lost
+        kept = dataclasses.replace(source, select=tuple(select), proof=tuple(proof), dropped_blocks=dropped)
+        result.append(kept)
+    return tuple(result)
+
+
+# ---- one document a block (encoders) ----
+
+
+def cut_examples(documents: Sequence[Document], encode: Encode, *, longest: int, seed: int, limits: Limits) -> Source:
+    """Labelled or single texts: each is a block and its own cluster; `order` dropped exact repeats."""
+    ordered = order(documents, seed)
+    if len(ordered) < 30:
+        raise SnelloError(f"the text is {len(ordered)} examples", "give at least some hundreds", exit_code=4)
+    parts = assign(ordered, dataclasses.replace(limits, calib=limits.calib * 2))
+    calib = [_clip(encode(document.text), longest) for document in parts["calib"]]
+    chosen, total = [], 0
+    for piece in calib:
+        if total >= limits.calib:
+            break
+        chosen.append(piece)
+        total += len(piece)
+    cuts = {name: tuple(_example(d, i, encode, longest) for i, d in enumerate(parts[name])) for name in parts}
+    return Source(
+        name=documents[0].source,
+        documents=len(ordered),
+        calib=tuple(chosen),
+        select=cuts["select"],
+        proof=cuts["proof"],
+    )
+
+
+def _example(document: Document, cluster: int, encode: Encode, longest: int) -> Block:
+    tokens = _clip(encode(document.text), longest)
+    return Block(
+        source=document.source,
+        document=document.name,
+        cluster=cluster,
+        start=0,
+        tokens=tokens,
+        scored_from=0,
+        label=document.label,
+        other=None if document.other is None else _clip(encode(document.other), longest),
+    )
+
+
+def _clip(ids: list[int], longest: int) -> np.ndarray:
+    """At most `longest` tokens; the closing token stays."""
+    return np.array(ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]], np.int32)
+
+
+def fingerprint(documents: Sequence[Document], seed: int, limits: Limits) -> str:
+    """Names this text, this order and these limits."""
+    digest = hashlib.sha256(f"{seed}{limits}".encode())
+    for document in documents:
+        digest.update(f"{document.source}\0{document.text}\0{document.label}\0{document.other}\0".encode())
+        digest.update(np.array(document.tokens, np.int32).tobytes())
+    return digest.hexdigest()

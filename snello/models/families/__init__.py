@@ -1,0 +1,9 @@
+"""The table of families: what can be read, at a glance."""
+
+from __future__ import annotations
+
+from snello.models.families.bert import BERT, DISTILBERT
+from snello.models.families.family import Family
+from snello.models.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, BERT, DISTILBERT)}

@@ -1,0 +1,213 @@
+"""A strict reader of config.json: every key is read, known to be harmless, or says nothing.
+
+A key that nobody reads may change what the model means (a soft cap, a window, a scale), so it is an error unless
+its value is null, false or empty. Which keys are harmless is data, here for all families and in each family for its
+own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from snello.errors import SnelloError, Unsupported
+from snello.models.spec import Activation, Rope
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu", "relu2": "relu2", "tanh": "tanh",
+    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+}  # fmt: skip
+
+# Keys that say how a model was trained, saved or is sampled from, but not what its forward pass computes.
+HARMLESS = frozenset(
+    [
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_flash_attn_2_enabled",
+        "_from_model_config",
+        "_name_or_path",
+        "_num_labels",
+        "architectures",
+        "attention_dropout",
+        "auto_map",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "chunk_size_feed_forward",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "dropout",
+        "dtype",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "finetuning_task",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "gradient_checkpointing",
+        "id2label",
+        "initializer_range",
+        "is_llama_config",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "model_type",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "output_scores",
+        "prefix",
+        "pretraining_tp",
+        "problem_type",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "suppress_tokens",
+        "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
+        "tie_encoder_decoder",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torch_dtype",
+        "torchscript",
+        "transformers.js_config",
+        "transformers_version",
+        "typical_p",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_bfloat16",
+        "use_cache",
+    ]
+)
+_ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+DEFAULT_ROPE_BASE = 10_000.0  # what Transformers takes where a config is silent
+
+
+class Config:
+    """A config.json that remembers which of its keys were read."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+        self._read: set[str] = set()
+
+    def raw(self, key: str) -> Any:
+        """The value or None; counts as read."""
+        self._read.add(key)
+        return self._values.get(key)
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least one."""
+        value = self._value(key, default)
+        if type(value) is not int or value < 1:
+            self._refuse(key, "a whole number above zero")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._value(key, default)
+        if type(value) not in (int, float):
+            self._refuse(key, "a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._value(key, default)
+        if type(value) is not bool:
+            self._refuse(key, "true or false")
+        return value
+
+    def activation(self, key: str) -> Activation:
+        value = self._value(key, None)
+        if value not in ACTIVATIONS:
+            raise Unsupported(f"config.json: {key} {json.dumps(value)} is not supported", _known(ACTIVATIONS))
+        return ACTIVATIONS[value]
+
+    def expect(self, key: str, *allowed: Any) -> None:
+        """Refuses a key whose value is not one of these; absent is fine."""
+        value = self.raw(key)
+        if value is not None and value not in allowed:
+            raise Unsupported(f"config.json: {key} {json.dumps(value)} is not supported", _known(map(str, allowed)))
+
+    def token(self, key: str, vocab_size: int) -> int | None:
+        """One token id; an id outside the vocabulary (old configs say -1) means none."""
+        tokens = token_ids(self.raw(key), key, vocab_size)
+        return tokens[0] if tokens else None
+
+    def tokens(self, key: str, vocab_size: int) -> tuple[int, ...]:
+        return token_ids(self.raw(key), key, vocab_size)
+
+    def refuse_unread(self, harmless: frozenset[str], family: str) -> None:
+        """The last call: no key may be left that could mean something."""
+        known = self._read | HARMLESS | harmless
+        left = [
+            f"{key} = {json.dumps(value)[:60]}"
+            for key, value in self._values.items()
+            if key not in known and not (value is None or value is False or value in ("", [], {}))
+        ]
+        if left:
+            keys = ", ".join(sorted(left)[:12]) + (f" and {len(left) - 12} more" if len(left) > 12 else "")
+            raise Unsupported(
+                f"config.json says things that {family} models here do not know: {keys}",
+                "if a key does not change what the model computes, remove it from config.json",
+            )
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.raw(key)
+        if value is None and default is None:
+            raise SnelloError(f"config.json lacks {key}", "is this the config.json that came with the checkpoint?")
+        return default if value is None else value
+
+    def _refuse(self, key: str, expected: str) -> NoReturn:
+        raise SnelloError(f"config.json: {key} is {json.dumps(self._values[key])}, expected {expected}")
+
+
+def token_ids(value: Any, key: str, vocab_size: int) -> tuple[int, ...]:
+    """One id, a list of ids or null -> ids inside the vocabulary; another can never be drawn."""
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(item) is int for item in listed):
+        raise SnelloError(f"config.json: {key} is {json.dumps(value)}, expected token ids")
+    return tuple(dict.fromkeys(item for item in listed if 0 <= item < vocab_size))
+
+
+def rope(config: Config, head_dim: int) -> Rope:
+    """Rotary settings from `rope_parameters` (Transformers 5) or `rope_theta` + `rope_scaling` (before)."""
+    parameters, scaling, base, partial = (config.raw(key) for key in _ROPE_KEYS)
+    for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
+        if value is not None and not isinstance(value, dict):
+            raise SnelloError(f"config.json: {key} is {json.dumps(value)}, expected a table")
+    settings = {**(scaling or {}), **(parameters or {})}
+    if any(isinstance(value, dict) for value in settings.values()):
+        raise Unsupported(
+            "config.json: rope_parameters differ by type of layer", "only one rotary setting is supported"
+        )
+    stated = [value for value in (settings.pop("rope_theta", None), base) if value is not None]
+    if len(set(stated)) > 1:
+        raise SnelloError(f"config.json: rope_theta is both {stated[0]} and {stated[1]}", "keep the right one")
+    legacy = settings.pop("type", None)
+    kind = settings.pop("rope_type", legacy) or "default"
+    fraction = settings.pop("partial_rotary_factor", partial)
+    dims = head_dim if fraction is None else int(head_dim * fraction)
+    scaled = () if kind == "default" else (("rope_type", str(kind)), *sorted(_scaling_items(settings)))
+    if kind == "default" and settings:
+        raise Unsupported(f"config.json: rope_parameters say {json.dumps(settings)} beside type default")
+    return Rope(base=float(stated[0]) if stated else DEFAULT_ROPE_BASE, dims=dims, scaling=scaled)
+
+
+def _scaling_items(settings: Mapping[str, Any]) -> list[tuple[str, float | str]]:
+    """The configuration's own names; what is no number is kept as its JSON text."""
+    numbers = {key: type(value) in (int, float) for key, value in settings.items()}
+    return [(key, float(value) if numbers[key] else json.dumps(value)) for key, value in settings.items()]
+
+
+def _known(names: Any) -> str:
+    return f"supported: {', '.join(names)}"

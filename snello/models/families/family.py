@@ -1,0 +1,133 @@
+"""What a family is: data.
+
+A `Family` says which `architectures` it serves, how its config.json becomes a `Spec`, and under which names its
+checkpoint keeps each canonical parameter. The names are templates with `{i}` for the layer; they are expanded to
+exact names once, and nothing is ever matched by substring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from snello.models.families.config import Config
+from snello.models.spec import Spec, Task
+
+SUFFIXES = ("weight", "bias")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One row of the table of families.
+
+    `stems` maps canonical stems ("layers.{i}.attention.q") to the checkpoint's; ".weight" and ".bias" follow both.
+    `heads` are the stems of each task's head; those of other tasks are dropped. `parameters` are single parameters
+    whose names do not follow. `copies` are tensors that repeat a canonical parameter and must equal it. `fused`
+    maps a stem of the checkpoint to the canonical stems that are stacked in it, row after row. `base` is the prefix
+    that a headless save leaves out. `renamed` are (new, old) endings in old checkpoints. `ignored` are names that
+    say nothing new.
+    """
+
+    name: str  # config.json's model_type
+    architectures: Mapping[str, Task]
+    spec: Callable[[Config, Task], Spec]
+    stems: Mapping[str, str]
+    heads: Mapping[Task, Mapping[str, str]]
+    parameters: Mapping[Task, Mapping[str, str]] = field(default_factory=dict)
+    copies: Mapping[Task, Mapping[str, str]] = field(default_factory=dict)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    base: str
+    renamed: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+    harmless: frozenset[str] = frozenset()
+
+    @property
+    def tasks(self) -> list[Task]:
+        return list(dict.fromkeys(self.architectures.values()))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a canonical parameter lies: a whole tensor (under any one of these names), or some rows of one.
+
+    `stacked` are the canonical parameters that share the tensor, in the order of their rows.
+    """
+
+    names: tuple[str, ...]
+    stacked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Names:
+    """The exact names of one family in one checkpoint."""
+
+    sources: Mapping[str, Source]  # by canonical parameter
+    copies: Mapping[str, str]  # stored name -> canonical parameter that it repeats
+    ignored: frozenset[str]
+
+
+def names_for(family: Family, spec: Spec, *, has_base: bool) -> Names:
+    """Expands the templates of a family for this many layers and this task."""
+    names = _Expansion(family, len(spec.layers), has_base)
+    sources = names.whole({**family.stems, **family.heads.get(spec.task, {})})
+    for stored, parts in family.fused.items():
+        sources |= names.stacked(stored, parts)
+    for canonical, stored in family.parameters.get(spec.task, {}).items():
+        sources[canonical] = Source(names.spellings(stored))
+    copies = {
+        spelling: canonical
+        for stored, canonical in family.copies.get(spec.task, {}).items()
+        for spelling in names.spellings(stored)
+    }
+    ignored = names.exact(family.ignored)
+    for task, head in family.heads.items():
+        others = [f"{stem}.{suffix}" for stem in head.values() for suffix in SUFFIXES] if task != spec.task else []
+        others += [*family.parameters.get(task, {}).values(), *family.copies.get(task, {})] if task != spec.task else []
+        ignored |= names.exact(others)
+    used = {name for source in sources.values() for name in source.names}
+    return Names(sources, copies, frozenset(ignored - used))
+
+
+@dataclass(frozen=True)
+class _Expansion:
+    family: Family
+    count: int
+    has_base: bool
+
+    def whole(self, stems: Mapping[str, str]) -> dict[str, Source]:
+        return {
+            f"{at(canonical, index)}.{suffix}": Source(self.spellings(f"{at(stored, index)}.{suffix}"))
+            for canonical, stored in stems.items()
+            for index in self.indices(stored)
+            for suffix in SUFFIXES
+        }
+
+    def stacked(self, stored: str, parts: tuple[str, ...]) -> dict[str, Source]:
+        found: dict[str, Source] = {}
+        for index in self.indices(stored):
+            for suffix in SUFFIXES:
+                exact = tuple(f"{at(part, index)}.{suffix}" for part in parts)
+                source = Source(self.spellings(f"{at(stored, index)}.{suffix}"), exact)
+                found |= dict.fromkeys(exact, source)
+        return found
+
+    def exact(self, templates: Iterable[str]) -> set[str]:
+        return {
+            name
+            for template in templates
+            for index in self.indices(template)
+            for name in self.spellings(at(template, index))
+        }
+
+    def indices(self, template: str) -> range:
+        return range(self.count if "{i}" in template else 1)
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """The name as this checkpoint has it, then as older ones do."""
+        exact = name if self.has_base else name.removeprefix(self.family.base)
+        olds = [exact.removesuffix(new) + old for new, old in self.family.renamed if exact.endswith(new)]
+        return (exact, *olds)
+
+
+def at(template: str, index: int) -> str:
+    return template.replace("{i}", str(index))

@@ -1,0 +1,94 @@
+"""From a config.json to a family, a task and a `Spec`.
+
+Picks the family by the exact architecture name, refuses what is not in the table by naming what is, and lets
+nothing in the config go unread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from snello.errors import Unsupported
+from snello.models.families import FAMILIES
+from snello.models.families.config import Config, token_ids
+from snello.models.families.family import Family
+from snello.models.model import FloatFormat
+from snello.models.spec import Format, Spec, Task
+
+TORCH_TYPES: dict[str, FloatFormat] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def resolve(
+    values: Mapping[str, Any], *, task: Task | None = None, generation: Mapping[str, Any] | None = None
+) -> tuple[Family, Spec]:
+    """The family and the `Spec` that a config.json (and generation_config.json) describe.
+
+    `task` None: the one that the checkpoint was saved for. The formats are those that the config states.
+    """
+    family, saved_for = _family(values)
+    _refuse_quantized(values)
+    task = task or saved_for
+    if task not in family.tasks:
+        raise Unsupported(f"a {family.name} model cannot be loaded for {task}", f"it does: {', '.join(family.tasks)}")
+    config = Config(values)
+    spec = family.spec(config, task)
+    config.refuse_unread(family.harmless, family.name)
+    return family, _with_generation(with_type(spec, _stated_type(values)), generation or {})
+
+
+def spec_from_config(
+    values: Mapping[str, Any], *, task: Task | None = None, generation: Mapping[str, Any] | None = None
+) -> Spec:
+    """The `Spec` alone."""
+    return resolve(values, task=task, generation=generation)[1]
+
+
+def with_type(spec: Spec, weights: FloatFormat) -> Spec:
+    """The same model with all weights, keys and values in this type."""
+    return dataclasses.replace(spec, default_format=Format(weights=weights), cache_format=weights, formats=())
+
+
+def _family(values: Mapping[str, Any]) -> tuple[Family, Task]:
+    architectures = values.get("architectures") or []
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    for family in FAMILIES.values():
+        if isinstance(named, str) and named in family.architectures:
+            return family, family.architectures[named]
+    kind = values.get("model_type")
+    if named is None and kind in FAMILIES and len(FAMILIES[kind].tasks) == 1:
+        return FAMILIES[kind], FAMILIES[kind].tasks[0]
+    supported = ", ".join(name for family in FAMILIES.values() for name in family.architectures)
+    if named is None and kind is None:
+        raise Unsupported("config.json names neither architectures nor model_type", f"supported: {supported}")
+    what = f"architecture {named}" if named else f"model_type {kind} without architectures"
+    raise Unsupported(f"{what} is not supported", f"supported: {supported}")
+
+
+def _refuse_quantized(values: Mapping[str, Any]) -> None:
+    for key in ("quantization_config", "compression_config", "quantization"):
+        settings = values.get(key)
+        if settings:
+            table = settings if isinstance(settings, dict) else {}
+            method = table.get("quant_method") or table.get("quant_algo") or table.get("format") or key
+            bits = table.get("bits") or table.get("w_bit") or (4 if table.get("load_in_4bit") else None)
+            bits = bits or (8 if table.get("load_in_8bit") else None)
+            described = f"{method}{f', {bits} bits' if bits else ''}"
+            raise Unsupported(
+                f"this checkpoint is already quantized ({described})",
+                "give the original FP32, FP16 or BF16 checkpoint; Snello makes it lean itself",
+            )
+
+
+def _stated_type(values: Mapping[str, Any]) -> FloatFormat:
+    stated = values.get("dtype") or values.get("torch_dtype") or "float32"
+    if stated not in TORCH_TYPES:
+        raise Unsupported(f"config.json: dtype {stated} is not supported", f"supported: {', '.join(TORCH_TYPES)}")
+    return TORCH_TYPES[stated]
+
+
+def _with_generation(spec: Spec, generation: Mapping[str, Any]) -> Spec:
+    """generation_config.json knows more ends (a chat's) than config.json does; both count."""
+    ends = token_ids(generation.get("eos_token_id"), "generation_config eos_token_id", spec.vocab_size)
+    return dataclasses.replace(spec, eos_tokens=tuple(dict.fromkeys((*ends, *spec.eos_tokens))))

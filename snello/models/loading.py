@@ -1,0 +1,100 @@
+"""`load`: from a name to a `Model`, whatever kind of thing the name stands for.
+
+A path that exists wins over a Hub name. A folder is a lean one (snello.json), a sentence-transformers one
+(modules.json) or a plain checkpoint (config.json); everything else is refused in one line that says what it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from snello.errors import SnelloError, Unsupported
+from snello.models import hub
+from snello.models.checkpoint import PICKLED, bind, foreign_format, read_stored
+from snello.models.families.resolve import resolve
+from snello.models.families.sentence import is_sentence_folder, read_sentence_folder
+from snello.models.files import read_json, read_json_if_there
+from snello.models.lean import LEAN, load_lean
+from snello.models.model import Model
+from snello.models.spec import Task
+from snello.models.stories import is_stories_file, load_stories
+
+DEMO = Path(__file__).parent / "demo"
+
+
+def load(name: str | Path, *, task: Task | None = None) -> Model:
+    """Opens a model; weights are mapped, not read.
+
+    Args:
+        name: a folder, a llama2.c file, a Hub name such as "Qwen/Qwen3-0.6B", or "demo".
+        task: load a checkpoint for another task than it was saved for (an encoder for "embedding").
+    """
+    if str(name) == "demo":
+        return _load_demo(task)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _load_folder(path, path.resolve().name, task)
+    if path.exists():
+        return _load_file(path, task)
+    if isinstance(name, str) and hub.is_hub_name(name):
+        return _load_folder(hub.fetch(name), name, task)
+    raise SnelloError(f"{name} does not exist", "give a model folder, or a Hub name such as Qwen/Qwen3-0.6B")
+
+
+def _load_demo(task: Task | None) -> Model:
+    if not any((DEMO / marker).exists() for marker in (LEAN, "config.json")):
+        raise SnelloError(f"this installation has no demo model in {DEMO}", "give a model folder or a Hub name")
+    return _load_folder(DEMO, "demo", task)
+
+
+def _load_folder(folder: Path, name: str, task: Task | None) -> Model:
+    if (folder / LEAN).exists():
+        model = load_lean(folder, name)
+        if task not in (None, model.spec.task):
+            raise Unsupported(f"{folder} was made for {model.spec.task}, not for {task}")
+        return model
+    if is_sentence_folder(folder) and task in (None, "embedding"):
+        return _load_sentence(folder, name)
+    if not (folder / "config.json").exists():
+        raise _not_a_model(folder)
+    return _load_checkpoint(folder, name, task)
+
+
+def _load_checkpoint(folder: Path, name: str, task: Task | None) -> Model:
+    config, generation = read_json(folder / "config.json"), read_json_if_there(folder / "generation_config.json")
+    family, spec = resolve(config, task=task, generation=generation)
+    stored, files = read_stored(folder)
+    spec, weights = bind(family, spec, stored, folder)
+    return Model(spec=spec, weights=weights, path=folder, name=name, generation=generation, files=tuple(files))
+
+
+def _load_sentence(folder: Path, name: str) -> Model:
+    sentence = read_sentence_folder(folder)
+    model = _load_checkpoint(sentence.encoder, name, "embedding")
+    return dataclasses.replace(model, spec=sentence.applied(model.spec))
+
+
+def _load_file(path: Path, task: Task | None) -> Model:
+    if path.suffix == ".gguf":
+        raise foreign_format(path, "GGUF")
+    if path.suffix == ".onnx":
+        raise foreign_format(path, "ONNX")
+    if is_stories_file(path):
+        return load_stories(path)
+    if path.name.endswith(PICKLED):
+        raise Unsupported(f"{path} is a pickled file, which can run code when it is read", "give a safetensors folder")
+    if path.suffix == ".safetensors":
+        raise SnelloError(f"{path} is only the weights of a model", f"give its folder: {path.parent}")
+    raise Unsupported(f"{path} is not a model", "give a model folder or a Hub name")
+
+
+def _not_a_model(folder: Path) -> SnelloError:
+    found = sorted(path.name for path in folder.iterdir())
+    for ending, kind in ((".gguf", "GGUF"), (".onnx", "ONNX")):
+        for name in found:
+            if name.endswith(ending):
+                return foreign_format(folder / name, kind)
+    if "adapter_config.json" in found:
+        return Unsupported(f"{folder} is an adapter, not a model", "give the model that it was trained on")
+    return SnelloError(f"{folder} is not a model folder: it holds no config.json", "give the folder of a checkpoint")

@@ -1,0 +1,270 @@
+"""The torch modules that the reference is built from; attribute paths are the canonical parameter names.
+
+Attention and feed-forward have one shape, `Half`: prepare (norm), inner (up to the input of the last linear), project
+(the last linear), finish (residual and norm). Calibration walks these four steps instead of hooking into a forward
+pass, so a half can be quantized between two of them. B sequences, T rows, D hidden, H heads, K kv heads, E head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snello.errors import Unsupported
+from snello.models import spec as specs
+from snello.models.rope import rope_tables
+
+ACTIVATIONS: dict[specs.Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "tanh": torch.tanh,
+}
+
+
+class NormLayer(nn.Module):
+    def __init__(self, norm: specs.Norm, size: int) -> None:
+        super().__init__()
+        self.norm = norm
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if norm.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.weight + self.norm.gain_offset if self.norm.gain_offset else self.weight
+        if self.norm.kind == "layer":
+            return F.layer_norm(x, gain.shape, gain, self.bias, self.norm.epsilon)
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.norm.epsilon)
+        y = gain * y.to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+class Half(nn.Module):
+    """One half of a block. `order` says where the norms stand (`spec.Layer.norms`)."""
+
+    inputs: tuple[str, ...]  # linears that read `prepare(x)`
+    output: str  # the linear that reads `inner(...)`
+
+    def __init__(self, spec: specs.Spec, layer: specs.Layer) -> None:
+        super().__init__()
+        self.order = layer.norms
+        self.norm = NormLayer(spec.norm, spec.hidden_size)
+        if layer.norms == "both":
+            self.post_norm = NormLayer(spec.norm, spec.hidden_size)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x if self.order == "post" else cast(Tensor, self.norm(x))
+
+    def inner(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def project(self, y: Tensor) -> Tensor:
+        return cast(Tensor, getattr(self, self.output)(y))
+
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.order == "post":
+            return cast(Tensor, self.norm(x + y))
+        return x + cast(Tensor, self.post_norm(y)) if self.order == "both" else x + y
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.finish(x, self.project(self.inner(self.prepare(x), mask)))
+
+
+class AttentionHalf(Half):
+    inputs, output = ("q", "k", "v"), "o"
+
+    def __init__(self, spec: specs.Spec, layer: specs.Layer) -> None:
+        super().__init__(spec, layer)
+        assert isinstance(layer.mixer, specs.Attention)
+        self.mixer = mixer = layer.mixer
+        queries, keys = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
+        self.q = nn.Linear(spec.hidden_size, queries, bias=mixer.qkv_bias)
+        self.k = nn.Linear(spec.hidden_size, keys, bias=mixer.qkv_bias)
+        self.v = nn.Linear(spec.hidden_size, keys, bias=mixer.qkv_bias)
+        self.o = nn.Linear(queries, spec.hidden_size, bias=mixer.out_bias)
+        if mixer.qk_norm is not None:
+            self.q_norm = NormLayer(mixer.qk_norm, mixer.head_dim)
+            self.k_norm = NormLayer(mixer.qk_norm, mixer.head_dim)
+
+    def inner(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        mixer = self.mixer
+        q, k, v = (by_head(linear(y), mixer.head_dim) for linear in (self.q, self.k, self.v))
+        if mixer.qk_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)  # (B, H, T, E), (B, K, T, E)
+        if mixer.rope is not None:
+            q, k = rotate(q, mixer.rope), rotate(k, mixer.rope)
+        repeats = mixer.num_heads // mixer.num_kv_heads
+        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)  # (B, H, T, E)
+        return attend(mixer, q, k, v, mask).transpose(1, 2).flatten(2)  # (B, T, H * E)
+
+
+class FeedForwardHalf(Half):
+    output = "down"
+
+    def __init__(self, spec: specs.Spec, layer: specs.Layer) -> None:
+        super().__init__(spec, layer)
+        feed = layer.feed_forward
+        self.activation = ACTIVATIONS[feed.activation]
+        self.inputs = ("gate", "up") if feed.gated else ("up",)
+        if feed.gated:
+            self.gate = nn.Linear(spec.hidden_size, feed.width, bias=feed.bias)
+        self.up = nn.Linear(spec.hidden_size, feed.width, bias=feed.bias)
+        self.down = nn.Linear(feed.width, spec.hidden_size, bias=feed.bias)
+
+    def inner(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        up = cast(Tensor, self.up(y))  # (B, T, F)
+        return self.activation(self.gate(y)) * up if len(self.inputs) == 2 else self.activation(up)
+
+
+class Block(nn.Module):
+    def __init__(self, spec: specs.Spec, index: int) -> None:
+        super().__init__()
+        layer = spec.layers[index]
+        self.attention = AttentionHalf(spec, layer)
+        self.ffn = FeedForwardHalf(spec, layer)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return cast(Tensor, self.ffn(self.attention(x, mask), mask))
+
+
+class TokenEmbedding(nn.Module):
+    def __init__(self, spec: specs.Spec) -> None:
+        super().__init__()
+        self.embedding = embedding = spec.embedding
+        self.tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        if embedding.learned_positions:
+            self.positions = nn.Embedding(embedding.learned_positions, spec.hidden_size)
+        if embedding.token_types:
+            self.types = nn.Embedding(embedding.token_types, spec.hidden_size)
+        if embedding.norm:
+            self.norm = NormLayer(spec.norm, spec.hidden_size)
+
+    def forward(self, tokens: Tensor, types: Tensor | None = None) -> Tensor:
+        x = cast(Tensor, self.tokens(tokens)) * self.embedding.scale  # (B, T, D)
+        if self.embedding.learned_positions:
+            x = x + self.positions(torch.arange(tokens.shape[1]) + self.embedding.position_offset)
+        if self.embedding.token_types:
+            x = x + self.types(torch.zeros_like(tokens) if types is None else types)
+        return cast(Tensor, self.norm(x)) if self.embedding.norm else x
+
+
+class Transform(nn.Linear):
+    """BERT's dense + activation + norm in front of the vocabulary."""
+
+    def __init__(self, spec: specs.Spec, activation: specs.Activation) -> None:
+        super().__init__(spec.hidden_size, spec.hidden_size)
+        self.activation = ACTIVATIONS[activation]
+        self.norm = NormLayer(spec.norm, spec.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.norm(self.activation(super().forward(x))))
+
+
+class AnswerHead(nn.Module):
+    def __init__(self, spec: specs.Spec) -> None:
+        super().__init__()
+        self.head = head = spec.head
+        if head.transform is not None:
+            self.transform = Transform(spec, head.transform)
+        if head.pooler is not None:
+            self.pooler = nn.Linear(spec.hidden_size, spec.hidden_size)
+        outputs = len(head.labels) if head.kind == "classify" else spec.vocab_size
+        if head.kind != "embed" and not head.tied:
+            self.weight = nn.Parameter(torch.empty(outputs, spec.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if head.bias else None
+
+    def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """One row of D per sequence: the mean, the last real row, or the first; then the pooler if there is one."""
+        real = torch.ones(x.shape[:2], dtype=x.dtype) if mask is None else mask.to(x.dtype)  # (B, T)
+        if self.head.pooling == "mean":
+            row = (x * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1e-9)
+        elif self.head.pooling == "last":
+            row = x[torch.arange(len(x)), real.sum(1).long() - 1]
+        else:
+            row = x[:, 0]
+        return row if self.head.pooler is None else ACTIVATIONS[self.head.pooler](self.pooler(row))
+
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the last linear reads: (B, T, D), or (B, D) for a classifier."""
+        if self.head.kind == "classify":
+            return self.pool(x, mask)
+        return cast(Tensor, self.transform(x)) if self.head.transform is not None else x
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, tied: Tensor | None = None) -> Tensor:
+        y = self.features(x, mask)
+        if self.head.kind == "embed":
+            return y
+        y = F.linear(y, self.weight if tied is None else tied, self.bias) * self.head.logit_scale
+        cap = self.head.soft_cap
+        return y if cap is None else cap * torch.tanh(y / cap)
+
+
+def by_head(x: Tensor, head_dim: int) -> Tensor:
+    """(B, T, H * E) -> (B, H, T, E)."""
+    return x.reshape(*x.shape[:2], -1, head_dim).transpose(1, 2)
+
+
+def rotate(x: Tensor, rope: specs.Rope) -> Tensor:
+    """Rotary embedding of rows at positions 0 .. T - 1: the first `dims` of each head, in halves or pairs."""
+    cos, sin = _tables(rope, x.shape[-2])  # (T, dims / 2)
+    part, rest = x[..., : rope.dims].float(), x[..., rope.dims :]
+    shape = part.shape[:-1]
+    pairs = part.reshape(*shape, -1, 2) if rope.interleaved else part.reshape(*shape, 2, -1).transpose(-1, -2)
+    a, b = pairs.unbind(-1)  # (B, H, T, dims / 2)
+    turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    turned = turned.flatten(-2) if rope.interleaved else turned.transpose(-1, -2).flatten(-2)
+    return torch.cat((turned.to(x.dtype), rest), dim=-1)
+
+
+@lru_cache(maxsize=8)
+def _tables(rope: specs.Rope, positions: int) -> tuple[Tensor, Tensor]:
+    cos, sin = rope_tables(rope, positions)
+    return torch.from_numpy(cos), torch.from_numpy(sin)
+
+
+def attend(mixer: specs.Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(cap(q k^T * scale)) v over the visible positions; (B, H, T, E) in and out."""
+    seen = visible(mixer, q.shape[-2], mask)
+    if mixer.soft_cap is None:
+        causal = seen is None and mixer.causal
+        return F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=mixer.score_scale)
+    scores = q @ k.transpose(-1, -2) * mixer.score_scale  # (B, H, T, T)
+    scores = mixer.soft_cap * torch.tanh(scores / mixer.soft_cap)
+    if seen is None and mixer.causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+def visible(mixer: specs.Attention, rows: int, mask: Tensor | None) -> Tensor | None:
+    """True where a row sees a position, (B or 1, 1, T, T); None: plainly causal, or everything."""
+    if mask is None and (mixer.window is None or mixer.window >= rows):
+        return None
+    row, column = torch.arange(rows)[:, None], torch.arange(rows)[None, :]
+    seen = column <= row if mixer.causal else torch.ones(rows, rows, dtype=torch.bool)
+    if mixer.window is not None:
+        seen = seen & ((column > row - mixer.window) | (column < mixer.sinks))
+    seen = seen[None, None]
+    return seen if mask is None else seen & mask.bool()[:, None, None, :]
+
+
+def check(spec: specs.Spec) -> None:
+    """Refuse, by name, what these modules do not compute."""
+    for index, layer in enumerate(spec.layers):
+        where = f"layer {index} of this {spec.family} model"
+        if not isinstance(layer.mixer, specs.Attention):
+            raise Unsupported(f"{type(layer.mixer).__name__} mixer in {where}", "attention is what is supported")
+        if layer.feed_forward.experts is not None:
+            raise Unsupported(f"mixture of experts in {where}", "use a dense model")
+        if layer.mixer.window is not None and not layer.mixer.causal:
+            raise Unsupported(f"two-sided window attention in {where}", "windows are supported in causal models")
+        if layer.mixer.rope is not None:
+            rope_tables(layer.mixer.rope, 1)

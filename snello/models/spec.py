@@ -1,0 +1,290 @@
+"""What a model *is*: the `Spec`, a frozen tree of plain values that is hashed and stored with every model.
+
+The engine reads a `Spec` and a `Deployment` and nothing else: it never asks which technique made a model. So the tree
+can say more than every executor can do; what an executor cannot do, it refuses with `Unsupported`. Dimensions: T rows,
+D hidden size, H heads, K kv heads, E head_dim, F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+Task: TypeAlias = Literal["causal-lm", "masked-lm", "sequence-classification", "embedding"]
+WeightFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+CacheFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+Activation: TypeAlias = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "tanh"]
+
+BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How the weights of one linear are stored, and how its input is prepared (docs/numerics.md).
+
+    `group_size` belongs to INT4. `activations` int8 quantizes the input per row and needs integer weights. `rotate` and
+    `equalize` say that the weights are stored in the basis `W diag(input scale) H`; the input is brought there once.
+    """
+
+    weights: WeightFormat
+    group_size: Literal[0, 32, 64, 128] = 0
+    activations: Literal["float", "int8"] = "float"
+    rotate: bool = False
+    equalize: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    kind: Literal["rms", "layer"]
+    epsilon: float
+    gain_offset: float = 0.0  # Gemma stores gain - 1
+    bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary embedding. `scaling` keeps the configuration's own names (rope_type llama3, linear, dynamic, yarn, ...)."""
+
+    base: float
+    dims: int  # rotary dims, the first of each head; head_dim unless partial
+    interleaved: bool = False
+    scaling: tuple[tuple[str, float | str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    causal: bool = True
+    window: int | None = None
+    sinks: int = 0
+    rope: Rope | None = None
+    qk_norm: Norm | None = None  # per head, before RoPE
+    qkv_bias: bool = False
+    out_bias: bool = False
+    fused_qkv: bool = False  # how the checkpoint stores it; canonical names are always apart
+    scale: float | None = None  # None: head_dim ** -0.5
+    soft_cap: float | None = None
+
+    @property
+    def score_scale(self) -> float:
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConvolution:
+    """Gated depthwise convolution over the last `kernel` positions; its state is kernel - 1 rows of D."""
+
+    kernel: int
+    bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recurrent:
+    """A recurrent mixer with a state of fixed size (linear attention, state space)."""
+
+    kind: str
+    num_heads: int
+    state_dim: int
+
+
+Mixer: TypeAlias = Attention | ShortConvolution | Recurrent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    num_experts: int
+    num_active: int
+    shared: int = 0
+    normalized: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForward:
+    """`gated`: down(act(gate(x)) * up(x)); else down(act(up(x)))."""
+
+    width: int
+    activation: Activation
+    gated: bool = True
+    bias: bool = False
+    experts: Experts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One block. Norms: `pre` before each half (Llama), `post` after the residual sum (BERT), `both` around (Gemma 2)."""
+
+    mixer: Mixer
+    feed_forward: FeedForward
+    norms: Literal["pre", "post", "both"] = "pre"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """`learned_positions` and `token_types` count rows of tables that are added (BERT); 0: none."""
+
+    scale: float = 1.0
+    learned_positions: int = 0
+    position_offset: int = 0
+    token_types: int = 0
+    norm: bool = False  # a norm right after the sum (BERT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What turns hidden rows into answers.
+
+    `lm`: logits over V (`transform`: BERT's dense + activation + norm first). `classify`: `pooler` (a dense + tanh on the
+    first row, or DistilBERT's dense + relu) then `num_labels` logits. `embed`: `pooling` over rows, then normalization.
+    """
+
+    kind: Literal["lm", "classify", "embed"]
+    tied: bool = False
+    bias: bool = False
+    transform: Activation | None = None
+    logit_scale: float = 1.0
+    soft_cap: float | None = None
+    pooler: Activation | None = None
+    labels: tuple[str, ...] = ()
+    pooling: Literal["mean", "cls", "last"] | None = None
+    normalize: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A model, without its weights.
+
+    `formats` maps canonical linear names (`linear_names`) to formats; `default_format` holds for the others and gives the
+    model's own type. `cache_format` is the type of keys and values.
+    """
+
+    family: str
+    task: Task
+    vocab_size: int
+    hidden_size: int
+    max_positions: int
+    layers: tuple[Layer, ...]
+    norm: Norm  # of every block, and the final one unless `final_norm` is False
+    embedding: Embedding
+    head: Head
+    default_format: Format
+    cache_format: CacheFormat
+    final_norm: bool = True
+    bos_token: int | None = None
+    eos_tokens: tuple[int, ...] = ()
+    pad_token: int | None = None
+    formats: tuple[tuple[str, Format], ...] = ()
+
+    def format(self, linear: str) -> Format:
+        """The format of one linear by its canonical name."""
+        return dict(self.formats).get(linear, self.default_format)
+
+    def with_formats(self, formats: dict[str, Format]) -> Spec:
+        """A copy in which these linears (or the untied "embedding") have these formats; names must exist."""
+        unknown = sorted(set(formats) - {*linear_names(self), "embedding"})
+        assert not unknown, f"no such linears: {unknown}"
+        merged = {**dict(self.formats), **formats}
+        kept = {name: value for name, value in merged.items() if value != self.default_format}
+        return dataclasses.replace(self, formats=tuple(sorted(kept.items())))
+
+    @property
+    def causal(self) -> bool:
+        return self.task == "causal-lm"
+
+    def to_json(self) -> dict[str, Any]:
+        return _to_plain(self)  # type: ignore[no-any-return]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """How a model runs *here*: this machine's side. Not part of the model's identity.
+
+    `context`: positions to make room for, for each of `streams` sequences at once; None: the model's own, or what a
+    quarter of free memory holds.
+    """
+
+    threads: int | None = None  # None: the physical cores
+    context: int | None = None
+    streams: int = 1
+    chunk_rows: int = 256  # prompt rows of one step
+    isa: str | None = None
+
+
+# ---- canonical names ------------------------------------------------------------------------------------------------
+#
+# linear                              its input (shared: quantized and transformed once)
+# layers.{i}.attention.{q,k,v}        layers.{i}.attention.in
+# layers.{i}.attention.o              layers.{i}.attention.mixed
+# layers.{i}.ffn.{gate,up}            layers.{i}.ffn.in
+# layers.{i}.ffn.down                 layers.{i}.ffn.hidden
+# head                                head.in       (tied: the embedding is gathered from it)
+# head.transform                      head.transform.in
+# head.pooler                         head.pooler.in
+#
+# Parameters: "<linear>.weight", "<linear>.bias"; norms "layers.{i}.{attention,ffn}.norm.{weight,bias}" (pre or post),
+# "layers.{i}.{attention,ffn}.post_norm.*" (both), "layers.{i}.attention.{q,k}_norm.weight"; "norm.*" the final one;
+# "embedding.tokens.weight", "embedding.positions.weight", "embedding.types.weight", "embedding.norm.*",
+# "head.transform.norm.*".
+
+
+def linear_names(spec: Spec) -> list[str]:
+    """Canonical names of all linears, in the order of computation."""
+    names: list[str] = []
+    for index, layer in enumerate(spec.layers):
+        if isinstance(layer.mixer, Attention):
+            names += [f"layers.{index}.attention.{part}" for part in "qkvo"]
+        parts = ("gate", "up", "down") if layer.feed_forward.gated else ("up", "down")
+        names += [f"layers.{index}.ffn.{part}" for part in parts]
+    if spec.head.transform is not None:
+        names.append("head.transform")
+    if spec.head.pooler is not None:
+        names.append("head.pooler")
+    if spec.head.kind != "embed":
+        names.append("head")
+    return names
+
+
+def input_name(linear: str) -> str:
+    """The canonical name of the input that this linear reads; linears that share it share its preparation."""
+    stem, _, part = linear.rpartition(".")
+    shared = {"q": "in", "k": "in", "v": "in", "o": "mixed", "gate": "in", "up": "in", "down": "hidden"}
+    if stem.endswith(("attention", "ffn")):
+        return f"{stem}.{shared[part]}"
+    return f"{linear}.in"
+
+
+def linear_shape(spec: Spec, linear: str) -> tuple[int, int]:
+    """(outputs N, inputs K) of a linear by its canonical name."""
+    if linear == "head":
+        outputs = len(spec.head.labels) if spec.head.kind == "classify" else spec.vocab_size
+        return outputs, spec.hidden_size
+    if linear.startswith("head."):
+        return spec.hidden_size, spec.hidden_size
+    _, index, half, part = linear.split(".")
+    layer = spec.layers[int(index)]
+    if half == "ffn":
+        width = layer.feed_forward.width
+        return (spec.hidden_size, width) if part == "down" else (width, spec.hidden_size)
+    assert isinstance(layer.mixer, Attention)
+    queries = layer.mixer.num_heads * layer.mixer.head_dim
+    keys = layer.mixer.num_kv_heads * layer.mixer.head_dim
+    shapes = {"q": (queries, spec.hidden_size), "k": (keys, spec.hidden_size), "v": (keys, spec.hidden_size)}
+    return shapes.get(part, (spec.hidden_size, queries))
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: _to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"kind_of": type(value).__name__, **fields} if isinstance(value, Mixer) else fields
+    if isinstance(value, tuple):
+        return [_to_plain(item) for item in value]
+    return value

@@ -1,0 +1,287 @@
+"""Text to token ids and back, with the checkpoint's own tokenizer.
+
+It owns which files make a tokenizer (tokenizer.json; else a GPT-2 vocabulary with merges, or a BERT word list),
+which special tokens it has and adds, its chat template, and a decoder for streams that never splits a character.
+The package `tokenizers` does the work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from snello.errors import SnelloError
+from snello.models import chat
+from snello.models.files import read_json_if_there
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+_CONVERT = "convert it once: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+REPLACEMENT = "\ufffd"  # what incomplete UTF-8 decodes to
+LONGEST_CHARACTER = 4  # bytes, so also tokens
+WINDOW, LONGEST_WINDOW = 8, 64  # tokens that a stream decodes again
+BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")
+WORD_PIECE_CLASSES = ("BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast")
+GPT2_SPECIAL = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+BERT_SPECIAL = {
+    "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer and the settings beside it. `special_tokens` holds texts by name ("bos_token", ...)."""
+
+    backend: tokenizers.Tokenizer
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    chat_templates: Mapping[str, str] = field(default_factory=dict)
+    name: str = "this model"
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Token ids; special tokens are added as the checkpoint says."""
+        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
+        return ids
+
+    def encode_pair(self, text: str, pair: str, add_special: bool = True) -> tuple[list[int], list[int]]:
+        """Token ids and token types of two texts in one row, for encoders."""
+        encoded = self.backend.encode(text, pair, add_special_tokens=add_special)
+        return encoded.ids, encoded.type_ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def stream(self, context: Sequence[int] = (), skip_special: bool = True) -> StreamDecoder:
+        """A decoder to feed one token at a time; `context` are ids before them, whose text is not given again."""
+        return StreamDecoder(self, context, skip_special)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that this tokenizer knows, added ones included; a model's vocabulary may be padded beyond."""
+        size: int = self.backend.get_vocab_size(with_added_tokens=True)
+        return size
+
+    def token_id(self, token: str) -> int | None:
+        number: int | None = self.backend.token_to_id(token)
+        return number
+
+    def prompt(self, messages: Sequence[chat.Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The text that the checkpoint's chat template makes of these messages."""
+        name = "tool_use" if variables.get("tools") and "tool_use" in self.chat_templates else "default"
+        if name not in self.chat_templates:
+            hint = "give plain text, or a model tuned for chat (often named -Instruct or -Chat)"
+            raise SnelloError(f"{self.name} has no chat template", hint)
+        return chat.render(
+            self.chat_templates[name],
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            special_tokens=self.special_tokens,
+            **variables,
+        )
+
+    def chat(self, messages: Sequence[chat.Message], add_generation_prompt: bool = True, **variables: Any) -> list[int]:
+        """Token ids of a chat; the template writes the special tokens itself."""
+        prompt = self.prompt(messages, add_generation_prompt=add_generation_prompt, **variables)
+        return self.encode(prompt, add_special=False)
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json; Transformers loads them too."""
+        self.backend.save(str(folder / "tokenizer.json"))
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
+        if self.chat_templates:
+            config["chat_template"] = [{"name": k, "template": v} for k, v in self.chat_templates.items()]
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+class StreamDecoder:
+    """Text of a growing sequence, piece by piece: only complete characters come out.
+
+    A token may hold part of a character, and how a token reads can depend on the one before it. So a short window is
+    decoded again with each token. What is new in its text is given, but for a tail that may be an unfinished character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = (), skip_special: bool = True) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special
+        self._window = list(context)[-WINDOW:]
+        self._given = len(self._text())  # characters of the window's text that are out
+        self._whole = len(self._window)  # tokens of the window that ended with a complete character
+
+    def feed(self, token: int) -> str:
+        """The text that this token completes; may be empty."""
+        self._window.append(token)
+        text = self._text()
+        unfinished = min(len(text) - len(text.rstrip(REPLACEMENT)), LONGEST_CHARACTER - 1)
+        new = self._give(text, len(text) - unfinished)
+        if new and not unfinished:
+            self._forget(self._whole)
+        elif len(self._window) > LONGEST_WINDOW:
+            self._forget(len(self._window) - WINDOW)
+            self._given = max(len(self._text()) - unfinished, 0)
+        return new
+
+    def flush(self) -> str:
+        """What is left at the end, as `decode` would show it."""
+        text = self._text()
+        return self._give(text, len(text))
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._window, self._skip)
+
+    def _give(self, text: str, end: int) -> str:
+        new, self._given = text[self._given : end], max(self._given, end)
+        return new
+
+    def _forget(self, count: int) -> None:
+        """Drops the oldest tokens, whose text is out; the rest is kept for what it says about the next one."""
+        self._window = self._window[count:]
+        self._whole, self._given = len(self._window), len(self._text())
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a model folder, or of a llama2.c file."""
+    if path.is_file():
+        from snello.models.stories import load_stories_tokenizer
+
+        return load_stories_tokenizer(path)
+    config = read_json_if_there(path / "tokenizer_config.json")
+    backend, defaults = _backend(path, config)
+    special = {**defaults, **_special_tokens(path, config)}
+    backend.no_truncation()
+    backend.no_padding()
+    _add_tokens(backend, path, config, special)
+    _add_bos_and_eos(backend, config, special)
+    return Tokenizer(backend, special, _chat_templates(path, config), path.resolve().name)
+
+
+def _backend(path: Path, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, Mapping[str, str]]:
+    """The tokenizer itself, and special tokens that go without saying for its kind."""
+    if (path / "tokenizer.json").exists():
+        try:
+            return tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")), {}
+        except Exception as error:  # the package raises bare Exceptions
+            raise SnelloError(f"{path / 'tokenizer.json'} cannot be read: {error}", "download it again") from None
+    if (path / "vocab.json").exists() and (path / "merges.txt").exists():
+        _expect_class(path, config, BYTE_LEVEL_CLASSES)
+        return _byte_level_bpe(path), GPT2_SPECIAL
+    if (path / "vocab.txt").exists():
+        _expect_class(path, config, WORD_PIECE_CLASSES)
+        return _word_piece(path, config), BERT_SPECIAL
+    sentencepiece = [name for name in ("tokenizer.model", "spiece.model") if (path / name).exists()]
+    if sentencepiece:
+        raise SnelloError(f"{path} has only a SentencePiece tokenizer ({sentencepiece[0]})", _CONVERT)
+    raise SnelloError(f"{path} has no tokenizer", "copy tokenizer.json and tokenizer_config.json into the folder")
+
+
+def _expect_class(path: Path, config: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Without tokenizer.json only the class says how text is cut; another one would cut it differently."""
+    named = config.get("tokenizer_class")
+    if named is not None and named not in known:
+        raise SnelloError(f"{path} has no tokenizer.json, which a {named} needs", _CONVERT)
+
+
+def _byte_level_bpe(path: Path) -> tokenizers.Tokenizer:
+    """GPT-2's tokenizer from its two files."""
+    from tokenizers import decoders, models, pre_tokenizers, processors
+
+    try:
+        model = models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
+    except Exception as error:  # the package raises bare Exceptions
+        raise SnelloError(f"{path}: vocab.json and merges.txt cannot be read: {error}") from None
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    return backend
+
+
+def _word_piece(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """BERT's tokenizer from its word list."""
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    words = (path / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    ids = {word: index for index, word in enumerate(words)}
+    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in ids]
+    if missing:
+        raise SnelloError(f"{path / 'vocab.txt'} lacks {', '.join(missing)}", "is it a BERT vocabulary?")
+    backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    backend.add_special_tokens([token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in ids])
+    return backend
+
+
+def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    listed = {**read_json_if_there(path / "special_tokens_map.json"), **config}
+    texts = {key: _text(listed.get(key)) for key in SPECIAL}
+    return {key: text for key, text in texts.items() if text is not None}
+
+
+def _text(token: Any) -> str | None:
+    """A special token is a text, or a table whose `content` is the text."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _add_tokens(
+    backend: tokenizers.Tokenizer, path: Path, config: Mapping[str, Any], special: Mapping[str, str]
+) -> None:
+    """Tokens that are written down only beside tokenizer.json."""
+    listed = config.get("added_tokens_decoder") or {}
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    for settings in [listed[key] for key in sorted(listed, key=int)]:
+        token = tokenizers.AddedToken(settings["content"], **{key: settings[key] for key in flags if key in settings})
+        if backend.token_to_id(settings["content"]) is None:
+            (backend.add_special_tokens if settings.get("special") else backend.add_tokens)([token])
+    extra = read_json_if_there(path / "added_tokens.json")
+    backend.add_tokens([token for token in sorted(extra, key=lambda t: extra[t]) if backend.token_to_id(token) is None])
+    known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    backend.add_special_tokens([token for token in special.values() if token not in known])
+
+
+def _add_bos_and_eos(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    """Where tokenizer_config.json says which ends are added, it overrules tokenizer.json, as in Transformers."""
+    if "add_bos_token" not in config and "add_eos_token" not in config:
+        return
+    bos = special.get("bos_token") if config.get("add_bos_token") else None
+    eos = special.get("eos_token") if config.get("add_eos_token") else None
+    first, second = ([f"{bos}:{side}"] * bool(bos) for side in (0, 1))
+    single = [*first, "$A:0", *[f"{eos}:0"] * bool(eos)]
+    pair = [*single, *second, "$B:1", *[f"{eos}:1"] * bool(eos)]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(token, backend.token_to_id(token)) for token in {bos, eos} if token]
+    )
+
+
+def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Templates by name. A file of its own wins over tokenizer_config.json; one without a name is "default"."""
+    if (path / "chat_template.jinja").exists():
+        return {"default": (path / "chat_template.jinja").read_text(encoding="utf-8")}
+    found = config.get("chat_template")
+    if found is None:
+        found = read_json_if_there(path / "chat_template.json").get("chat_template")
+    try:
+        named = {entry["name"]: entry["template"] for entry in found} if isinstance(found, list) else {"default": found}
+    except (TypeError, KeyError):
+        raise SnelloError(f"{path}: chat_template is a list of things that are not named templates") from None
+    templates = {name: template for name, template in named.items() if template is not None}
+    if not all(isinstance(template, str) for template in templates.values()):
+        raise SnelloError(f"{path}: chat_template is not a text")
+    return templates

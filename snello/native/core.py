@@ -1,0 +1,475 @@
+"""The C ABI in Python's words: arrays in, arrays out, objects that close.
+
+Every wrapper keeps the arrays that it hands to the core alive and contiguous. What a caller in this package gets wrong
+is a bug: the one-line message of the core comes up as a `CoreError`. Shapes: N outputs and K inputs of a matrix, M rows.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from snello.errors import SnelloError
+from snello.native.library import (
+    ABI_VERSION,
+    CBatch,
+    CCacheLayer,
+    COp,
+    CRegister,
+    CSampling,
+    CTensor,
+    last_error,
+    library,
+)
+
+__all__ = ["ABI_VERSION"]
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Bytes = npt.NDArray[np.uint8]
+
+FORMATS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4}
+FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
+PANEL_ROWS = 16
+BLOCK_COLUMNS = 64
+PAGE_POSITIONS = 128
+ALIGNMENT = 64
+
+
+class CoreError(RuntimeError):
+    """The core refused a call: a bug in what called it."""
+
+
+class OpKind(IntEnum):
+    EMBED = 0
+    NORM = 1
+    TRANSFORM = 2
+    LINEAR = 3
+    ROPE = 4
+    ATTENTION = 5
+    ACTIVATE = 6
+    ADD = 7
+    GATHER = 8
+    SCALE = 9
+
+
+# ---- instruction sets
+
+
+def select_isa(name: str | None) -> str:
+    """Selects an instruction set for the process (None: SNELLO_ISA, else the best) and returns its name."""
+    selected = library().snello_isa_select(None if name is None else name.encode())
+    if selected is None:
+        raise SnelloError(last_error(), f"this CPU runs: {', '.join(available_isas())}")
+    return selected.decode()  # type: ignore[no-any-return]
+
+
+def available_isas() -> list[str]:
+    """The sets that this CPU runs, best first."""
+    return library().snello_isa_available().decode().split(",")  # type: ignore[no-any-return]
+
+
+# ---- matrices
+
+
+def aligned_empty(num_bytes: int) -> Bytes:
+    """Uninitialized bytes that begin at a multiple of 64."""
+    raw = np.empty(num_bytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + num_bytes]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A packed matrix [rows, columns], or plain FP32 values where an operation asks for them; `data` is aligned."""
+
+    data: Bytes
+    format: str
+    rows: int
+    columns: int
+    group_size: int = 0
+
+    @classmethod
+    def plain(cls, values: Floats) -> Tensor:
+        """Plain FP32 values [columns] or [rows, columns], copied to aligned memory."""
+        rows = 1 if values.ndim == 1 else values.shape[0]
+        data = aligned_empty(values.size * 4)
+        data[:] = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8)
+        return cls(data, "fp32", rows, values.shape[-1])
+
+    vector = plain
+
+    def to_c(self) -> CTensor:
+        pointer, size = self.data.ctypes.data, self.data.nbytes
+        return CTensor(pointer, size, FORMATS[self.format], self.rows, self.columns, self.group_size)
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """`values` FP32 [N, K]; of integer matrices also q, scales per row [N] and, INT4, per group [N, groups]."""
+
+    values: Floats
+    q: npt.NDArray[Any] | None = None
+    row_scale: Floats | None = None
+    group_scale: Bytes | None = None
+
+
+def packed_bytes(format: str, rows: int, columns: int, group_size: int = 0) -> int:
+    size = int(library().snello_packed_bytes(FORMATS[format], rows, columns, group_size))
+    if size == 0:
+        raise CoreError(last_error())
+    return size
+
+
+def pack_float(format: str, source: npt.NDArray[Any], source_format: str) -> Tensor:
+    """Packs a plain matrix [N, K] whose items are fp32, fp16 or bf16 (two raw bytes each) as `format`."""
+    source = np.ascontiguousarray(source)
+    rows, columns = source.shape
+    data = aligned_empty(packed_bytes(format, rows, columns))
+    _check(
+        library().snello_pack_float(
+            FORMATS[format], FORMATS[source_format], source.ctypes.data, rows, columns, data.ctypes.data
+        )
+    )
+    return Tensor(data, format, rows, columns)
+
+
+def pack_int8(q: npt.NDArray[np.int8], row_scale: Floats) -> Tensor:
+    """q [N, K] in -127..127, K a multiple of 64; row_scale [N]."""
+    q, row_scale = np.ascontiguousarray(q, np.int8), np.ascontiguousarray(row_scale, np.float32)
+    rows, columns = q.shape
+    data = aligned_empty(packed_bytes("int8", rows, columns))
+    _check(library().snello_pack_int8(q.ctypes.data, row_scale.ctypes.data, rows, columns, data.ctypes.data))
+    return Tensor(data, "int8", rows, columns)
+
+
+def pack_int4(q: Bytes, group_scale: Bytes, row_scale: Floats, group_size: int) -> Tensor:
+    """q [N, K] in 0..15, K a multiple of 64; group_scale [N, ceil(K / group)] in 1..15; row_scale [N]."""
+    q, group_scale = np.ascontiguousarray(q, np.uint8), np.ascontiguousarray(group_scale, np.uint8)
+    row_scale = np.ascontiguousarray(row_scale, np.float32)
+    rows, columns = q.shape
+    assert group_scale.shape == (rows, -(-columns // group_size)) and row_scale.shape == (rows,)
+    data = aligned_empty(packed_bytes("int4", rows, columns, group_size))
+    pointers = (q.ctypes.data, group_scale.ctypes.data, row_scale.ctypes.data)
+    _check(library().snello_pack_int4(*pointers, rows, columns, group_size, data.ctypes.data))
+    return Tensor(data, "int4", rows, columns, group_size)
+
+
+def unpack(tensor: Tensor) -> Unpacked:
+    """The inverse of packing."""
+    rows, columns = tensor.rows, tensor.columns
+    values = np.empty((rows, columns), np.float32)
+    if tensor.format in ("fp32", "fp16", "bf16"):
+        _unpack(tensor, values=values)
+        return Unpacked(values)
+    row_scale = np.empty(rows, np.float32)
+    if tensor.format == "int8":
+        q8 = np.empty((rows, columns), np.int8)
+        _unpack(tensor, values=values, q8=q8, row_scale=row_scale)
+        return Unpacked(values, q8, row_scale)
+    q4 = np.empty((rows, columns), np.uint8)
+    group_scale = np.empty((rows, -(-columns // tensor.group_size)), np.uint8)
+    _unpack(tensor, values=values, q4=q4, group_scale=group_scale, row_scale=row_scale)
+    return Unpacked(values, q4, row_scale, group_scale)
+
+
+def _unpack(tensor: Tensor, **outputs: npt.NDArray[Any]) -> None:
+    pointers = [_pointer(outputs.get(name)) for name in ("values", "q8", "q4", "group_scale", "row_scale")]
+    _check(library().snello_unpack(c.byref(tensor.to_c()), *pointers))
+
+
+# ---- objects of the core
+
+
+class Pool:
+    """`num_threads` threads, the caller one of them."""
+
+    def __init__(self, num_threads: int) -> None:
+        self.num_threads = num_threads
+        self.handle = _created(library().snello_pool_create(num_threads))
+        self.close = weakref.finalize(self, library().snello_pool_destroy, self.handle)
+
+
+@dataclass(frozen=True)
+class CacheLayer:
+    num_kv_heads: int
+    head_dim: int
+    format: int
+
+
+class Cache:
+    """Pages of keys and values of all layers."""
+
+    def __init__(self, layers: Sequence[CacheLayer], num_pages: int) -> None:
+        self.num_pages = num_pages
+        self.handle = _created(library().snello_cache_create(_layers(layers), len(layers), num_pages))
+        self.close = weakref.finalize(self, library().snello_cache_destroy, self.handle)
+
+    def copy_page(self, destination: int, source: int) -> None:
+        _check(library().snello_cache_copy_page(self.handle, destination, source))
+
+
+def cache_page_bytes(layers: Sequence[CacheLayer]) -> int:
+    """Bytes of one page of `PAGE_POSITIONS` positions in all layers."""
+    return int(library().snello_cache_page_bytes(_layers(layers), len(layers)))
+
+
+def _layers(layers: Sequence[CacheLayer]) -> Any:
+    return (CCacheLayer * len(layers))(*(CCacheLayer(x.num_kv_heads, x.head_dim, x.format) for x in layers))
+
+
+@dataclass(frozen=True)
+class Register:
+    """`width` values a row: FP32, or INT8 with scale and sums if quantized."""
+
+    width: int
+    quantized: bool = False
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation; the meaning of i and f is in csrc/snello.h."""
+
+    kind: OpKind
+    inputs: tuple[int, ...]
+    out: int
+    tensors: tuple[int, ...] = ()
+    i: tuple[int, ...] = ()
+    f: tuple[float, ...] = ()
+
+    def to_c(self) -> COp:
+        return COp(
+            int(self.kind),
+            (c.c_int32 * 3)(*_filled(self.inputs, 3, -1)),
+            self.out,
+            (c.c_int32 * 2)(*_filled(self.tensors, 2, -1)),
+            (c.c_int32 * 8)(*_filled(self.i, 8, 0)),
+            (c.c_float * 4)(*_filled(self.f, 4, 0.0)),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step: see `snello_batch` in csrc/snello.h. All int32 and contiguous."""
+
+    tokens: Ints  # (M,)
+    positions: Ints  # (M,)
+    sequences: Ints  # (M,)
+    page_tables: Ints  # (sequences, pages)
+    lengths: Ints  # (sequences,)
+    output_rows: Ints  # (outputs,)
+    types: Ints | None = None  # (M,)
+
+    def to_c(self) -> CBatch:
+        sequences, pages = self.page_tables.shape
+        return CBatch(
+            len(self.tokens),
+            sequences,
+            pages,
+            len(self.output_rows),
+            *(_int_pointer(x) for x in (self.tokens, self.types, self.positions, self.sequences)),
+            *(_int_pointer(x) for x in (self.page_tables, self.lengths, self.output_rows)),
+        )
+
+
+class Program:
+    """Operations over registers, replayed for batches. Keeps tensors, pool and cache alive.
+
+    Raises:
+        CoreError: the program is not well formed.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        ops: Sequence[Op],
+        tensors: Sequence[Tensor],
+        registers: Sequence[Register],
+        cache: Cache | None,
+        *,
+        max_rows: int,
+        head_rows: int,
+    ) -> None:
+        self.ops = tuple(ops)
+        self._alive = (pool, tuple(tensors), cache)
+        c_ops = (COp * len(ops))(*(op.to_c() for op in ops))
+        c_tensors = (CTensor * max(1, len(tensors)))(*(tensor.to_c() for tensor in tensors))
+        c_registers = (CRegister * len(registers))(*(CRegister(r.width, int(r.quantized)) for r in registers))
+        self.handle = _created(
+            library().snello_program_create(
+                pool.handle,
+                c_ops,
+                len(ops),
+                c_tensors,
+                len(tensors),
+                c_registers,
+                len(registers),
+                cache.handle if cache else None,
+                max_rows,
+                head_rows,
+            )
+        )
+        self.close = weakref.finalize(self, library().snello_program_destroy, self.handle)
+        self.output_width = int(library().snello_program_output_width(self.handle))
+        self.arena_bytes = int(library().snello_program_arena_bytes(self.handle))
+
+    def step(self, batch: Batch) -> Floats:
+        """Output rows (outputs, width).
+
+        Raises:
+            SnelloError: the activations of a row are not finite (its `row`).
+        """
+        outputs = np.empty((len(batch.output_rows), self.output_width), np.float32)
+        self._finite(library().snello_step(self.handle, c.byref(batch.to_c()), outputs.ctypes.data))
+        return outputs
+
+    def score(self, batch: Batch, targets: Ints) -> tuple[Floats, Ints]:
+        """(log-probability of targets, most likely token), each (outputs,)."""
+        targets = np.ascontiguousarray(targets, np.int32)
+        assert targets.shape == batch.output_rows.shape
+        scores, top1 = np.empty(len(targets), np.float32), np.empty(len(targets), np.int32)
+        pointers = (targets.ctypes.data, scores.ctypes.data, top1.ctypes.data)
+        self._finite(library().snello_score(self.handle, c.byref(batch.to_c()), *pointers))
+        return scores, top1
+
+    def profile(self, enable: bool) -> npt.NDArray[np.float64]:
+        """Starts (True) or ends (False) timing; seconds of each op since it started."""
+        seconds = np.zeros(len(self.ops), np.float64)
+        _check(library().snello_profile(self.handle, int(enable), seconds.ctypes.data))
+        return seconds
+
+    @staticmethod
+    def _finite(status: int) -> None:
+        _check(status)
+        if status > 0:
+            hint = "the weights or the input are damaged, or the model overflows its number type"
+            raise SnelloError(f"the activations of row {status - 1} are not finite", hint)
+
+
+# ---- logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """See `snello_sampling` in csrc/snello.h."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    top_k: int = 0
+    biases: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+
+
+def sample(
+    logits: Floats, sampling: Sampling, history: Sequence[int], num_prompt: int, position: int
+) -> tuple[int, float]:
+    """(token, its log-probability under the raw logits). history: prompt, then answer.
+
+    Raises:
+        SnelloError: no logit is finite.
+    """
+    logits = np.ascontiguousarray(logits, np.float32)
+    past = np.asarray(history, np.int32)
+    tokens = np.array(list(sampling.biases), np.int32)
+    values = np.array(list(sampling.biases.values()), np.float32)
+    settings = CSampling(
+        sampling.temperature,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.repetition_penalty,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+        sampling.top_k,
+        len(tokens),
+        tokens.ctypes.data,
+        values.ctypes.data,
+        sampling.seed,
+    )
+    log_probability = np.empty(1, np.float32)
+    rest = (past.ctypes.data, len(past), num_prompt, position, log_probability.ctypes.data)
+    token = library().snello_sample(logits.ctypes.data, len(logits), c.byref(settings), *rest)
+    if token < 0:
+        raise SnelloError(last_error(), "the sampling settings exclude every token, or the logits are not finite")
+    return int(token), float(log_probability[0])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Per row (M,): log-probabilities of the target, KL(a || b) in nats, most likely tokens."""
+
+    log_probability_a: Floats
+    log_probability_b: Floats
+    divergence: Floats
+    top1_a: Ints
+    top1_b: Ints
+
+
+def compare(a: Floats, b: Floats, targets: Ints) -> Comparison:
+    """Two sets of logits (M, V) for the same rows."""
+    a, b = np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
+    targets = np.ascontiguousarray(targets, np.int32)
+    rows, vocabulary = a.shape
+    assert b.shape == a.shape and targets.shape == (rows,)
+    under_a, under_b, divergence = (np.empty(rows, np.float32) for _ in range(3))
+    top1_a, top1_b = (np.empty(rows, np.int32) for _ in range(2))
+    outputs = [array.ctypes.data for array in (under_a, under_b, divergence, top1_a, top1_b)]
+    _check(library().snello_compare(a.ctypes.data, b.ctypes.data, rows, vocabulary, targets.ctypes.data, *outputs))
+    return Comparison(under_a, under_b, divergence, top1_a, top1_b)
+
+
+# ---- the machine
+
+
+def probe_bandwidth(pool: Pool, num_bytes: int, repeats: int) -> float:
+    """GB/s (1e9 bytes) of reading `num_bytes` of resident memory with all threads, the best of `repeats`."""
+    return _positive(library().snello_probe_bandwidth(pool.handle, num_bytes, repeats))
+
+
+def probe_compute(pool: Pool, format: str, repeats: int) -> float:
+    """1e9 operations a second of this format's inner loop on cached operands, all threads."""
+    return _positive(library().snello_probe_compute(pool.handle, FORMATS[format], repeats))
+
+
+# ---- inside
+
+
+def _check(status: int) -> None:
+    if status < 0:
+        raise CoreError(last_error())
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise CoreError(last_error())
+    return float(value)
+
+
+def _created(handle: int | None) -> int:
+    if not handle:
+        raise CoreError(last_error())
+    return handle
+
+
+def _pointer(array: npt.NDArray[Any] | None) -> int | None:
+    return None if array is None else int(array.ctypes.data)
+
+
+def _int_pointer(array: Ints | None) -> int | None:
+    assert array is None or (array.dtype == np.int32 and array.flags.c_contiguous), "batches are contiguous int32"
+    return _pointer(array)
+
+
+def _filled(values: Sequence[Any], length: int, filler: Any) -> list[Any]:
+    assert len(values) <= length
+    return [*values, *[filler] * (length - len(values))]

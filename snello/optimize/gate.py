@@ -1,0 +1,71 @@
+"""The gate: from measurements to a verdict and a reason. Pure functions; everything measured comes in as numbers.
+
+A stage is kept only if the upper bound of its loss is within the budget, its cost ratio over the best until then is
+known and at most 0.97, and no other goal became over 10% worse than the original's. "cannot tell" is a verdict too: a
+comparison that stays too noisy is neither kept nor called slow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from snello.measure.interval import Interval
+from snello.measure.timing import Ratio
+from snello.optimize.events import Verdict
+
+PAYS = 0.97
+WORSE = 1.10
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`margin`: how near the decision was, in words."""
+
+    verdict: Verdict
+    reason: str
+    margin: str = ""
+
+
+def judge_quality(
+    loss: Interval,
+    max_loss: float,
+    *,
+    strict_failures: Sequence[str] = (),
+    metric: Interval | None = None,
+) -> Judgement | None:
+    """A judgement where quality alone decides; None where the stage may stay as far as quality goes."""
+    margin = f"loss at most {percent(loss.high)}, budget {percent(max_loss)}"
+    if not math.isfinite(loss.high):
+        return Judgement("cannot tell", "too few documents to bound the loss", margin)
+    if loss.high > max_loss:
+        if loss.mid <= max_loss:
+            return Judgement("dropped", f"at most {percent(loss.high)} is over {percent(max_loss)}", margin)
+        return Judgement("dropped", f"over {percent(max_loss)}", margin)
+    if metric is not None and metric.high > max_loss:
+        return Judgement("dropped", f"your metric loses up to {percent(metric.high)}, over {percent(max_loss)}", margin)
+    if strict_failures:
+        return Judgement("dropped", f"strict: {strict_failures[0]}", margin)
+    return None
+
+
+def judge_cost(goal: str, gain: Ratio, others: Mapping[str, float]) -> Judgement:
+    """`gain`: cost over the best until then, by the goal; `others`: cost ratios over the original, by other goals."""
+    ratio = gain.interval
+    margin = f"{goal} ratio {ratio.mid:.3f} ({ratio.low:.3f}-{ratio.high:.3f}), pays at {PAYS}"
+    if not gain.steady:
+        return Judgement("cannot tell", f"{goal}: too noisy to say", margin)
+    if ratio.low > 1:
+        return Judgement("dropped", f"{goal} is {percent(ratio.mid - 1)} worse", margin)
+    if ratio.high > PAYS:
+        return Judgement("dropped", f"gains {percent(max(0.0, 1 - ratio.mid))}, needs {percent(1 - PAYS)}", margin)
+    for name, other in others.items():
+        if other > WORSE:
+            return Judgement("dropped", f"{name} is {percent(other - 1)} worse", margin)
+    return Judgement("kept", "", margin)
+
+
+def percent(value: float) -> str:
+    """Two significant digits: 0.0123 -> "1.2%"."""
+    return f"{float(f'{100 * value:.2g}'):g}%"

@@ -1,0 +1,77 @@
+"""What is done is never done again: finished units of work, kept by the hash of what they were computed from.
+
+A run that was killed finds its units here and goes on after the last one. A unit's name is the SHA-256 of its inputs
+(model digests, options, text hash, seed, version), so a unit can never be taken for another. Numbers are one JSON file,
+arrays an .npz beside it that is written first; both appear by a rename, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from snello.optimize.events import plain
+from snello.optimize.files import write_atomically
+
+
+def unit_key(name: str, inputs: Mapping[str, Any]) -> str:
+    """The name of a unit: what it is and everything that it depends on."""
+    text = json.dumps({"unit": name, **plain(dict(inputs))}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A finished unit. `seconds`: what it took, when it was really done."""
+
+    name: str
+    value: Any
+    seconds: float
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Journal:
+    """The units of one work folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.units = folder / "units"
+        self.artifacts = folder / "artifacts"
+        self.units.mkdir(parents=True, exist_ok=True)
+        self.artifacts.mkdir(exist_ok=True)
+
+    @property
+    def is_new(self) -> bool:
+        return not any(self.units.glob("*.json"))
+
+    def recall(self, key: str) -> Unit | None:
+        """A finished unit; one that cannot be read is as good as not done."""
+        try:
+            entry = json.loads((self.units / f"{key}.json").read_text(encoding="utf-8"))
+            arrays = {}
+            if entry["arrays"]:
+                with np.load(self.units / f"{key}.npz", allow_pickle=False) as file:
+                    arrays = {name: file[name] for name in file.files}
+            return Unit(entry["name"], entry["value"], entry["seconds"], arrays)
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def keep(self, key: str, unit: Unit) -> None:
+        if unit.arrays:
+            buffer = io.BytesIO()
+            np.savez(buffer, **dict(unit.arrays))  # type: ignore[arg-type]
+            write_atomically(self.units / f"{key}.npz", buffer.getvalue())
+        entry = {
+            "name": unit.name,
+            "seconds": unit.seconds,
+            "arrays": bool(unit.arrays),
+            "value": plain(unit.value),
+        }
+        write_atomically(self.units / f"{key}.json", json.dumps(entry, indent=1))

@@ -1,0 +1,56 @@
+"""The one sentence at the end, that a sceptic can check: how much faster, how much smaller, how much worse at most."""
+
+from __future__ import annotations
+
+import math
+
+from snello.measure.interval import Interval
+
+FASTER = {"latency": "faster", "throughput": "more tokens a second", "memory": "less memory"}
+
+
+def speedup(goal: str, found: Interval) -> str:
+    """ "1.9x faster (1.8-2.0)"."""
+    digits = 1 if found.half_width >= 0.01 or found.mid >= 10 else 2
+    return f"{found.mid:.{digits}f}x {FASTER[goal]} ({found.low:.{digits}f}-{found.high:.{digits}f})"
+
+
+def at_most(loss: float) -> str:
+    """An upper bound, rounded up to one digit after the point (two under 0.1%)."""
+    if loss <= 0:
+        return "0.0%"
+    digits = 1 if loss >= 0.001 else 2
+    return f"{math.ceil(100 * loss * 10**digits - 1e-9) / 10**digits:.{digits}f}%"
+
+
+def proved(
+    *,
+    goal: str,
+    found: Interval,
+    size_ratio: float,
+    loss: Interval,
+    measure: str,
+    agreement: float | None,
+    tokens: int,
+    unit: str,
+    self_written: bool,
+) -> str:
+    """The sentence of a run that was proved."""
+    text = "text that the model wrote itself" if self_written else "your text"
+    parts = [f"{speedup(goal, found)}, {size_ratio:.1f}x smaller"]
+    worse = f"on {text} at most {at_most(loss.high)} {_worse(measure)} (95%)"
+    parts.append(worse)
+    if agreement is not None:
+        parts.append(f"{_share(agreement)} of {'next words' if unit == 'tokens' else 'answers'} the same")
+    parts.append(f"proved on {tokens:,} unseen {unit}")
+    return "; ".join(parts)
+
+
+def _worse(measure: str) -> str:
+    return {"loss": "worse", "accuracy points": "less accurate", "AUC points": "less AUC"}.get(measure, "turned away")
+
+
+def _share(value: float) -> str:
+    """0.969 -> "97%", but never "100%" for less than all."""
+    rounded = round(100 * value)
+    return f"{100 * value:.2f}%" if rounded == 100 and value < 1 else f"{rounded}%"

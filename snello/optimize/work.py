@@ -1,0 +1,124 @@
+"""Doing units of work: in a thread of their own so that progress can be told, journaled, interruptible in between.
+
+The first Ctrl-C asks: the unit under way is finished and written down, then the run ends resumable. The second stops
+at once; what was written is still whole.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from snello.optimize.events import Event, Progress
+from snello.optimize.journal import Journal, Unit, unit_key
+
+Report = Callable[[str, int, int, str], None]  # activity, done, total, unit
+Answer = tuple[Any, Mapping[str, np.ndarray]]
+Function = Callable[[Report], Answer]
+
+
+class RunStopped(Exception):  # noqa: N818 - a wish, not an error
+    """Asked to stop, and everything that was finished is in the journal."""
+
+
+class Interrupts:
+    """Turns the first Ctrl-C into a wish; only in the main thread, where Python allows it."""
+
+    def __init__(self) -> None:
+        self.wished = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._wish)
+        return self
+
+    def _wish(self, number: int, frame: FrameType | None) -> None:
+        if self.wished:
+            raise KeyboardInterrupt
+        self.wished = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+
+@dataclass
+class Worker:
+    """Runs units, adds up what they took, and keeps the time budget."""
+
+    journal: Journal
+    interrupts: Interrupts
+    budget_seconds: float
+    common: Mapping[str, Any]  # inputs of every unit: seed, version
+    finished_seconds: float = 0.0
+    _started: float | None = None
+
+    @property
+    def used_seconds(self) -> float:
+        running = time.monotonic() - self._started if self._started is not None else 0.0
+        return self.finished_seconds + running
+
+    @property
+    def left_seconds(self) -> float:
+        return self.budget_seconds - self.used_seconds
+
+    def known(self, name: str, inputs: Mapping[str, Any]) -> Unit | None:
+        return self.journal.recall(unit_key(name, {**self.common, **inputs}))
+
+    def unit(
+        self, stage: str, name: str, inputs: Mapping[str, Any], function: Function
+    ) -> Generator[Event, None, Unit]:
+        """The unit from the journal, or done now and journaled."""
+        key = unit_key(name, {**self.common, **inputs})
+        unit = self.journal.recall(key)
+        if unit is None:
+            self.check()
+            self._started = time.monotonic()
+            try:
+                value, arrays = yield from self._threaded(stage, function)
+                unit = Unit(name, value, time.monotonic() - self._started, arrays)
+                self.journal.keep(key, unit)
+            finally:
+                self._started = None
+            unit = self.journal.recall(key) or unit  # exactly what a resumed run would see
+        self.finished_seconds += unit.seconds
+        self.check()
+        return unit
+
+    def check(self) -> None:
+        if self.interrupts.wished:
+            raise RunStopped
+
+    def _threaded(self, stage: str, function: Function) -> Generator[Event, None, Answer]:
+        """Runs `function` beside, yielding its progress."""
+        told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                told.put(("answer", function(lambda *progress: told.put(("progress", progress)))))
+            except BaseException as error:
+                told.put(("error", error))
+
+        threading.Thread(target=work, daemon=True, name=f"snello {stage}").start()
+        while True:
+            kind, content = told.get()
+            if kind == "answer":
+                return content  # type: ignore[no-any-return]
+            if kind == "error":
+                raise content
+            activity, done, total, unit = content
+            yield Progress(
+                stage=stage, activity=activity, done=done, total=total, unit=unit, used_seconds=self.used_seconds
+            )

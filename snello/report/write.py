@@ -1,0 +1,51 @@
+"""Writes the pages of a folder that `optimize` left: report.html, report.md, report.json and verify.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from snello.optimize.events import plain
+from snello.optimize.files import write_atomically
+from snello.optimize.receipts import Receipts, read
+from snello.report import html, markdown
+from snello.report.blocks import Chart, Page
+from snello.report.sections import page
+
+SCHEMA = 1
+VERIFY = Path(__file__).with_name("verify_template.py")
+
+
+def write_report(folder: Path) -> Path:
+    """Renders the receipts of `folder` into it and returns the path of report.html.
+
+    Raises:
+        SnelloError: the folder holds no receipts.
+    """
+    receipts = read(folder)
+    arranged = page(receipts)
+    write_atomically(folder / "report.html", html.render(arranged))
+    write_atomically(folder / "report.md", markdown.render(arranged))
+    write_atomically(folder / "report.json", json.dumps(to_json(arranged, receipts), indent=1) + "\n")
+    if (folder / "proof.json").exists():
+        write_atomically(folder / "verify.py", VERIFY.read_text(encoding="utf-8"))
+    return folder / "report.html"
+
+
+def to_json(arranged: Page, receipts: Receipts) -> dict[str, Any]:
+    """The sections as they are printed, and the receipts that they were printed from."""
+    return {
+        "schema": SCHEMA,
+        "title": arranged.title,
+        "sections": [
+            asdict(replace(section, blocks=_without_drawings(section.blocks))) for section in arranged.sections
+        ],
+        "run": plain(receipts.run),
+        "proof": plain(receipts.proof),
+    }
+
+
+def _without_drawings(blocks: Any) -> Any:
+    return tuple(replace(block, svg="") if isinstance(block, Chart) else block for block in blocks)

@@ -1,0 +1,150 @@
+"""Quantize: fewer bits per weight, integer activations, an INT8 cache. Options and plan; the work is in `apply`.
+
+The rounding, the basis it happens in, and each method stand in their own files of this folder; none of them is imported
+before `apply` runs, so that planning and explaining need no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+from snello.errors import SnelloError, Unsupported
+from snello.models.spec import Attention, Format, Spec, linear_names, linear_shape
+from snello.techniques.quantize.size import body_linears, extend_to_budget
+
+if TYPE_CHECKING:
+    from snello.models.model import Model
+    from snello.techniques.base import Context
+
+Weights = Literal["int4", "int8", "mixed", "bf16", "fp16"]
+Method = Literal["rtn", "gptq", "awq"]
+GroupSize = Literal[32, 64, 128]
+Activations = Literal["int8", "float"]
+HeadWeights = Literal["int8", "int4", "float"]
+
+MAX_COLUMNS = 131_072  # the exact int32 sum over K holds up to here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """Store each weight as a small integer times a scale, and multiply integers.
+
+    Idea: decoding waits for weights to arrive from memory, so 4 bits instead of 16 is close to 4 times the speed; with
+    8-bit activations the products are integer too, which is what makes prompts and batches fast.
+
+    Formula: INT4 w = r[n] * s[n, k/g] * (q - 8), q in 0..15, s in 1..15 per group of g, r per row; INT8 w = r[n] * q.
+    Weights are rounded in the basis W diag(s) H (equalize, then a Hadamard rotation), in which no channel stands out;
+    the input is brought there once, x' = H (x / s). `rtn` takes the nearest integer; `gptq` rounds column by column and
+    lets later columns repair the errors of earlier ones on calibration text; `awq` searches the s that loses least.
+
+    When it hurts: small models and narrow layers have little room, INT4 without calibration costs them most; tasks that
+    hang on exact recall suffer before the average loss shows it; below about 4 bits nothing here holds.
+
+    Papers: GPTQ arXiv:2210.17323, AWQ arXiv:2306.00978, SmoothQuant arXiv:2211.10438, QuaRot arXiv:2404.00456.
+    """
+
+    weights: Weights = field(
+        default="int4",
+        metadata={"help": "Bits of the linears: int4, int8, mixed (see bits), or a cast to bf16 or fp16."},
+    )
+    method: Method = field(
+        default="rtn", metadata={"help": "How integers are chosen: rtn needs no text, gptq and awq calibrate on it."}
+    )
+    group_size: GroupSize = field(
+        default=128, metadata={"help": "Columns that share an INT4 group scale; smaller is finer and a little larger."}
+    )
+    activations: Activations = field(
+        default="int8", metadata={"help": "Type of the linears' inputs at run time; float is slower and loses less."}
+    )
+    rotate: bool = field(
+        default=True, metadata={"help": "Round in a Hadamard basis, which spreads outlier channels over their block."}
+    )
+    equalize: bool = field(
+        default=True, metadata={"help": "Scale input channels to equal weight first, which tames outlier channels."}
+    )
+    cache: Literal["int8"] | None = field(
+        default=None, metadata={"help": "Type of cached keys and values; unset keeps the model's own."}
+    )
+    head: HeadWeights = field(
+        default="int8", metadata={"help": "Type of the output head and token embedding; float keeps the model's own."}
+    )
+    bits: float | None = field(
+        default=None,
+        metadata={"help": "With mixed: average stored bits per weight, spread over layers by sensitivity."},
+    )
+
+    def __post_init__(self) -> None:
+        choices = {"weights": Weights, "method": Method, "group_size": GroupSize, "activations": Activations}
+        for name, kind in {**choices, "head": HeadWeights}.items():
+            _check_choice(name, getattr(self, name), get_args(kind))
+        _check_choice("cache", self.cache, (None, "int8"))
+        if self.weights == "mixed" and self.bits is None:
+            raise SnelloError("mixed weights need bits", "say how many on average, for example bits=5")
+        if self.weights != "mixed" and self.bits is not None:
+            raise SnelloError(f"bits={self.bits} has no meaning with weights={self.weights!r}", "use weights='mixed'")
+        if self.bits is not None and not 4 < self.bits < 9:
+            raise SnelloError(f"bits={self.bits} is outside 4..9", "bits=5 is a good start")
+
+    def plan(self, spec: Spec) -> Spec:
+        """Formats and cache type of the result. With mixed: one way to spend the budget; `apply` finds a better one."""
+        _check_spec(spec)
+        spec = dataclasses.replace(spec, cache_format=self.cache) if self.cache else spec
+        if self.weights in ("bf16", "fp16"):
+            return dataclasses.replace(spec, default_format=Format(weights=self.weights))
+        first: Literal["int8", "int4"] = "int8" if self.weights == "int8" else "int4"
+        formats = {linear: self.format(first) for linear in body_linears(spec)}
+        formats |= self._head_formats(spec)
+        spec = spec.with_formats(formats)
+        return spec if self.bits is None else extend_to_budget(spec, self.format("int8"), self.bits)
+
+    def apply(self, model: Model, context: Context) -> Model:
+        """Writes a lean folder at `context.output` and loads it."""
+        from snello.techniques.quantize.apply import quantize
+
+        return quantize(self, model, context)
+
+    def format(self, weights: Literal["int8", "int4"]) -> Format:
+        """The format of a linear that gets these integer weights."""
+        equalize = self.equalize or self.method == "awq"
+        group = self.group_size if weights == "int4" else 0
+        return Format(
+            weights=weights, group_size=group, activations=self.activations, rotate=self.rotate, equalize=equalize
+        )
+
+    def _head_formats(self, spec: Spec) -> dict[str, Format]:
+        """The vocabulary's two sides, and BERT's dense layers in front; a classifier's few rows keep their type."""
+        if self.head == "float":
+            return {}
+        linears = [name for name in linear_names(spec) if name.startswith("head.")]
+        formats = {name: self.format("int8") for name in linears}
+        if spec.head.kind == "lm":
+            formats["head"] = self.format(self.head)
+        if not (spec.head.kind == "lm" and spec.head.tied):
+            formats["embedding"] = Format(weights="int8")
+        return formats
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices or isinstance(value, bool):
+        listed = ", ".join(str(choice) for choice in choices)
+        raise SnelloError(f"{name}={value!r} is not an option of quantize", f"choose from: {listed}")
+
+
+def _check_spec(spec: Spec) -> None:
+    integer = [format for _, format in spec.formats if format.weights in ("int8", "int4")]
+    if integer or spec.default_format.weights in ("int8", "int4"):
+        raise Unsupported("this model is quantized already", "start from the original, which still has all its bits")
+    for index, layer in enumerate(spec.layers):
+        if not isinstance(layer.mixer, Attention):
+            raise Unsupported(f"quantize: {type(layer.mixer).__name__} in layer {index}", "attention is supported")
+        if layer.feed_forward.experts is not None:
+            raise Unsupported(f"quantize: experts in layer {index}", "dense feed-forward layers are supported")
+    for linear in linear_names(spec):
+        columns = linear_shape(spec, linear)[1]
+        if columns > MAX_COLUMNS:
+            raise Unsupported(
+                f"{linear} has {columns} input columns, integer sums hold {MAX_COLUMNS}",
+                "cast to weights='bf16' instead",
+            )

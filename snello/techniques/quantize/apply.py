@@ -1,0 +1,151 @@
+"""Walks a model in the order of computation and writes its quantized copy, unit by unit.
+
+Nothing but the unit at hand (and, when calibrating, the hidden rows and one block) is in memory; the source stays
+memory-mapped and untouched. What is not rounded is copied: vectors as FP32, other matrices in the model's own type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from snello.errors import SnelloError
+from snello.models import load, write_lean_folder
+from snello.models.spec import Spec, linear_names
+from snello.techniques.quantize import sensitivity
+from snello.techniques.quantize.calibrate import Calibrator
+from snello.techniques.quantize.rounding import Int4, Int8, round_int8
+from snello.techniques.quantize.size import Unit, units
+from snello.techniques.quantize.solve import Solution, solve
+
+if TYPE_CHECKING:
+    from snello.models.model import Model
+    from snello.techniques.base import Context
+    from snello.techniques.quantize import Quantize
+
+Array = npt.NDArray[Any]
+FP16_LARGEST = 65504.0
+TABLES = ("embedding.tokens.weight", "embedding.positions.weight", "embedding.types.weight")
+
+
+class Writer(Protocol):
+    """The part of `PackedWriter` that this module uses."""
+
+    def add_float(self, name: str, tensor: Array, format: Literal["fp32", "fp16", "bf16"]) -> None: ...
+    def add_int8(self, name: str, q: Array, row_scale: Array) -> None: ...
+    def add_int4(self, name: str, q: Array, group_scale: Array, row_scale: Array, group_size: int) -> None: ...
+    def add_vector(self, name: str, values: Array) -> None: ...
+
+
+@torch.inference_mode()
+def quantize(options: Quantize, model: Model, context: Context) -> Model:
+    if context.threads is not None:
+        torch.set_num_threads(context.threads)
+    spec, decided = decide(options, model, context)
+    entry = {"technique": "quantize", "options": dataclasses.asdict(options), "seed": context.seed, **decided}
+    history = (*model.history, entry)
+    write_lean_folder(context.output, spec, model, history, lambda writer: fill(writer, options, model, spec, context))
+    return load(context.output)
+
+
+def decide(options: Quantize, model: Model, context: Context) -> tuple[Spec, dict[str, Any]]:
+    """The spec of the result, and for the history what was measured to choose it."""
+    planned = options.plan(model.spec)
+    if options.weights != "mixed":
+        return planned, {}
+    narrow, wide = options.format("int4"), options.format("int8")
+    measured = sensitivity.measure(
+        model, context.windows, narrow, lambda w, formats: solve(w, formats, "rtn").effective(), context.progress
+    )
+    rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
+    return sensitivity.distribute(planned, narrow, wide, measured), {"sensitivity": rounded}
+
+
+@torch.inference_mode()
+def fill(writer: Writer, options: Quantize, model: Model, spec: Spec, context: Context) -> None:
+    """Every tensor of the result, in the order of computation."""
+    written = {"embedding.tokens.weight"} if "embedding" in dict(spec.formats) else set[str]()
+    if written:
+        _write_embedding(writer, model)
+    integer = [name for name in linear_names(spec) if spec.format(name).weights in ("int8", "int4")]
+    calibrator = Calibrator(model, context.windows) if integer and options.method != "rtn" else None
+    todo = units(spec, integer)
+    for done, unit in enumerate(todo):
+        context.progress(f"quantize {unit.input}", done / len(todo))
+        written |= _write_unit(writer, options, model, spec, unit, calibrator)
+    _copy_rest(writer, model, spec, written)
+
+
+def _write_unit(
+    writer: Writer, options: Quantize, model: Model, spec: Spec, unit: Unit, calibrator: Calibrator | None
+) -> set[str]:
+    parameters = {linear: parameter(spec, linear) for linear in unit.linears}
+    weights = {linear: torch.from_numpy(model.weights.values(name)) for linear, name in parameters.items()}
+    formats = {linear: spec.format(linear) for linear in unit.linears}
+    calibrated = calibrator is not None and is_calibrated(spec, unit)
+    statistic = calibrator.statistic(unit.input) if calibrator is not None and calibrated else None
+    solution = solve(weights, formats, options.method, statistic)
+    if calibrator is not None and calibrated:
+        for linear, effective in solution.effective().items():
+            calibrator.replace(linear, effective)
+    _write_solution(writer, unit, parameters, solution)
+    return set(parameters.values())
+
+
+def is_calibrated(spec: Spec, unit: Unit) -> bool:
+    """Blocks, and a head of four bits that is nothing but a head; the rest is eight bits, where nearest is enough."""
+    if unit.input == "head.in":
+        return spec.format("head").weights == "int4" and not spec.head.tied
+    return unit.input.startswith("layers.")
+
+
+def _write_solution(writer: Writer, unit: Unit, parameters: Mapping[str, str], solution: Solution) -> None:
+    scale = solution.basis.padded_scale
+    if scale is not None:
+        writer.add_vector(f"inputs.{unit.input}.scale", scale.numpy())
+    for linear, matrix in solution.rounded.items():
+        write_rounded(writer, parameters[linear], matrix, solution.basis.padded)
+
+
+def write_rounded(writer: Writer, name: str, matrix: Int4 | Int8, padded: int) -> None:
+    q = torch.nn.functional.pad(matrix.q, (0, padded - matrix.q.shape[1]))
+    row_scale = matrix.row_scale.float().numpy()
+    if isinstance(matrix, Int8):
+        writer.add_int8(name, q.to(torch.int8).numpy(), row_scale)
+    else:
+        group_scale = matrix.group_scale.to(torch.uint8).numpy()
+        writer.add_int4(name, (q + 8).to(torch.uint8).numpy(), group_scale, row_scale, matrix.group_size)
+
+
+def _write_embedding(writer: Writer, model: Model) -> None:
+    table = torch.from_numpy(model.weights.values("embedding.tokens.weight"))
+    write_rounded(writer, "embedding.tokens.weight", round_int8(table), -(-table.shape[1] // 64) * 64)
+
+
+def _copy_rest(writer: Writer, model: Model, spec: Spec, written: set[str]) -> None:
+    matrices = {*TABLES, *(parameter(spec, linear) for linear in linear_names(spec))}
+    for name in model.weights.names():
+        if name in written or name.startswith("inputs."):
+            continue
+        values = model.weights.values(name)
+        if name in matrices:
+            _check_range(name, values, spec.default_format.weights)
+            writer.add_float(name, values, spec.default_format.weights)
+        else:
+            writer.add_vector(name, values)
+
+
+def _check_range(name: str, values: npt.NDArray[np.float32], format: str) -> None:
+    largest = float(np.abs(values).max(initial=0.0))
+    if format == "fp16" and largest > FP16_LARGEST:
+        raise SnelloError(f"{name} holds {largest:.3g}, FP16 ends at {FP16_LARGEST:.0f}", "cast to weights='bf16'")
+
+
+def parameter(spec: Spec, linear: str) -> str:
+    """The name that a linear's matrix is stored under."""
+    return "embedding.tokens.weight" if linear == "head" and spec.head.tied else f"{linear}.weight"

@@ -1,0 +1,62 @@
+"""AWQ (arXiv:2306.00978) and SmoothQuant (arXiv:2211.10438) as one search: which input scale loses least.
+
+The scale is `x^a / w^b`, x the RMS of each channel's inputs on calibration text and w that of its weights. a = 0, b = 1
+equalizes weights; b = 0 is AWQ; a = b = 1/2 is SmoothQuant's. Each candidate is judged by the squared error of the
+outputs of all linears that read the input, 8-bit activations included where the model will have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from snello.models.spec import Format
+from snello.techniques.quantize.basis import Basis, column_rms, power_of_two
+from snello.techniques.quantize.rounding import round_activations, round_int4, round_int8
+
+Exponents = tuple[float, float]
+GRID: tuple[Exponents, ...] = tuple((a / 4, b / 2) for a in range(5) for b in range(3))
+JUDGED_ROWS = 256  # outputs of each linear, evenly spaced
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`errors` of every candidate of the grid; `scale` (K) is that of the smallest."""
+
+    scale: Tensor
+    exponents: Exponents
+    errors: Mapping[Exponents, float]
+
+
+def search_scale(consumers: Mapping[str, Tensor], formats: Mapping[str, Format], rows: Tensor) -> Choice:
+    """The best scale for these linears, by name, on sampled inputs `rows` (M, K)."""
+    judged = {name: w[:: max(1, len(w) // JUDGED_ROWS)] for name, w in consumers.items()}
+    scale_of = candidates(list(consumers.values()), rows)
+    errors = {point: output_error(judged, formats, rows, scale_of(point)) for point in GRID}
+    best = min(GRID, key=lambda point: errors[point])
+    return Choice(scale_of(best), best, errors)
+
+
+def candidates(consumers: list[Tensor], rows: Tensor) -> Callable[[Exponents], Tensor]:
+    w, x = column_rms(consumers), column_rms([rows])
+    return lambda point: power_of_two(x ** point[0] / w ** point[1])
+
+
+def output_error(
+    consumers: Mapping[str, Tensor], formats: Mapping[str, Format], rows: Tensor, scale: Tensor | None
+) -> float:
+    """Squared error of all outputs, relative to their energy, when rounded to nearest with this input scale."""
+    error = energy = 0.0
+    for name, w in consumers.items():
+        format = formats[name]
+        basis = Basis(w.shape[1], scale, format.rotate)
+        stored = basis.weights(w)
+        rounded = round_int8(stored) if format.weights == "int8" else round_int4(stored, format.group_size)
+        x = basis.inputs(rows)
+        x = round_activations(x) if format.activations == "int8" else x
+        target = rows @ w.T
+        error += (x @ rounded.values().T - target).square().sum().item()
+        energy += target.square().sum().item()
+    return error / max(energy, 1e-30)

@@ -1,0 +1,96 @@
+"""The basis in which a linear's weights are rounded: channels scaled (equalize), then mixed by Hadamard (rotate).
+
+Stored weights are `W diag(s) H / sqrt(b)`, the input becomes `H (x / s) / sqrt(b)`: their product is unchanged, but no
+channel stands out any more, so one scale per row fits all. Scales are powers of two, so dividing by them is exact.
+Columns are zero-padded to a multiple of 64 first; H is block-diagonal with blocks of b = 128, or 64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+RANGE = 2.0**-20  # channels weaker than this, relative to the strongest, are scaled as if they had it
+
+
+@dataclass(frozen=True)
+class Basis:
+    """`scale` (K) or None: not equalized."""
+
+    columns: int
+    scale: Tensor | None
+    rotated: bool
+
+    @cached_property
+    def padded(self) -> int:
+        return -(-self.columns // 64) * 64
+
+    @cached_property
+    def padded_scale(self) -> Tensor | None:
+        return None if self.scale is None else torch.nn.functional.pad(self.scale, (0, self._missing), value=1.0)
+
+    def weights(self, w: Tensor) -> Tensor:
+        """(N, K) -> (N, padded)."""
+        return self._rotate(self._pad(w if self.scale is None else w * self.scale))
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., padded)."""
+        return self._rotate(self._pad(x if self.scale is None else x / self.scale))
+
+    def plain_weights(self, w: Tensor) -> Tensor:
+        """The inverse of `weights`: the effective matrix, (N, padded) -> (N, K)."""
+        w = self._rotate(w)[..., : self.columns]
+        return w if self.scale is None else w / self.scale
+
+    def plain_inputs(self, x: Tensor) -> Tensor:
+        """The inverse of `inputs`."""
+        x = self._rotate(x)[..., : self.columns]
+        return x if self.scale is None else x * self.scale
+
+    def gram(self, gram: Tensor) -> Tensor:
+        """X^T X of plain inputs -> of inputs in this basis, (K, K) -> (padded, padded)."""
+        return self.inputs(self.inputs(gram).T)
+
+    @property
+    def _missing(self) -> int:
+        return self.padded - self.columns
+
+    def _pad(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (0, self._missing)) if self._missing else x
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        if not self.rotated:
+            return x
+        block = 128 if self.padded % 128 == 0 else 64
+        return (x.reshape(-1, block) @ hadamard(block).to(x.dtype)).reshape(x.shape)
+
+
+@lru_cache
+def hadamard(block: int) -> Tensor:
+    """Sylvester's matrix, orthonormal; symmetric, so its own inverse."""
+    h = torch.ones(1, 1, dtype=torch.float64)
+    while len(h) < block:
+        h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)))
+    return h / math.sqrt(block)
+
+
+def equal_weight_scale(consumers: Sequence[Tensor]) -> Tensor:
+    """Data-free: 1 / RMS of each input channel's weights over all linears that read it, a power of two."""
+    return power_of_two(1 / column_rms(consumers))
+
+
+def column_rms(consumers: Sequence[Tensor]) -> Tensor:
+    """RMS of each input channel's weights (K), kept away from zero."""
+    rows = sum(len(w) for w in consumers)
+    energy = torch.stack([w.double().square().sum(0) for w in consumers]).sum(0) / rows
+    rms = energy.sqrt().to(consumers[0].dtype)
+    return rms.clamp(min=max(rms.max().item() * RANGE, 1e-30))
+
+
+def power_of_two(scale: Tensor) -> Tensor:
+    return torch.exp2(scale.log2().round())

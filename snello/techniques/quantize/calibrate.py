@@ -1,0 +1,127 @@
+"""Calibration text streamed through the model, one block's weights in memory at a time.
+
+The hidden rows of all windows wait between blocks. A block is walked half by half and, within a half, input by input:
+`statistic` looks at an input, the caller quantizes the linears that read it and puts them back with `replace`, and so
+everything later sees the model as it will be. Peak memory: the hidden rows, one block, one Gram matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from snello.errors import SnelloError
+from snello.models.model import Model
+from snello.models.reference import Block, build_block, build_embedding, build_head
+from snello.models.reference_layers import Half
+
+Windows = Sequence[npt.NDArray[np.int32]]
+
+MAX_TOKENS = 65_536  # more calibration text than this changes nothing measurable
+SAMPLED_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What was seen at one input: `gram` = X^T X / rows (K, K), and a sample of its `rows` (M, K)."""
+
+    gram: Tensor
+    rows: Tensor
+
+
+class Calibrator:
+    """Asked for inputs in the order of computation; remembers how far it has walked."""
+
+    def __init__(self, model: Model, windows: Windows) -> None:
+        self.model = model
+        self.windows = check_windows(model, windows)
+        embedding = build_embedding(model.spec, model.weights)
+        self.hidden = [embedding(torch.from_numpy(w.astype(np.int64))[None]) for w in self.windows]  # (1, T, D) each
+        self.position = 0  # halves walked: block position // 2, its attention or its feed-forward
+        self.block: Block | None = None
+
+    def statistic(self, name: str) -> Statistic:
+        """Of an input by its canonical name, with everything before it as it is now."""
+        sample = RowSample(sum(len(w) for w in self.windows))
+        gram: Tensor | None = None
+        for x in self._inputs(name):
+            sample.add(x)
+            gram = x.T @ x if gram is None else gram.addmm_(x.T, x)
+        assert gram is not None
+        return Statistic(gram / sample.seen, torch.cat(sample.rows))
+
+    def replace(self, linear: str, weight: Tensor) -> None:
+        """Give a linear of the current block its effective weights."""
+        if linear.startswith("layers."):
+            _, index, half, part = linear.split(".")
+            assert self.block is not None and int(index) == self.position // 2
+            self.block.get_submodule(f"{half}.{part}").weight = nn.Parameter(weight, requires_grad=False)
+
+    def _inputs(self, name: str) -> Iterator[Tensor]:
+        """Rows (T, K) of this input, window by window."""
+        if not name.startswith("layers."):
+            yield from self._head_inputs()
+            return
+        _, index, half_name, last = name.split(".")
+        self._walk_to(2 * int(index) + (half_name == "ffn"))
+        half = self._half()
+        for x in self.hidden:
+            y = half.prepare(x)
+            yield (y if last == "in" else half.inner(y, None)).flatten(0, 1)
+
+    def _head_inputs(self) -> Iterator[Tensor]:
+        self._walk_to(2 * len(self.model.spec.layers))
+        tail = build_head(self.model.spec, self.model.weights)
+        for x in self.hidden:
+            yield tail.head.features(tail.normed(x)).flatten(0, 1)
+
+    def _walk_to(self, position: int) -> None:
+        while self.position < position:
+            half = self._half()
+            self.hidden = [half(x) for x in self.hidden]
+            self.position += 1
+            self.block = self.block if self.position % 2 else None
+
+    def _half(self) -> Half:
+        if self.block is None:
+            self.block = build_block(self.model.spec, self.position // 2, self.model.weights)
+        return self.block.ffn if self.position % 2 else self.block.attention
+
+
+class RowSample:
+    """Every n-th row of all that pass, so that about SAMPLED_ROWS remain, spread evenly."""
+
+    def __init__(self, total: int) -> None:
+        self.stride = max(1, total // SAMPLED_ROWS)
+        self.seen = 0
+        self.rows: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        first = -self.seen % self.stride
+        self.rows.append(x[first :: self.stride].clone())
+        self.seen += len(x)
+
+
+def check_windows(model: Model, windows: Windows) -> Windows:
+    """As many windows as are useful, evenly spread; an error where there is none or one does not fit the model."""
+    if not windows:
+        raise SnelloError("this method calibrates on text, and none was given", "give text, or use method='rtn'")
+    longest, largest = max(len(w) for w in windows), max(int(w.max()) for w in windows)
+    if longest > model.spec.max_positions:
+        raise SnelloError(
+            f"a calibration window of {longest} tokens, the model has {model.spec.max_positions} positions",
+            "cut the text into shorter windows",
+        )
+    if largest >= model.spec.vocab_size:
+        raise SnelloError(
+            f"token {largest} in the calibration text, the vocabulary has {model.spec.vocab_size}",
+            "tokenize the text with this model's own tokenizer",
+        )
+    tokens = sum(len(w) for w in windows)
+    keep = max(1, min(len(windows), len(windows) * MAX_TOKENS // tokens))
+    return [windows[i * len(windows) // keep] for i in range(keep)]

@@ -1,0 +1,171 @@
+"""Rounding a matrix to the integer formats of docs/numerics.md with the least squared error.
+
+INT8: `w = r[n] * q`, r an FP16 value. INT4, two-level: `w = r[n] * s[n, g] * (q - 8)` with s in 1..15 and r of at most
+seven significant bits, so that `r * s` is exact in FP16. The pair is searched: the error of each group as a function
+of its scale is sampled once, candidates of r are compared on those samples, then s is settled exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INT4_LOW, INT4_HIGH = -8, 7
+INT8_LIMIT = 127
+CHUNK_WEIGHTS = 1 << 22  # rows are treated in chunks of about this many weights, which bounds temporary memory
+
+GRID_START, GRID_RATIO, GRID_POINTS = 0.55, 1.08, 13  # sampled scales, in units of largest / 8: 0.55 .. 1.39
+ROW_DIVISORS = torch.arange(8.0, 17.01, 0.25)  # candidates of r: the largest ideal scale over each of these
+SCALE_OFFSETS = range(-5, 3)  # candidates of s, about largest / (8 r)
+INT8_SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+
+
+@dataclass(frozen=True)
+class Int4:
+    """`q` (N, K) in -8..7 (stored plus 8), `group_scale` (N, G) in 1..15, `row_scale` (N)."""
+
+    q: Tensor
+    group_scale: Tensor
+    row_scale: Tensor
+    group_size: int
+
+    def values(self) -> Tensor:
+        steps = self.row_scale[:, None] * self.group_scale
+        return self.q * steps.repeat_interleave(self.group_size, dim=1)[:, : self.q.shape[1]]
+
+
+@dataclass(frozen=True)
+class Int8:
+    """`q` (N, K) in -127..127, `row_scale` (N)."""
+
+    q: Tensor
+    row_scale: Tensor
+
+    def values(self) -> Tensor:
+        return self.q * self.row_scale[:, None]
+
+
+def nearest(w: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    """Round half to even; a zero step (a row of zeros) gives zero."""
+    return torch.where(step > 0, w / step, 0.0).round_().clamp_(low, high)
+
+
+# ---- INT8 -----------------------------------------------------------------------------------------------------------
+
+
+def int8_row_scale(w: Tensor) -> Tensor:
+    """The FP16 value that loses least among a few shrinkings of largest / 127."""
+    largest = w.abs().amax(1) / INT8_LIMIT
+    candidates = torch.stack([_half(largest * shrink) for shrink in INT8_SHRINK])  # (C, N)
+    errors = torch.stack([_int8_error(w, scale) for scale in candidates])
+    return candidates.gather(0, errors.argmin(0)[None])[0]
+
+
+def round_int8(w: Tensor) -> Int8:
+    parts = [_round_int8(part) for part in torch.split(w, _chunk_rows(w))]
+    return Int8(torch.cat([part.q for part in parts]), torch.cat([part.row_scale for part in parts]))
+
+
+def round_activations(x: Tensor) -> Tensor:
+    """What 8-bit activations make of these rows: one scale per row, largest / 127."""
+    scale = x.abs().amax(-1, keepdim=True) / INT8_LIMIT
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (x / scale).round_().clamp_(-INT8_LIMIT, INT8_LIMIT) * scale
+
+
+def _round_int8(w: Tensor) -> Int8:
+    scale = int8_row_scale(w)
+    return Int8(nearest(w, scale[:, None], -INT8_LIMIT, INT8_LIMIT), scale)
+
+
+def _int8_error(w: Tensor, scale: Tensor) -> Tensor:
+    q = nearest(w, scale[:, None], -INT8_LIMIT, INT8_LIMIT)
+    return (w - q * scale[:, None]).square_().sum(1)
+
+
+def _half(x: Tensor) -> Tensor:
+    return x.half().to(x.dtype)
+
+
+# ---- INT4 -----------------------------------------------------------------------------------------------------------
+
+
+def round_int4(w: Tensor, group_size: int) -> Int4:
+    row_scale, group_scale = int4_scales(w, group_size)
+    steps = (row_scale[:, None] * group_scale).repeat_interleave(group_size, dim=1)[:, : w.shape[1]]
+    return Int4(nearest(w, steps, INT4_LOW, INT4_HIGH), group_scale, row_scale, group_size)
+
+
+def int4_scales(w: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Row scales (N) and group scales (N, G) for these weights."""
+    groups = F.pad(w, (0, -w.shape[1] % group_size)).reshape(len(w), -1, group_size)  # (N, G, g)
+    parts = [_scales(part) for part in torch.split(groups, _chunk_rows(w))]
+    return torch.cat([row for row, _ in parts]), torch.cat([group for _, group in parts])
+
+
+def best_group_scale(groups: Tensor, row_scale: Tensor) -> Tensor:
+    """The s in 1..15 that loses least for each group, (N, G) of groups (N, G, g), given the rows' r."""
+    step = torch.where(row_scale > 0, row_scale, 1.0)[:, None]
+    center = (groups.abs().amax(-1) / (8 * step)).round()
+    best = torch.ones_like(center)
+    least = torch.full_like(center, float("inf"))
+    for offset in SCALE_OFFSETS:
+        scale = (center + offset).clamp(1, 15)
+        error = _int4_error(groups, scale * row_scale[:, None])
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    return best
+
+
+def seven_bits(x: Tensor) -> Tensor:
+    """Rounded to seven significant bits, and to a multiple of FP16's smallest number; zero stays zero."""
+    mantissa, exponent = torch.frexp(x)
+    rounded = torch.ldexp((mantissa * 128).round() / 128, exponent)
+    coarse = (x * 2.0**24).round().clamp(min=1) * 2.0**-24
+    return torch.where(x == 0, x, torch.where(x < 2.0**-18, coarse, rounded))
+
+
+def _scales(groups: Tensor) -> tuple[Tensor, Tensor]:
+    row_scale = _best_row_scale(groups)
+    return row_scale, best_group_scale(groups, row_scale)
+
+
+def _best_row_scale(groups: Tensor) -> Tensor:
+    unit = (groups.abs().amax(-1) / 8).clamp(min=1e-30)  # (N, G)
+    ratios = GRID_START * GRID_RATIO ** torch.arange(GRID_POINTS, dtype=groups.dtype)
+    curve = torch.stack([_int4_error(groups, unit * ratio) for ratio in ratios.tolist()], dim=-1)  # (N, G, J)
+    energy = groups.square().sum(-1)
+    ideal = unit * ratios[curve.argmin(-1)] * (energy > 0)
+    largest = ideal.amax(1)  # (N)
+    best, least = torch.zeros_like(largest), torch.full_like(largest, float("inf"))
+    for divisor in ROW_DIVISORS.tolist():
+        candidate = seven_bits(largest / divisor)
+        low = (ideal / candidate.clamp(min=1e-30)[:, None]).floor().clamp(1, 15)
+        steps = torch.stack((low, (low + 1).clamp(max=15))) * candidate[:, None]  # (2, N, G)
+        error = torch.stack([_read(curve, energy, step / unit) for step in steps]).amin(0).sum(1)
+        best, least = torch.where(error < least, candidate, best), torch.minimum(error, least)
+    return best
+
+
+def _read(curve: Tensor, energy: Tensor, ratio: Tensor) -> Tensor:
+    """The sampled error curve at a scale between its samples; outside, what clipping or coarseness make of it."""
+    place = torch.log(ratio.clamp(min=1e-9) / GRID_START) / torch.log(torch.tensor(GRID_RATIO, dtype=ratio.dtype))
+    low = place.floor().clamp(0, GRID_POINTS - 2).long()
+    part = (place - low).clamp(0, 1)
+    pair = curve.gather(-1, torch.stack((low, low + 1), dim=-1))
+    inside = pair[..., 0] + (pair[..., 1] - pair[..., 0]) * part
+    coarser = inside * (ratio / (GRID_START * GRID_RATIO ** (GRID_POINTS - 1))).clamp(min=1).square()
+    clipped = (1 - ratio / GRID_START).clamp(min=0).square() * energy
+    return torch.minimum(coarser + clipped, energy)
+
+
+def _int4_error(groups: Tensor, step: Tensor) -> Tensor:
+    """Squared error (N, G) of groups (N, G, g) at these scales (N, G)."""
+    step = step[..., None]
+    return (nearest(groups, step, INT4_LOW, INT4_HIGH).mul_(step).sub_(groups)).square_().sum(-1)
+
+
+def _chunk_rows(w: Tensor) -> int:
+    return max(1, CHUNK_WEIGHTS // w.shape[1])

@@ -1,0 +1,87 @@
+"""Bytes of packed matrices (docs/numerics.md, Layout), and spreading INT8 over the blocks under a budget of bits.
+
+Linears that share an input form a unit and always have one format, since the input is prepared once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from snello.errors import Unsupported
+from snello.models.spec import Format, Spec, input_name, linear_names, linear_shape
+
+PANEL_ROWS, BLOCK_COLUMNS = 16, 64
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The linears that read one input."""
+
+    input: str
+    linears: tuple[str, ...]
+
+
+def body_linears(spec: Spec) -> list[str]:
+    return [name for name in linear_names(spec) if name.startswith("layers.")]
+
+
+def units(spec: Spec, linears: Sequence[str]) -> list[Unit]:
+    """Grouped by shared input, in the order of computation."""
+    grouped: dict[str, list[str]] = {}
+    for linear in linears:
+        grouped.setdefault(input_name(linear), []).append(linear)
+    return [Unit(name, tuple(members)) for name, members in grouped.items()]
+
+
+def packed_bytes(format: Format, rows: int, columns: int) -> int:
+    panels = -(-rows // PANEL_ROWS)
+    if format.weights == "int8":
+        return panels * (128 + _pad(columns, BLOCK_COLUMNS) * PANEL_ROWS)
+    if format.weights == "int4":
+        columns = _pad(columns, BLOCK_COLUMNS)
+        return panels * (64 + _pad(-(-columns // format.group_size) * PANEL_ROWS, 64) + columns * PANEL_ROWS // 2)
+    width = 4 if format.weights == "fp32" else 2
+    return panels * _pad(columns * PANEL_ROWS * width, 64)
+
+
+def stored_bytes(spec: Spec, linears: Sequence[str]) -> int:
+    return sum(packed_bytes(spec.format(linear), *linear_shape(spec, linear)) for linear in linears)
+
+
+def average_bits(spec: Spec, linears: Sequence[str]) -> float:
+    """Stored bits, scales and padding included, per true weight."""
+    weights = 0
+    for linear in linears:
+        rows, columns = linear_shape(spec, linear)
+        weights += rows * columns
+    return 8 * stored_bytes(spec, linears) / weights
+
+
+def extend_to_budget(spec: Spec, wider: Format, bits: float, order: Sequence[Unit] = ()) -> Spec:
+    """Gives the wider format to units in this order (the order of computation if none is said) while they fit."""
+    body = body_linears(spec)
+    least = average_bits(spec, body)
+    if least > bits:
+        raise Unsupported(
+            f"bits={bits:g} is below the {least:.2f} that INT4 takes in this model, scales and padding included",
+            f"use bits={least + 0.5:.1f} or more, or a larger group size",
+        )
+    budget = stored_bytes(spec, body) * bits / least
+    return widen(spec, wider, order or units(spec, body), budget)
+
+
+def widen(spec: Spec, wider: Format, order: Sequence[Unit], budget: float) -> Spec:
+    """Units in this order get the wider format where the body's bytes stay within the budget."""
+    used, chosen = stored_bytes(spec, body_linears(spec)), dict[str, Format]()
+    for unit in order:
+        widened = spec.with_formats(dict.fromkeys(unit.linears, wider))
+        extra = stored_bytes(widened, unit.linears) - stored_bytes(spec, unit.linears)
+        if used + extra <= budget:
+            used += extra
+            chosen |= dict.fromkeys(unit.linears, wider)
+    return spec.with_formats(chosen)
+
+
+def _pad(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

@@ -1,0 +1,107 @@
+"""One unit, the linears that read one input: its basis, and its integers by the chosen method.
+
+Round-to-nearest and GPTQ take the data-free input scale (weights of equal strength per channel); AWQ searches it.
+Results know both faces of a matrix: the integers that are stored, and the effective weights in the plain basis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snello.models.spec import Format
+from snello.techniques.quantize import Method
+from snello.techniques.quantize.awq import search_scale
+from snello.techniques.quantize.basis import Basis, equal_weight_scale
+from snello.techniques.quantize.calibrate import Statistic
+from snello.techniques.quantize.gptq import gptq
+from snello.techniques.quantize.rounding import (
+    INT4_HIGH,
+    INT4_LOW,
+    INT8_LIMIT,
+    Int4,
+    Int8,
+    best_group_scale,
+    int4_scales,
+    int8_row_scale,
+    round_int4,
+    round_int8,
+)
+
+Consumers = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Solution:
+    basis: Basis
+    rounded: dict[str, Int4 | Int8]
+
+    def effective(self) -> dict[str, Tensor]:
+        """Weights as the model will act, in the plain basis, (N, K) each."""
+        return {name: self.basis.plain_weights(matrix.values()) for name, matrix in self.rounded.items()}
+
+
+def solve(
+    consumers: Consumers, formats: Mapping[str, Format], method: Method, statistic: Statistic | None = None
+) -> Solution:
+    """Without a statistic every method is round-to-nearest in the data-free basis."""
+    basis = choose_basis(consumers, formats, statistic if method == "awq" else None)
+    if method == "gptq" and statistic is not None:
+        return Solution(basis, _gptq_unit(consumers, formats, basis, basis.gram(statistic.gram)))
+    return Solution(basis, {name: _nearest(basis.weights(w), formats[name]) for name, w in consumers.items()})
+
+
+def choose_basis(consumers: Consumers, formats: Mapping[str, Format], statistic: Statistic | None) -> Basis:
+    """The basis that these linears share; a statistic asks for the searched scale."""
+    format = formats[next(iter(consumers))]
+    columns = next(iter(consumers.values())).shape[1]
+    scale = None
+    if format.equalize and statistic is not None:
+        scale = search_scale(consumers, formats, statistic.rows).scale
+    elif format.equalize:
+        scale = equal_weight_scale(list(consumers.values()))
+    return Basis(columns, scale, format.rotate)
+
+
+def _nearest(w: Tensor, format: Format) -> Int4 | Int8:
+    return round_int8(w) if format.weights == "int8" else round_int4(w, format.group_size)
+
+
+def _gptq_unit(
+    consumers: Consumers, formats: Mapping[str, Format], basis: Basis, gram: Tensor
+) -> dict[str, Int4 | Int8]:
+    """All linears of a unit have one format and one Gram matrix, so their rows are one matrix."""
+    format = formats[next(iter(consumers))]
+    assert all(formats[name] == format for name in consumers)
+    stacked = torch.cat([basis.weights(w) for w in consumers.values()])
+    rounded = _gptq_int8(stacked, gram) if format.weights == "int8" else _gptq_int4(stacked, gram, format.group_size)
+    rows = [len(w) for w in consumers.values()]
+    return dict(zip(consumers, _split(rounded, rows), strict=True))
+
+
+def _gptq_int8(w: Tensor, gram: Tensor) -> Int8:
+    scale = int8_row_scale(w)
+    return Int8(gptq(w, gram, scale[:, None], w.shape[1], (-INT8_LIMIT, INT8_LIMIT)), scale)
+
+
+def _gptq_int4(w: Tensor, gram: Tensor, group_size: int) -> Int4:
+    """Row scales from the original weights; a group's scale is settled when its columns, as repaired, are reached."""
+    row_scale, group_scale = int4_scales(w, group_size)
+
+    def refresh(group: int, columns: Tensor) -> Tensor:
+        group_scale[:, group] = best_group_scale(columns[:, None, :], row_scale)[:, 0]
+        return group_scale[:, group] * row_scale
+
+    q = gptq(w, gram, row_scale[:, None] * group_scale, group_size, (INT4_LOW, INT4_HIGH), refresh)
+    return Int4(q, group_scale, row_scale, group_size)
+
+
+def _split(rounded: Int4 | Int8, rows: list[int]) -> list[Int4 | Int8]:
+    parts = zip(torch.split(rounded.q, rows), torch.split(rounded.row_scale, rows), strict=True)
+    if isinstance(rounded, Int8):
+        return [Int8(q, scale) for q, scale in parts]
+    groups = torch.split(rounded.group_scale, rows)
+    return [Int4(q, s, r, rounded.group_size) for (q, r), s in zip(parts, groups, strict=True)]

@@ -1,0 +1,10 @@
+"""Every technique by the name that recipes and the command line use: a literal table, and the only one."""
+
+from __future__ import annotations
+
+from snello.techniques.base import Technique
+from snello.techniques.quantize import Quantize
+
+TECHNIQUES: dict[str, type[Technique]] = {
+    "quantize": Quantize,
+}

@@ -1,0 +1,92 @@
+"""Small random checkpoints in Hugging Face format, for tests: every family, odd shapes, a real tokenizer.
+
+Shapes are odd on purpose: head_dim 80, one KV head, a vocabulary that is no multiple of 16. Weights are larger than an
+initializer would make them, so that attention and activations do something.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+DECODER: dict[str, Any] = {
+    "vocab_size": 307,
+    "hidden_size": 96,
+    "intermediate_size": 200,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 80,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+ENCODER: dict[str, Any] = {
+    "vocab_size": 307,
+    "hidden_size": 96,
+    "intermediate_size": 200,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", DECODER),
+    "llama-tied-bias": (
+        "LlamaForCausalLM",
+        DECODER | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "mistral-window": ("MistralForCausalLM", DECODER | {"sliding_window": 33}),
+    "qwen2": ("Qwen2ForCausalLM", {k: v for k, v in DECODER.items() if k != "head_dim"} | {"num_key_value_heads": 2}),
+    "qwen3": ("Qwen3ForCausalLM", DECODER | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "bert-mlm": ("BertForMaskedLM", ENCODER),
+    "bert-classify": ("BertForSequenceClassification", ENCODER | {"num_labels": 3}),
+    "distilbert-mlm": (
+        "DistilBertForMaskedLM",
+        {"vocab_size": 307, "dim": 96, "hidden_dim": 200, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128},
+    ),
+}
+DECODERS = [name for name, (architecture, _) in VARIANTS.items() if architecture.endswith("CausalLM")]
+
+
+def make_checkpoint(path: Path, variant: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """Writes a random checkpoint of `variant` to `path` and returns it."""
+    architecture, options = VARIANTS[variant]
+    model_class = getattr(transformers, architecture)
+    torch.manual_seed(seed)
+    config = model_class.config_class(**options)
+    model = model_class(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 1.2 * parameter.shape[-1] ** -0.5)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.tie_weights()
+    model.to(dtype).save_pretrained(path)
+    write_tokenizer(path, config.vocab_size)
+    return path
+
+
+def write_tokenizer(path: Path, vocab_size: int) -> None:
+    """A byte-level tokenizer of `vocab_size` ids: an end token, the bytes, and made-up merges of letters."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {"<|end|>": 0} | {letter: index + 1 for index, letter in enumerate(letters)}
+    merges: list[tuple[str, str]] = []
+    for first in "etaoinshr":
+        for second in "etaoinshr":
+            if len(vocab) < vocab_size:
+                merges.append((first, second))
+                vocab.setdefault(first + second, len(vocab))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "bos_token": "<|end|>"}))

@@ -1,0 +1,122 @@
+"""The native executor: equal to the torch reference in value, and to itself in every bit, however work is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from snello.engine.native import NativeExecutor
+from snello.errors import SnelloError
+from snello.models import load
+from snello.models.model import Model
+from snello.models.reference import Reference
+from snello.models.spec import Deployment
+from snello.native import core
+from tests.checkpoints import DECODERS, VARIANTS, make_checkpoint
+
+TOKENS = np.random.default_rng(0).integers(1, 300, 300).astype(np.int32)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNELLO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    torch.set_num_threads(1)
+
+
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, variant: str, dtype: torch.dtype = torch.float32) -> Model:
+    path = tmp_path_factory.getbasetemp() / f"{variant}-{str(dtype).removeprefix('torch.')}"
+    return load(path if path.exists() else make_checkpoint(path, variant, dtype=dtype))
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "bert-classify"])
+def test_equals_the_reference(variant: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = checkpoint(tmp_path_factory, variant)
+    tokens = TOKENS[: min(len(TOKENS), model.spec.max_positions)]
+    with torch.no_grad():
+        expected = Reference.from_model(model)(torch.tensor(tokens[None].astype(np.int64)))[0].numpy()
+    with NativeExecutor(model) as executor:
+        got = executor.logits(tokens) if model.spec.causal else executor.encode(tokens)
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+
+
+def test_classifier_equals_the_reference(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = checkpoint(tmp_path_factory, "bert-classify")
+    with torch.no_grad():
+        expected = Reference.from_model(model)(torch.tensor(TOKENS[None, :50].astype(np.int64)))[0].numpy()
+    with NativeExecutor(model) as executor:
+        np.testing.assert_allclose(executor.encode(TOKENS[:50]), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", DECODERS)
+def test_same_bits_however_it_is_cut(
+    variant: str, dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = checkpoint(tmp_path_factory, variant, dtype)
+    with NativeExecutor(model, Deployment(threads=1)) as executor:
+        expected = executor.logits(TOKENS)
+    for chunk, threads in ((1, 1), (7, 2), (128, 1), (130, 2), (512, 3)):
+        with NativeExecutor(model, Deployment(threads=threads, chunk_rows=chunk)) as executor:
+            assert executor.logits(TOKENS).tobytes() == expected.tobytes(), (chunk, threads)
+
+
+def test_same_bits_on_every_instruction_set(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = checkpoint(tmp_path_factory, "qwen3", torch.bfloat16)
+    results = {}
+    for isa in core.available_isas():
+        with NativeExecutor(model, Deployment(isa=isa)) as executor:
+            results[isa] = executor.logits(TOKENS[:150]).tobytes()
+    core.select_isa(None)
+    assert len(set(results.values())) == 1, sorted(results)
+    assert "scalar" in results
+
+
+def test_sessions_alone_and_together(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = checkpoint(tmp_path_factory, "mistral-window")
+    lengths = (5, 127, 128, 140)
+    with NativeExecutor(model, Deployment(streams=4, context=256)) as executor:
+        sessions = [executor.session() for _ in lengths]
+        for session, length in zip(sessions, lengths, strict=True):
+            session.feed(TOKENS[:length])
+        for step in range(3):
+            logits = executor.step(sessions, [int(TOKENS[length + step]) for length in lengths])
+        for session in sessions:
+            session.close()
+        for row, length in zip(logits, lengths, strict=True):
+            assert row.tobytes() == executor.logits(TOKENS[: length + 3], [length + 2])[0].tobytes()
+        assert executor.pages.num_free == executor.pages.num_pages
+
+
+def test_score_is_the_log_softmax_of_the_logits(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with NativeExecutor(checkpoint(tmp_path_factory, "llama"), Deployment(chunk_rows=64)) as executor:
+        logits = executor.logits(TOKENS).astype(np.float64)
+        scores = executor.score(TOKENS)
+    normal = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = normal[np.arange(len(TOKENS) - 1), TOKENS[1:]]
+    np.testing.assert_allclose(scores.log_probabilities, expected, atol=2e-6)
+    np.testing.assert_array_equal(scores.top1, logits[:-1].argmax(axis=1))
+
+
+def test_what_a_user_can_get_wrong(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = checkpoint(tmp_path_factory, "llama")
+    with NativeExecutor(model, Deployment(context=130)) as executor:
+        with pytest.raises(SnelloError, match="140 tokens and the context here is 130"):
+            executor.score(TOKENS[:140])
+        with pytest.raises(SnelloError, match="outside the vocabulary"):
+            executor.logits([1, 307])
+        with pytest.raises(SnelloError, match="no tokens"):
+            executor.score([])
+    with pytest.raises(SnelloError, match=r"context 1,000 asked for.*made for 512"):
+        NativeExecutor(model, Deployment(context=1000))
+    with pytest.raises(SnelloError, match="threads"):
+        NativeExecutor(model, Deployment(threads=0))
+
+
+def test_a_closed_executor_can_be_closed_again(tmp_path: Path) -> None:
+    executor = NativeExecutor(load(make_checkpoint(tmp_path / "m", "llama")))
+    executor.close()
+    executor.close()

@@ -1,0 +1,256 @@
+"""config.json to `Spec`: both dialects, every setting that changes the meaning, and nothing ignored in silence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import transformers
+
+from snello.errors import SnelloError, Unsupported
+from snello.models.families import FAMILIES
+from snello.models.families.config import HARMLESS
+from snello.models.families.resolve import spec_from_config
+from snello.models.shapes import SHAPES, spec_of_shape
+from snello.models.spec import Attention, Rope, Spec
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "hidden_act": "silu",
+}
+MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"]}
+QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"]}
+QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "head_dim": 8}
+BERT = LLAMA | {"architectures": ["BertForMaskedLM"], "hidden_act": "gelu"}
+DISTILBERT: dict[str, Any] = {
+    "architectures": ["DistilBertForMaskedLM"],
+    "vocab_size": 100,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 48,
+    "activation": "gelu",
+}
+
+
+def attention(spec: Spec, layer: int = 0) -> Attention:
+    mixer = spec.layers[layer].mixer
+    assert isinstance(mixer, Attention)
+    return mixer
+
+
+def test_llama_settings() -> None:
+    spec = spec_from_config(LLAMA | {"num_key_value_heads": 2, "attention_bias": True, "rms_norm_eps": 1e-5})
+    mixer = attention(spec)
+    assert (spec.family, spec.task, len(spec.layers), spec.norm.epsilon) == ("llama", "causal-lm", 3, 1e-5)
+    assert (mixer.num_heads, mixer.num_kv_heads, mixer.head_dim) == (4, 2, 8)
+    assert mixer.qkv_bias and mixer.out_bias and not spec.layers[0].feed_forward.bias
+    assert not spec.head.tied and spec.final_norm and spec.layers[0].norms == "pre"
+    assert attention(spec_from_config(LLAMA | {"head_dim": 80})).head_dim == 80
+    assert spec_from_config(LLAMA | {"mlp_bias": True}).layers[2].feed_forward.bias
+
+
+def test_mistral_window_is_in_every_layer() -> None:
+    assert [attention(spec_from_config(MISTRAL | {"sliding_window": 7}), i).window for i in range(3)] == [7, 7, 7]
+    assert attention(spec_from_config(MISTRAL | {"sliding_window": None})).window is None
+
+
+@pytest.mark.parametrize("base", [QWEN2, QWEN3], ids=["qwen2", "qwen3"])
+def test_qwen_windows(base: dict[str, Any]) -> None:
+    def windows(**settings: Any) -> list[int | None]:
+        spec = spec_from_config(base | {"sliding_window": 7} | settings)
+        return [attention(spec, index).window for index in range(3)]
+
+    types = ["full_attention", "sliding_attention", "full_attention"]
+    assert windows() == windows(use_sliding_window=False, layer_types=types) == [None] * 3
+    assert windows(use_sliding_window=True, max_window_layers=1) == [None, 7, 7]
+    assert windows(use_sliding_window=True, max_window_layers=28) == [None] * 3
+    assert windows(use_sliding_window=True, layer_types=types) == [None, 7, None]
+    with pytest.raises(SnelloError, match="layer_types"):
+        windows(layer_types=["full_attention"])
+    with pytest.raises(SnelloError, match="layer_types"):
+        windows(layer_types=["full_attention", "chunked_attention", "full_attention"])
+
+
+def test_qwen_biases_and_norms() -> None:
+    two, three = attention(spec_from_config(QWEN2)), attention(spec_from_config(QWEN3))
+    assert (two.qkv_bias, two.out_bias, two.qk_norm) == (True, False, None)
+    assert (three.qkv_bias, three.out_bias) == (False, False) and three.qk_norm is not None
+    assert attention(spec_from_config({k: v for k, v in QWEN3.items() if k != "head_dim"})).head_dim == 128
+
+
+LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, Rope(base=10000.0, dims=8)),
+        ({"rope_theta": 5e5}, Rope(base=5e5, dims=8)),
+        ({"rope_theta": 5e5, "rope_scaling": None}, Rope(base=5e5, dims=8)),
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, Rope(base=5e5, dims=8)),
+        ({"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5}}, Rope(base=5e5, dims=4)),
+        ({"partial_rotary_factor": 0.5}, Rope(base=1e4, dims=4)),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}},
+            Rope(base=5e5, dims=8, scaling=(("rope_type", "linear"), ("factor", 2.0))),
+        ),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+            Rope(base=5e5, dims=8, scaling=(("rope_type", "llama3"), *sorted(LLAMA3.items()))),
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", **LLAMA3}},
+            Rope(base=5e5, dims=8, scaling=(("rope_type", "llama3"), *sorted(LLAMA3.items()))),
+        ),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 2.0], "truncate": False}},
+            Rope(
+                base=1e4,
+                dims=8,
+                scaling=(("rope_type", "longrope"), ("short_factor", "[1.0, 2.0]"), ("truncate", "false")),
+            ),
+        ),
+    ],
+)
+def test_rope_in_both_dialects(settings: dict[str, Any], expected: Rope) -> None:
+    assert attention(spec_from_config(LLAMA | settings)).rope == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "both 500000.0 and 10000.0"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ by type of layer"),
+        ({"rope_scaling": {"factor": 2.0}}, "beside type default"),
+        ({"rope_scaling": "linear"}, "expected a table"),
+    ],
+)
+def test_rope_that_cannot_be_meant(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SnelloError, match=message):
+        spec_from_config(LLAMA | settings)
+
+
+def test_types_in_both_dialects() -> None:
+    for key in ("dtype", "torch_dtype"):
+        spec = spec_from_config(LLAMA | {key: "bfloat16"})
+        assert (spec.default_format.weights, spec.cache_format) == ("bf16", "bf16")
+    with pytest.raises(Unsupported, match="float8_e4m3fn"):
+        spec_from_config(LLAMA | {"dtype": "float8_e4m3fn"})
+
+
+def test_end_tokens_come_from_both_files() -> None:
+    spec = spec_from_config(LLAMA | {"eos_token_id": 2}, generation={"eos_token_id": [5, 2]})
+    assert spec.eos_tokens == (5, 2)
+    assert spec_from_config(LLAMA | {"eos_token_id": [7, 8]}).eos_tokens == (7, 8)
+    assert spec_from_config(LLAMA | {"pad_token_id": -1, "eos_token_id": 100}).pad_token is None
+    assert spec_from_config(LLAMA | {"eos_token_id": 100}).eos_tokens == ()
+    with pytest.raises(SnelloError, match="eos_token_id"):
+        spec_from_config(LLAMA | {"eos_token_id": "</s>"})
+
+
+@pytest.mark.parametrize("base", [BERT, DISTILBERT], ids=["bert", "distilbert"])
+def test_encoder_tasks(base: dict[str, Any]) -> None:
+    masked = spec_from_config(base)
+    assert (masked.task, masked.head.kind, masked.head.tied, masked.head.transform) == ("masked-lm", "lm", True, "gelu")
+    classify = spec_from_config(base | {"id2label": {"1": "yes", "0": "no"}}, task="sequence-classification")
+    assert classify.head.labels == ("no", "yes")
+    assert classify.head.pooler == {"bert": "tanh", "distilbert": "relu"}[classify.family]
+    embed = spec_from_config(base, task="embedding")
+    assert (embed.head.kind, embed.head.pooling) == ("embed", "mean")
+    assert not attention(embed).causal and embed.embedding.norm and not embed.final_norm and embed.norm.bias
+    assert embed.embedding.token_types == {"bert": 2, "distilbert": 0}[embed.family]
+    with pytest.raises(Unsupported, match="cannot be loaded for causal-lm"):
+        spec_from_config(base, task="causal-lm")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+        ({"sliding_window": 4096}, "sliding_window = 4096"),
+        ({"num_experts": 0}, "num_experts = 0"),
+        ({"residual_multiplier": 0.2, "logits_scaling": 3}, "logits_scaling = 3, residual_multiplier = 0.2"),
+        ({"hidden_act": "gelu_10"}, "hidden_act"),
+        ({"rope_interleaved": True}, "rope_interleaved true"),
+        ({"num_key_value_heads": 3}, "cannot share 3"),
+        ({"hidden_size": "32"}, 'hidden_size is "32"'),
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"tie_word_embeddings": "yes"}, "true or false"),
+        ({"rms_norm_eps": "small"}, "a number"),
+    ],
+)
+def test_what_would_change_the_meaning_is_an_error(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SnelloError, match=message):
+        spec_from_config(LLAMA | settings)
+
+
+def test_keys_that_say_nothing_pass() -> None:
+    silent = {"attn_logit_softcapping": None, "sliding_window": None, "use_magic": False, "pruned_heads": {}, "x": []}
+    assert spec_from_config(LLAMA | silent) == spec_from_config(LLAMA)
+    assert spec_from_config(LLAMA | dict.fromkeys(HARMLESS - LLAMA.keys() - {"dtype", "torch_dtype"}, 7))
+
+
+@pytest.mark.parametrize("settings", [{"is_decoder": True}, {"position_embedding_type": "relative_key"}])
+def test_bert_variants_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(Unsupported):
+        spec_from_config(BERT | settings)
+
+
+def test_unknown_architectures_are_named() -> None:
+    with pytest.raises(Unsupported, match="GemmaForCausalLM") as caught:
+        spec_from_config(LLAMA | {"architectures": ["GemmaForCausalLM"]})
+    assert caught.value.hint is not None and "Qwen3ForCausalLM" in caught.value.hint
+    nothing = {key: value for key, value in LLAMA.items() if key != "architectures"}
+    with pytest.raises(Unsupported, match="neither"):
+        spec_from_config(nothing)
+    with pytest.raises(Unsupported, match="model_type bert without"):
+        spec_from_config(nothing | {"model_type": "bert"})
+    assert spec_from_config(nothing | {"model_type": "llama"}).family == "llama"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq, 4 bits"),
+        ({"quant_method": "awq", "bits": 4}, "awq, 4 bits"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes, 4 bits"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, 8 bits"),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, r"\(fp8\)"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
+        ({"something": 1}, "quantization_config"),
+    ],
+)
+def test_quantized_checkpoints_are_refused_by_name(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(Unsupported, match=f"already quantized.*{named}"):
+        spec_from_config(LLAMA | {"quantization_config": settings})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_default_configs_of_transformers_are_understood(name: str) -> None:
+    """Every key that Transformers writes for these families is read or known to be harmless."""
+    family = FAMILIES[name]
+    config = json.loads(transformers.AutoConfig.for_model(name).to_json_string(use_diff=False))
+    for architecture in family.architectures:
+        spec = spec_from_config(config | {"architectures": [architecture]})
+        assert spec.family == name and spec.task == family.architectures[architecture]
+
+
+def test_shapes_have_the_published_sizes() -> None:
+    import math
+
+    from snello.models.parameters import parameter_shapes
+
+    millions = {"smollm2-135m": 134.5, "qwen3-0.6b": 596.0, "tinyllama-1.1b": 1100.0, "llama-3.2-1b": 1235.8}
+    millions["llama-3.2-3b"] = 3212.7
+    assert millions.keys() == SHAPES.keys()
+    for name, expected in millions.items():
+        counted = sum(math.prod(shape) for shape in parameter_shapes(spec_of_shape(name)).values()) / 1e6
+        assert counted == pytest.approx(expected, abs=0.1), name

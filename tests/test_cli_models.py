@@ -1,0 +1,161 @@
+"""The verbs on small models, in processes and pipes as people use them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import make_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two decoders of one vocabulary, an encoder, and a cache of its own."""
+    home = tmp_path_factory.mktemp("home")
+    make_checkpoint(home / "llama", "llama")
+    make_checkpoint(home / "other", "llama", seed=1)
+    make_checkpoint(home / "bert", "bert-mlm")
+    return home
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "SNELLO_CACHE": str(home / "cache"), **more}
+
+
+def snello(home: Path, *words: str, text: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "snello", *words],
+        cwd=home,
+        input=text,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environment(home, **more),
+        check=False,
+    )
+
+
+def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert document["event"] == "result" and document["exit"] == 0
+    return document
+
+
+def test_an_answer_is_all_that_a_pipe_gets(home: Path) -> None:
+    words = ("run", "llama", "the rain", "--max-tokens", "12", "--seed", "1")
+    said = snello(home, *words)
+    assert said.returncode == 0, said.stderr
+    document = result(snello(home, *words, "--json"))
+    assert said.stdout == document["text"] + "\n"
+    assert "tok/s" in said.stderr and "possible here" in said.stderr and "peak" in said.stderr
+    assert document["usage"]["completion_tokens"] <= 12
+    assert document["possible_decode_tokens_per_second"] > 0
+
+
+def test_a_prompt_comes_from_a_pipe(home: Path) -> None:
+    piped = snello(home, "run", "llama", "-q", "--seed", "1", "--max-tokens", "8", text="the rain")
+    given = snello(home, "run", "llama", "the rain", "-q", "--seed", "1", "--max-tokens", "8")
+    assert piped.stdout == given.stdout != "\n"
+    assert piped.stderr == ""
+
+
+def test_an_answer_prints_where_the_encoding_cannot_say_it(home: Path) -> None:
+    done = snello(home, "run", "llama", "the rain", "--max-tokens", "40", "--seed", "2", PYTHONIOENCODING="cp1252")
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_models_side_by_side(home: Path) -> None:
+    same = result(snello(home, "run", "--compare", "llama", "llama", "the rain", "--max-tokens", "6", "--json"))
+    assert same["first_difference"] is None
+    words = ("run", "--compare", "llama", "other", "the rain", "--max-tokens", "6")
+    differing = result(snello(home, *words, "--json"))
+    assert differing["first_difference"] is not None
+    assert "[" in snello(home, *words).stdout
+
+
+def test_run_sends_encoders_elsewhere(home: Path) -> None:
+    done = snello(home, "run", "bert", "x")
+    assert done.returncode == 1 and "is an encoder" in done.stderr and "hint:" in done.stderr
+
+
+def test_a_long_prompt_is_an_error_with_both_numbers(home: Path) -> None:
+    done = snello(home, "run", "llama", "x" * 4000)
+    assert done.returncode == 1 and "512" in done.stderr and "hint:" in done.stderr
+
+
+def test_bench_stands_beside_the_ceiling(home: Path) -> None:
+    words = ("bench", "llama", "--prompt", "16", "--generate", "4", "--repeats", "2", "--streams", "2")
+    document = result(snello(home, *words, "--json"))
+    for key in ("prefill_tokens_per_second", "decode_tokens_per_second", "streams_tokens_per_second"):
+        assert 0 < document[key]["min"] <= document[key]["median"] <= document[key]["max"]
+        assert document["ceiling"][key] > 0
+    assert "possible here" in snello(home, *words).stdout
+    encoder = result(snello(home, "bench", "bert", "--prompt", "16", "--repeats", "2", "--json"))
+    assert encoder["prefill_tokens_per_second"]["median"] > 0
+
+
+def test_doctor_tells_machine_kernels_and_environment(home: Path) -> None:
+    document = result(snello(home, "doctor", "--json"))
+    assert document["machine"]["bandwidth"] and document["kernels"] and "SNELLO_ISA" in document["environment"]
+    secret = snello(home, "doctor", HF_TOKEN="hf_secret")
+    assert "hf_secret" not in secret.stdout and "set (environment)" in secret.stdout
+    scalar = result(snello(home, "doctor", "--json", SNELLO_ISA="scalar"))
+    assert scalar["machine"]["isa"] == "scalar"
+
+
+def test_explain_is_the_manual(home: Path) -> None:
+    document = result(snello(home, "explain", "quantize", "--json"))
+    assert {"--weights", "--method"} <= {option["flag"] for option in document["options"]}
+    assert all(option["help"] for option in document["options"])
+    assert "When it hurts" in snello(home, "explain", "quantize").stdout
+
+
+def test_apply_then_run_then_export(home: Path) -> None:
+    document = result(snello(home, "apply", "quantize", "llama", "--weights", "int8", "-o", "lean", "--json"))
+    assert document["bytes_after"] < document["bytes_before"]
+    assert snello(home, "run", "lean", "the rain", "--max-tokens", "4", "-q").returncode == 0
+    again = snello(home, "apply", "quantize", "llama", "--weights", "int8", "-o", "lean")
+    assert again.returncode == 1 and "--overwrite" in again.stderr
+    exported = result(snello(home, "export", "lean", "--to", "hf", "-o", "hf", "--json"))
+    assert "as in Transformers" in exported["proof"]
+    assert result(snello(home, "run", "hf", "the rain", "--max-tokens", "4", "--json"))["text"] is not None
+
+
+def test_embed_gives_a_vector_a_line(home: Path) -> None:
+    done = snello(home, "embed", "bert", "x")
+    assert done.returncode == 1 and "no embedding model" in done.stderr
+
+
+def test_a_conversation_in_a_terminal(home: Path) -> None:
+    """Without a chat template each line is continued; /quit ends it."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "snello", "run", "llama", "--max-tokens", "4", "--seed", "1"]
+    with subprocess.Popen(
+        command, cwd=home, stdin=follower, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(home)
+    ) as process:
+        os.write(leader, b"/help\nthe rain\n/stats\n/quit\n")
+        _, err = process.communicate(timeout=60)
+    os.close(leader)
+    os.close(follower)
+    assert process.returncode == 0
+    said = err.decode(errors="replace")
+    assert "no chat template" in said and "/reset" in said and "tok/s" in said
+
+
+@pytest.mark.parametrize("name", ["generate", "score", "quantize"])
+def test_examples_run(name: str, home: Path) -> None:
+    words = [str(home / "llama")] + ([str(home / "lean-example")] if name == "quantize" else [])
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment(home), check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout

@@ -1,8 +1,9 @@
 // The table of kernels that one instruction set provides, and the plain structures they work on.
 //
-// Each file in isa/ compiles the same sources (kernels/*.inl over one lanes/*.h) with its own flags in its own namespace
-// and exports one table. Kernels get raw pointers and ranges; they never allocate, lock or know what a program is. A
-// range is what one worker does; disjoint ranges write disjoint memory, so how work is divided never changes a bit.
+// Each file in isa/ compiles the same sources (kernels/*.inl over one lanes/*.h) with its own flags in its own
+// namespace and exports one table. Kernels get raw pointers and ranges; they never allocate, lock or know what a
+// program is. A range is what one worker does; disjoint ranges write disjoint memory, so how work is divided never
+// changes a bit.
 #pragma once
 
 #include <cstdint>
@@ -11,10 +12,10 @@
 
 namespace snello {
 
-constexpr int kPanel = SNELLO_PANEL_ROWS;          // N per panel = lanes
-constexpr int kBlock = SNELLO_BLOCK_COLUMNS;       // K per integer block
-constexpr int kPage = SNELLO_PAGE_POSITIONS;       // positions per page = attention tile
-constexpr int kSumColumns = 32;                    // activations are summed per this many columns
+constexpr int kPanel = SNELLO_PANEL_ROWS;     // N per panel = lanes
+constexpr int kBlock = SNELLO_BLOCK_COLUMNS;  // K per integer block
+constexpr int kPage = SNELLO_PAGE_POSITIONS;  // positions per page = attention tile
+constexpr int kSumColumns = 32;               // activations are summed per this many columns
 
 // INT8 rows: q [rows, width] s8, scale [rows], sums [rows, width / 32] of q.
 struct QuantRows {
@@ -33,13 +34,13 @@ struct FloatRows {
 
 struct LinearTask {
   const snello_tensor* weights;
-  QuantRows quant;       // input if the input is quantized
-  FloatRows input;       // else
+  QuantRows quant;  // input if the input is quantized
+  FloatRows input;  // else
   bool quantized;
-  FloatRows output;      // first column already applied
-  const float* bias;     // [rows] or null
-  bool accumulate;       // output += instead of =
-  int32_t num_rows;      // M
+  FloatRows output;   // first column already applied
+  const float* bias;  // [rows] or null
+  bool accumulate;    // output += instead of =
+  int32_t num_rows;   // M
 };
 
 struct TransformTask {
@@ -50,8 +51,8 @@ struct TransformTask {
   FloatRows output;         // when not quantized: [.., width]
   QuantRows quant;          // when quantized
   bool quantized;
-  int32_t width;            // padded width of the output
-  uint8_t* not_finite;      // [rows]: set to 1 for a row with Inf or NaN
+  int32_t width;        // padded width of the output
+  uint8_t* not_finite;  // [rows]: set to 1 for a row with Inf or NaN
 };
 
 struct NormTask {
@@ -64,13 +65,13 @@ struct NormTask {
 
 struct EmbedTask {
   const snello_tensor* weights;
-  const int32_t* ids;   // [rows], already offset
-  const float* undo;    // multiplier after the Hadamard, or null
+  const int32_t* ids;  // [rows], already offset
+  const float* undo;   // multiplier after the Hadamard, or null
   int32_t rotate_block;
   float multiplier;
   bool accumulate;
   FloatRows output;
-  int32_t width;        // columns of the output
+  int32_t width;  // columns of the output
 };
 
 struct RopeTask {
@@ -83,10 +84,10 @@ struct RopeTask {
 
 // Where the keys and values of one layer live. A page of one (kv head): see docs/numerics.md, Attention.
 struct CacheLayer {
-  uint8_t* data;          // [page][kv head]{K block, V block}
-  int64_t page_stride;    // bytes between pages of this layer
-  int64_t head_stride;    // bytes between kv heads
-  int64_t value_offset;   // of the V block inside a head's block
+  uint8_t* data;         // [page][kv head]{K block, V block}
+  int64_t page_stride;   // bytes between pages of this layer
+  int64_t head_stride;   // bytes between kv heads
+  int64_t value_offset;  // of the V block inside a head's block
   int32_t num_kv_heads, head_dim, format;
 };
 

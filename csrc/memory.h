@@ -1,5 +1,5 @@
-// Anonymous memory by the page: zero until written, backed by huge pages where the system allows, given back at the end.
-// Keys and values, the arena of a program and the probes' buffers live here, never in the heap.
+// Anonymous memory by the page: zero until written, backed by huge pages where the system allows, given back at the
+// end. Keys and values, the arena of a program and the probes' buffers live here, never in the heap.
 #pragma once
 
 #include <sys/mman.h>

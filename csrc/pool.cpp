@@ -116,7 +116,8 @@ void Pool::help(int worker) noexcept {
   uint32_t finished = 0;
   uint64_t state = cursor_.load(std::memory_order_acquire);
   while (const uint32_t left = static_cast<uint32_t>(state)) {
-    if (!cursor_.compare_exchange_weak(state, state - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+    if (!cursor_.compare_exchange_weak(state, state - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+      continue;
     const int64_t begin = static_cast<int64_t>(num_chunks_ - left) * chunk_;
     const int64_t end = begin + chunk_ < num_items_ ? begin + chunk_ : num_items_;
     job_(context_, worker, begin, end);

@@ -36,9 +36,9 @@ double bandwidth(Pool& pool, uint64_t bytes, int repeats) {
     for (int64_t pass = 0; pass < passes; ++pass)
       parallel_for(pool, pieces, std::max<int64_t>(1, pieces / (16 * pool.num_threads())),
                    [&](int worker, int64_t begin, int64_t end) {
-                     sums[static_cast<size_t>(worker) * 8] += kernels().read(
-                         memory.data() + static_cast<uint64_t>(begin) * kReadPiece,
-                         static_cast<uint64_t>(end - begin) * kReadPiece);
+                     sums[static_cast<size_t>(worker) * 8] +=
+                         kernels().read(memory.data() + static_cast<uint64_t>(begin) * kReadPiece,
+                                        static_cast<uint64_t>(end - begin) * kReadPiece);
                    });
   };
   const double once = timed([&] { read_all(1); });
@@ -53,7 +53,8 @@ double bandwidth(Pool& pool, uint64_t bytes, int repeats) {
 
 // One thread's operands: 64 rows times a few panels. Zeros multiply as fast as anything.
 struct Operands {
-  explicit Operands(int format) : weights_memory(bytes_of(format)), rows(kRows * kColumns * 4), outputs(kRows * kOutputs * 4) {
+  explicit Operands(int format)
+      : weights_memory(bytes_of(format)), rows(kRows * kColumns * 4), outputs(kRows * kOutputs * 4) {
     weights_memory.touch(weights_memory.bytes());
     rows.touch(rows.bytes());
     outputs.touch(outputs.bytes());

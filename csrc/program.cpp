@@ -28,9 +28,9 @@ constexpr int kMaxJoinedLinears = 8;
 constexpr int kAttendVectors = 16;  // rows times query heads of a kv head that attend() treats at once
 
 // Work is shared in pieces that take several microseconds: a barrier costs about one, a claim a tenth.
-constexpr int64_t kRowPiece = 8192;           // columns, weighted by how much each costs
-constexpr int64_t kAttendPiece = 1 << 17;     // multiply-adds
-constexpr int64_t kLinearPieceFew = 32 << 10; // bytes of weights, for few rows and for many
+constexpr int64_t kRowPiece = 8192;            // columns, weighted by how much each costs
+constexpr int64_t kAttendPiece = 1 << 17;      // multiply-adds
+constexpr int64_t kLinearPieceFew = 32 << 10;  // bytes of weights, for few rows and for many
 constexpr int64_t kLinearPieceMany = 128 << 10;
 constexpr int64_t kFewRows = 16;
 constexpr int kGroupPanels = 4;  // panels that a product unpacks together
@@ -127,7 +127,8 @@ snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
     const snello_register& reg = spec_.registers[r];
     uint8_t* data = arena.data();
     if (reg.quantized)
-      memory_[r].quant = {reinterpret_cast<int8_t*>(data + places[r].q), reinterpret_cast<float*>(data + places[r].scale),
+      memory_[r].quant = {reinterpret_cast<int8_t*>(data + places[r].q),
+                          reinterpret_cast<float*>(data + places[r].scale),
                           reinterpret_cast<int32_t*>(data + places[r].sums), reg.width};
     else
       memory_[r].rows = {reinterpret_cast<float*>(data + places[r].rows), snello::row_stride(reg.width)};
@@ -197,18 +198,20 @@ int snello_program::step(const snello_batch& batch, float* outputs) {
 
 int snello_program::score(const snello_batch& batch, const int32_t* targets, float* log_probability, int32_t* top1) {
   const int columns = output_width();
-  const int result = replay(batch, [](int) {}, [&](const Rows& block) {
-    snello::parallel_for(pool_, block.count, 1, [&](int, int64_t begin, int64_t end) {
-      for (int64_t m = begin; m < end; ++m) {
-        const float* logits = rows(output_).row(m);
-        const snello::LogitRow row = snello::logit_row(logits, columns);
-        const int64_t output = block.first + m;
-        if (!row.finite()) block.not_finite[m] = 1;
-        log_probability[output] = row.log_probability(logits[targets[output]]);
-        if (top1 != nullptr) top1[output] = row.argmax;
-      }
-    });
-  });
+  const int result = replay(
+      batch, [](int) {},
+      [&](const Rows& block) {
+        snello::parallel_for(pool_, block.count, 1, [&](int, int64_t begin, int64_t end) {
+          for (int64_t m = begin; m < end; ++m) {
+            const float* logits = rows(output_).row(m);
+            const snello::LogitRow row = snello::logit_row(logits, columns);
+            const int64_t output = block.first + m;
+            if (!row.finite()) block.not_finite[m] = 1;
+            log_probability[output] = row.log_probability(logits[targets[output]]);
+            if (top1 != nullptr) top1[output] = row.argmax;
+          }
+        });
+      });
   for (int i = 0; result > 0 && i < batch.num_outputs; ++i) {
     if (!not_finite_[static_cast<size_t>(batch.output_rows[i])]) continue;
     log_probability[i] = std::numeric_limits<float>::quiet_NaN();
@@ -232,8 +235,7 @@ int snello_program::replay(const snello_batch& batch, Place place, Treat treat) 
     run(tail_, rows);
     treat(rows);
     for (int m = 0; m < rows.count; ++m)
-      if (tail_not_finite_[static_cast<size_t>(m)])
-        not_finite_[static_cast<size_t>(batch.output_rows[first + m])] = 1;
+      if (tail_not_finite_[static_cast<size_t>(m)]) not_finite_[static_cast<size_t>(batch.output_rows[first + m])] = 1;
   }
   batch_ = nullptr;
   return spread_not_finite(batch);
@@ -329,23 +331,24 @@ void snello_program::run_row_action(const Action& action, const Rows& r, int m0,
       return k.embed({t, ids, vector(o.tensor[1]), o.i[3], o.f[0], o.i[2] == 1, out, width(o.out)}, m0, m1);
     }
     case SNELLO_OP_NORM:
-      return k.norm({in0, out, width(o.out), o.i[1], o.i[0] == 1, vector(o.tensor[0]), vector(o.tensor[1]), o.f[0], o.f[1]},
-                    m0, m1);
+      return k.norm(
+          {in0, out, width(o.out), o.i[1], o.i[0] == 1, vector(o.tensor[0]), vector(o.tensor[1]), o.f[0], o.f[1]}, m0,
+          m1);
     case SNELLO_OP_TRANSFORM:
-      return k.transform({in0, width(o.in[0]), vector(o.tensor[0]), o.i[0], out,
-                          memory_[static_cast<size_t>(o.out)].quant,
-                          spec_.registers[static_cast<size_t>(o.out)].quantized != 0, width(o.out), r.not_finite},
-                         m0, m1);
+      return k.transform(
+          {in0, width(o.in[0]), vector(o.tensor[0]), o.i[0], out, memory_[static_cast<size_t>(o.out)].quant,
+           spec_.registers[static_cast<size_t>(o.out)].quantized != 0, width(o.out), r.not_finite},
+          m0, m1);
     case SNELLO_OP_ROPE:
-      return k.rope({out, batch_->positions, o.i[0], o.i[1], o.i[2], o.i[3] == 1, vector(o.tensor[0]), vector(o.tensor[1])},
-                    m0, m1);
+      return k.rope(
+          {out, batch_->positions, o.i[0], o.i[1], o.i[2], o.i[3] == 1, vector(o.tensor[0]), vector(o.tensor[1])}, m0,
+          m1);
     case SNELLO_OP_ACTIVATE:
       return k.activate({in0, o.in[1] >= 0 ? rows(o.in[1]) : none, out, o.i[0], width(o.out)}, m0, m1);
     case SNELLO_OP_ADD: return k.add(in0, rows(o.in[1]), o.f[0], out, width(o.out), m0, m1);
     case SNELLO_OP_SCALE: return k.scale(in0, o.f[0], o.f[1], out, width(o.out), m0, m1);
     default:  // GATHER
-      for (int m = m0; m < m1; ++m)
-        std::copy_n(in0.row(batch_->output_rows[r.first + m]), width(o.out), out.row(m));
+      for (int m = m0; m < m1; ++m) std::copy_n(in0.row(batch_->output_rows[r.first + m]), width(o.out), out.row(m));
   }
 }
 
@@ -354,8 +357,14 @@ void snello_program::run_row_action(const Action& action, const Rows& r, int m0,
 LinearTask snello_program::linear_task(const snello_op& o, const Rows& r) const {
   const auto in = static_cast<size_t>(o.in[0]);
   const FloatRows& out = rows(o.out);
-  return {tensor(o.tensor[0]),       memory_[in].quant,     memory_[in].rows, spec_.registers[in].quantized != 0,
-          {out.data + o.i[1], out.stride}, vector(o.tensor[1]), o.i[0] == 1,      r.count};
+  return {tensor(o.tensor[0]),
+          memory_[in].quant,
+          memory_[in].rows,
+          spec_.registers[in].quantized != 0,
+          {out.data + o.i[1], out.stride},
+          vector(o.tensor[1]),
+          o.i[0] == 1,
+          r.count};
 }
 
 void snello_program::run_linears(const Part& part, const Stage& stage, const Rows& r) {
@@ -525,8 +534,8 @@ int32_t snello_step(snello_program* program, const snello_batch* batch, float* o
   return program->step(*batch, outputs);
 }
 
-int32_t snello_score(snello_program* program, const snello_batch* batch, const int32_t* targets,
-                     float* log_probability, int32_t* top1) {
+int32_t snello_score(snello_program* program, const snello_batch* batch, const int32_t* targets, float* log_probability,
+                     int32_t* top1) {
   if (program == nullptr || batch == nullptr) return fail("score: no program or no batch");
   if (snello::check_batch(program->spec(), *batch) != 0) return -1;
   if (batch->num_outputs > 0 && (targets == nullptr || log_probability == nullptr))

@@ -1,9 +1,9 @@
 // A program: operations over row registers, checked once and replayed for every batch.
 //
-// What comes before GATHER runs over all rows of a batch; what comes after it runs over the batch's output rows, a block
-// at a time. Each part is a list of stages, and a stage is what the threads do between two barriers: adjacent operations
-// that work row by row (each thread takes rows and runs all of them on its rows while they are in its cache), adjacent
-// products that do not depend on each other, or one attention.
+// What comes before GATHER runs over all rows of a batch; what comes after it runs over the batch's output rows, a
+// block at a time. Each part is a list of stages, and a stage is what the threads do between two barriers: adjacent
+// operations that work row by row (each thread takes rows and runs all of them on its rows while they are in its
+// cache), adjacent products that do not depend on each other, or one attention.
 #pragma once
 
 #include <cstdint>
@@ -92,9 +92,7 @@ struct snello_program {
   const snello_tensor* tensor(int index) const {
     return index < 0 ? nullptr : &spec_.tensors[static_cast<size_t>(index)];
   }
-  const float* vector(int index) const {
-    return index < 0 ? nullptr : static_cast<const float*>(tensor(index)->data);
-  }
+  const float* vector(int index) const { return index < 0 ? nullptr : static_cast<const float*>(tensor(index)->data); }
   int width(int reg) const { return spec_.registers[static_cast<size_t>(reg)].width; }
   const snello::FloatRows& rows(int reg) const { return memory_[static_cast<size_t>(reg)].rows; }
 

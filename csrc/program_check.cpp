@@ -25,7 +25,8 @@ class Checker {
   Checker(const ProgramSpec& spec, ProgramFacts* facts) : spec_(spec), facts_(facts) {
     facts_->sides.assign(spec.registers.size(), Side::kUnused);
     written_.resize(spec.registers.size());
-    for (size_t r = 0; r < spec.registers.size(); ++r) written_[r].assign(size_t(width(int(r)) > 0 ? width(int(r)) : 0), false);
+    for (size_t r = 0; r < spec.registers.size(); ++r)
+      written_[r].assign(size_t(width(int(r)) > 0 ? width(int(r)) : 0), false);
     layer_used_.assign(spec.cache ? spec.cache->layers.size() : 0, false);
   }
 
@@ -65,7 +66,8 @@ class Checker {
     for (size_t r = 0; r < spec_.registers.size(); ++r) {
       const snello_register& reg = spec_.registers[r];
       if (reg.width < 1 || reg.width > (1 << 24)) return fail("register %zu: width %d", r, reg.width), false;
-      if (reg.quantized != 0 && reg.quantized != 1) return fail("register %zu: quantized is %d", r, reg.quantized), false;
+      if (reg.quantized != 0 && reg.quantized != 1)
+        return fail("register %zu: quantized is %d", r, reg.quantized), false;
       if (reg.quantized && reg.width % kBlock != 0)
         return fail("register %zu: the width of a quantized register must be a multiple of %d, not %d", r, kBlock,
                     reg.width),
@@ -119,9 +121,7 @@ class Checker {
     for (int i = begin; i < end; ++i) written_[static_cast<size_t>(reg)][static_cast<size_t>(i)] = true;
     return true;
   }
-  bool writes_float(int reg) {
-    return exists(reg, "out") && is_float(reg, "out") && writes(reg, 0, width(reg));
-  }
+  bool writes_float(int reg) { return exists(reg, "out") && is_float(reg, "out") && writes(reg, 0, width(reg)); }
   // Float in0 and float out of one width; `apart`: they must differ.
   bool maps(bool apart) {
     if (!reads_float(op_->in[0], "in0") || !exists(op_->out, "out")) return false;
@@ -148,7 +148,8 @@ class Checker {
     const snello_tensor& t = *tensor(slot);
     if (t.format != SNELLO_F32) return bad("%s (tensor %d) must be FP32", what, op_->tensor[slot]);
     if (t.rows != rows || t.columns != columns)
-      return bad("%s (tensor %d) is %d x %d: it must be %d x %d", what, op_->tensor[slot], t.rows, t.columns, rows, columns);
+      return bad("%s (tensor %d) is %d x %d: it must be %d x %d", what, op_->tensor[slot], t.rows, t.columns, rows,
+                 columns);
     const uint64_t bytes = uint64_t{4} * static_cast<uint64_t>(rows) * static_cast<uint64_t>(columns);
     if (t.bytes != bytes)
       return bad("%s (tensor %d) has %llu bytes: it must have %llu", what, op_->tensor[slot],
@@ -163,7 +164,8 @@ class Checker {
     const snello_tensor& t = *tensor(slot);
     const int id = op_->tensor[slot];
     if (t.format < SNELLO_F32 || t.format > SNELLO_INT4) return bad("tensor %d has format %d", id, t.format);
-    if (t.rows < 1 || t.columns < 1 || t.columns > kMaxColumns) return bad("tensor %d is %d x %d", id, t.rows, t.columns);
+    if (t.rows < 1 || t.columns < 1 || t.columns > kMaxColumns)
+      return bad("tensor %d is %d x %d", id, t.rows, t.columns);
     if (integer(t) && t.columns % kBlock != 0)
       return bad("tensor %d is an integer matrix of %d columns: it must be a multiple of %d", id, t.columns, kBlock);
     if (t.format == SNELLO_INT4 && t.group_size != 32 && t.group_size != 64 && t.group_size != 128)
@@ -183,7 +185,8 @@ class Checker {
   }
   bool rotates(int i, int columns) const {
     const int block = op_->i[i];
-    if (block != 0 && block != 64 && block != 128) return bad("i%d is %d: a rotation takes blocks of 64 or 128", i, block);
+    if (block != 0 && block != 64 && block != 128)
+      return bad("i%d is %d: a rotation takes blocks of 64 or 128", i, block);
     return block == 0 || columns % block == 0 || bad("blocks of %d do not divide %d columns", block, columns);
   }
 
@@ -275,8 +278,8 @@ class Checker {
       return bad("cache layer %d of %zu", layer, spec_.cache->layers.size());
     const CacheLayer& have = spec_.cache->layers[static_cast<size_t>(layer)];
     if (have.num_kv_heads != kv_heads || have.head_dim != head_dim)
-      return bad("cache layer %d has %d kv heads of %d, not %d of %d", layer, have.num_kv_heads, have.head_dim, kv_heads,
-                 head_dim);
+      return bad("cache layer %d has %d kv heads of %d, not %d of %d", layer, have.num_kv_heads, have.head_dim,
+                 kv_heads, head_dim);
     if (layer_used_[static_cast<size_t>(layer)]) return bad("cache layer %d is another op's too", layer);
     layer_used_[static_cast<size_t>(layer)] = true;
     if (heads < 1 || heads % kv_heads != 0) return bad("%d heads over %d kv heads", heads, kv_heads);
@@ -284,7 +287,8 @@ class Checker {
       return false;
     const int expected[] = {heads * head_dim, kv_heads * head_dim, kv_heads * head_dim};
     for (int i = 0; i < 3; ++i) {
-      if (width(op_->in[i]) != expected[i]) return bad("in%d has %d columns, not %d", i, width(op_->in[i]), expected[i]);
+      if (width(op_->in[i]) != expected[i])
+        return bad("in%d has %d columns, not %d", i, width(op_->in[i]), expected[i]);
       if (op_->in[i] == op_->out) return bad("in%d and out are both register %d", i, op_->out);
     }
     if (!exists(op_->out, "out")) return false;
@@ -313,7 +317,8 @@ class Checker {
   }
 
   bool check_gather() {
-    if (!reads(op_->in[0], "in0", Side::kRows) || !is_float(op_->in[0], "in0") || !exists(op_->out, "out")) return false;
+    if (!reads(op_->in[0], "in0", Side::kRows) || !is_float(op_->in[0], "in0") || !exists(op_->out, "out"))
+      return false;
     if (width(op_->in[0]) != width(op_->out))
       return bad("in0 has %d columns, out has %d", width(op_->in[0]), width(op_->out));
     return writes_float(op_->out);
@@ -335,7 +340,8 @@ int check_rows(const ProgramSpec& spec, const snello_batch& b) {
   int previous = -1;
   for (int m = 0; m < b.num_rows; ++m) {
     const int sequence = b.sequences[m], position = b.positions[m];
-    if (sequence < 0 || sequence >= b.num_sequences) return fail("row %d: sequence %d of %d", m, sequence, b.num_sequences);
+    if (sequence < 0 || sequence >= b.num_sequences)
+      return fail("row %d: sequence %d of %d", m, sequence, b.num_sequences);
     if (position < 0 || position >= b.lengths[sequence])
       return fail("row %d: position %d of a sequence of length %d", m, position, b.lengths[sequence]);
     if (sequence == previous) {
@@ -347,7 +353,8 @@ int check_rows(const ProgramSpec& spec, const snello_batch& b) {
     previous = sequence;
     if (spec.cache == nullptr) continue;
     if (b.lengths[sequence] > capacity)
-      return fail("sequence %d: length %d does not fit in %d pages", sequence, b.lengths[sequence], b.pages_per_sequence);
+      return fail("sequence %d: length %d does not fit in %d pages", sequence, b.lengths[sequence],
+                  b.pages_per_sequence);
     const int32_t* pages = b.page_tables + int64_t{sequence} * b.pages_per_sequence;
     for (int i = 0; i * kPage < b.lengths[sequence]; ++i)
       if (pages[i] < 0 || pages[i] >= spec.cache->num_pages)

@@ -1,6 +1,7 @@
 // From logits to a token. Every restriction (top-k, top-p, min-p) keeps a prefix of the tokens in descending order, so
-// that order is produced lazily, band by band below the maximum, and never for a whole vocabulary. The draw is
-// Gumbel-max over noise that is a function of (seed, position, token): it needs no state and no order of evaluation.
+// tokens are collected band by band below the maximum until there are enough, and only the last band is put in order: a
+// vocabulary is never sorted. The draw is Gumbel-max over noise that is a function of (seed, position, token): it needs
+// no state and no order of evaluation.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -54,24 +55,35 @@ class NoiseBound {
   std::array<double, 25> bounds_;
 };
 
-// The best of logit / temperature + noise so far; ties go to the lowest id.
-struct Draw {
-  double best = -std::numeric_limits<double>::infinity();
-  int32_t token = -1;
-
-  void offer(int32_t id, double value) {
-    if (value > best || (value == best && id < token)) best = value, token = id;
+// The best of logit / temperature + noise so far; ties go to the lowest id. A token that cannot win even with the bound
+// of its noise costs no logarithm.
+class Draw {
+ public:
+  void offer(int32_t id, float logit, uint32_t word) {
+    const double value = static_cast<double>(logit);
+    if (value + bound_(word) >= best_) offer(id, value + gumbel(word));
   }
+  // Whether a logit could win with the most favourable noise.
+  bool could_win(float logit) const { return static_cast<double>(logit) + bound_.highest() >= best_; }
+  int32_t token() const { return token_; }
+
+ private:
+  void offer(int32_t id, double value) {
+    if (value > best_ || (value == best_ && id < token_)) best_ = value, token_ = id;
+  }
+
+  static const NoiseBound bound_;
+  double best_ = -std::numeric_limits<double>::infinity();
+  int32_t token_ = -1;
 };
+const NoiseBound Draw::bound_;
 
 // ---- order ----
 
 struct Candidate {
   float value;
   int32_t id;
-  bool operator<(const Candidate& other) const {
-    return value != other.value ? value > other.value : id < other.id;
-  }
+  bool operator<(const Candidate& other) const { return value != other.value ? value > other.value : id < other.id; }
 };
 
 // What a call works in; kept by the thread, so that a steady stream of calls allocates nothing.
@@ -79,7 +91,7 @@ struct Workspace {
   std::vector<float> values;
   std::vector<float> block_maximum;
   std::vector<int32_t> count, answer_count;  // of each token in the history; zero between calls
-  std::vector<Candidate> sorted;
+  std::vector<Candidate> kept;
 };
 
 void find_block_maxima(const float* values, int n, std::vector<float>& maxima) {
@@ -101,46 +113,66 @@ void find_block_maxima(const float* values, int n, std::vector<float>& maxima) {
   }
 }
 
-// The tokens in descending order (ties: the lower id first), as far as anyone has looked. -inf is never among them.
-class Descending {
+// Collects tokens in bands of falling logits, in no order within a band. -inf is never collected.
+class Bands {
  public:
-  Descending(const float* values, int n, float maximum, Workspace& work)
-      : values_(values), n_(n), maximum_(maximum), work_(work) {
-    work_.sorted.clear();
-  }
+  Bands(const float* values, int n, float maximum, const std::vector<float>& block_maximum)
+      : values_(values), n_(n), maximum_(maximum), block_maximum_(block_maximum) {}
 
-  // Whether there are more than `index` tokens.
-  bool has(size_t index) {
-    while (work_.sorted.size() <= index && !exhausted_) extend();
-    return work_.sorted.size() > index;
-  }
-  const Candidate& operator[](size_t index) const { return work_.sorted[index]; }
-
- private:
-  void extend() {
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  bool exhausted() const { return exhausted_; }
+  void append_next(std::vector<Candidate>& out) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity(), kWidest = 100.0f;
     const float above = lowest_;
-    lowest_ = width_ < 100.0f ? maximum_ - width_ : -kInfinity;
+    lowest_ = width_ < kWidest ? maximum_ - width_ : -kInfinity;
     width_ *= 2.0f;
     exhausted_ = lowest_ == -kInfinity;
-    std::vector<Candidate>& sorted = work_.sorted;
-    const auto old_size = static_cast<std::ptrdiff_t>(sorted.size());
     for (int begin = 0; begin < n_; begin += kSkip) {
-      if (!(work_.block_maximum[static_cast<size_t>(begin / kSkip)] >= lowest_)) continue;
+      if (!(block_maximum_[static_cast<size_t>(begin / kSkip)] >= lowest_)) continue;
       for (int i = begin; i < std::min(begin + kSkip, n_); ++i)
-        if (values_[i] >= lowest_ && values_[i] < above && values_[i] != -kInfinity) sorted.push_back({values_[i], i});
+        if (values_[i] >= lowest_ && values_[i] < above && values_[i] != -kInfinity) out.push_back({values_[i], i});
     }
-    std::sort(sorted.begin() + old_size, sorted.end());
   }
 
+ private:
   const float* values_;
   int n_;
   float maximum_;
-  Workspace& work_;
+  const std::vector<float>& block_maximum_;
   float lowest_ = std::numeric_limits<float>::infinity();
   float width_ = 2.0f;
   bool exhausted_ = false;
 };
+
+double mass(const Candidate* begin, const Candidate* end, float maximum) {
+  double sum = 0.0;
+  for (; begin < end; ++begin) sum += natural_exp(static_cast<double>(begin->value) - static_cast<double>(maximum));
+  return sum;
+}
+
+// Of [begin, end): the end of the shortest descending prefix whose mass reaches `target`; rearranges. Halves the range
+// around its median until what is left is worth sorting.
+Candidate* keep_mass(Candidate* begin, Candidate* end, double target, float maximum) {
+  constexpr std::ptrdiff_t kFew = 64;
+  while (end - begin > kFew) {
+    Candidate* middle = begin + (end - begin) / 2;
+    std::nth_element(begin, middle, end);
+    const double half = mass(begin, middle, maximum);
+    if (half >= target) {
+      end = middle;
+    } else {
+      target -= half;
+      begin = middle;
+    }
+  }
+  std::sort(begin, end);
+  while (begin < end) {
+    const double one = mass(begin, begin + 1, maximum);
+    ++begin;
+    target -= one;
+    if (target <= 0.0) break;
+  }
+  return begin;
+}
 
 // ---- the steps ----
 
@@ -187,59 +219,70 @@ void penalize(const snello_sampling& s, const int32_t* history, int32_t num_hist
   }
 }
 
-// How many of the descending tokens top-k, top-p and min-p keep, each applied to what the one before it left.
-size_t count_allowed(const snello_sampling& s, Descending& order, const LogitRow& row, int32_t vocabulary) {
-  const size_t most = s.top_k > 0 ? static_cast<size_t>(s.top_k) : static_cast<size_t>(vocabulary);
-  const auto weight = [&](size_t i) {
-    return natural_exp(static_cast<double>(order[i].value) - static_cast<double>(row.maximum));
-  };
-  double total = static_cast<double>(row.sum);
-  if (s.top_k > 0 && s.top_p < 1.0f) {
-    total = 0.0;
-    for (size_t i = 0; i < most && order.has(i); ++i) total += weight(i);
+// The tokens that top-k, then top-p, then min-p leave, into work.kept.
+void collect_allowed(const snello_sampling& s, const float* values, int32_t n, const LogitRow& row, Workspace& work) {
+  std::vector<Candidate>& kept = work.kept;
+  kept.clear();
+  Bands bands(values, n, row.maximum, work.block_maximum);
+  const auto resize_to = [&kept](const Candidate* end) { kept.resize(static_cast<size_t>(end - kept.data())); };
+  const auto top_p = static_cast<double>(s.top_p);
+  if (s.top_k > 0) {
+    const auto k = static_cast<size_t>(s.top_k);
+    while (kept.size() < k && !bands.exhausted()) bands.append_next(kept);
+    if (kept.size() > k) {
+      std::nth_element(kept.begin(), kept.begin() + s.top_k, kept.end());
+      kept.resize(k);
+    }
+    if (s.top_p < 1.0f) {
+      Candidate *begin = kept.data(), *end = begin + kept.size();
+      resize_to(keep_mass(begin, end, top_p * mass(begin, end, row.maximum), row.maximum));
+    }
+  } else if (s.top_p < 1.0f) {
+    double target = top_p * static_cast<double>(row.sum);
+    while (!bands.exhausted()) {
+      const size_t before = kept.size();
+      bands.append_next(kept);
+      Candidate *begin = kept.data() + before, *end = kept.data() + kept.size();
+      const double band = mass(begin, end, row.maximum);
+      if (band >= target) {
+        resize_to(keep_mass(begin, end, target, row.maximum));
+        break;
+      }
+      target -= band;
+    }
+  } else {
+    while (!bands.exhausted()) bands.append_next(kept);
   }
-  size_t kept = 0;
-  double cumulative = 0.0;
-  while (kept < most && order.has(kept)) {
-    const double w = weight(kept);
-    if (kept > 0 && w < static_cast<double>(s.min_p)) break;
-    ++kept;
-    cumulative += w;
-    if (s.top_p < 1.0f && cumulative >= static_cast<double>(s.top_p) * total) break;
+  if (s.min_p > 0.0f) {
+    const double least = static_cast<double>(row.maximum) + natural_log(static_cast<double>(s.min_p));
+    std::erase_if(kept, [&](const Candidate& c) { return static_cast<double>(c.value) < least; });
   }
-  return kept;
 }
 
-int32_t draw_among(const Descending& order, size_t allowed, uint64_t seed, uint64_t position) {
+int32_t draw_among(const std::vector<Candidate>& allowed, uint64_t seed, uint64_t position) {
   Draw draw;
-  for (size_t i = 0; i < allowed; ++i) {
-    const int32_t id = order[i].id;
-    const Words words = philox(seed, static_cast<uint32_t>(id) / 4, position);
-    draw.offer(id, static_cast<double>(order[i].value) + gumbel(words[static_cast<size_t>(id) % 4]));
+  for (const Candidate& c : allowed) {
+    if (!draw.could_win(c.value)) continue;
+    const Words words = philox(seed, static_cast<uint32_t>(c.id) / 4, position);
+    draw.offer(c.id, c.value, words[static_cast<size_t>(c.id) % 4]);
   }
-  return draw.token;
+  return draw.token();
 }
 
-// The draw over the whole vocabulary. Most tokens cannot beat the best so far even with the most favourable noise, or
-// with the bound that the leading bit of their noise gives: only the rest cost logarithms.
+// The draw over the whole vocabulary: the likeliest token first, so that most others need not be looked at closely.
 int32_t draw_among_all(const float* values, int32_t n, int32_t argmax, const std::vector<float>& block_maximum,
                        uint64_t seed, uint64_t position) {
-  static const NoiseBound bound;
   Draw draw;
-  const auto offer = [&](int32_t id, uint32_t word) {
-    const double value = static_cast<double>(values[id]);
-    if (value + bound(word) >= draw.best) draw.offer(id, value + gumbel(word));
-  };
-  offer(argmax, philox(seed, static_cast<uint32_t>(argmax) / 4, position)[static_cast<size_t>(argmax) % 4]);
+  const Words first = philox(seed, static_cast<uint32_t>(argmax) / 4, position);
+  draw.offer(argmax, values[argmax], first[static_cast<size_t>(argmax) % 4]);
   for (int32_t begin = 0; begin < n; begin += kSkip) {
-    const double highest = static_cast<double>(block_maximum[static_cast<size_t>(begin / kSkip)]) + bound.highest();
-    if (!(highest >= draw.best)) continue;
+    if (!draw.could_win(block_maximum[static_cast<size_t>(begin / kSkip)])) continue;
     for (int32_t id = begin; id < std::min(begin + kSkip, n); id += 4) {
       const Words words = philox(seed, static_cast<uint32_t>(id) / 4, position);
-      for (int32_t i = id; i < std::min(id + 4, n); ++i) offer(i, words[static_cast<size_t>(i) % 4]);
+      for (int32_t i = id; i < std::min(id + 4, n); ++i) draw.offer(i, values[i], words[static_cast<size_t>(i) % 4]);
     }
   }
-  return draw.token;
+  return draw.token();
 }
 
 int32_t sample(const float* logits, int32_t vocabulary, const snello_sampling& s, const int32_t* history,
@@ -248,8 +291,8 @@ int32_t sample(const float* logits, int32_t vocabulary, const snello_sampling& s
   const LogitRow raw = logit_row(logits, vocabulary);
   if (!raw.finite()) return fail("the logits hold nothing finite to choose from, or NaN");
 
-  const bool penalized = num_history > 0 && (s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f ||
-                                             s.frequency_penalty != 0.0f);
+  const bool penalized =
+      num_history > 0 && (s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f);
   const bool divided = s.temperature != 0.0f && s.temperature != 1.0f;
   const float* values = logits;
   LogitRow row = raw;
@@ -269,12 +312,11 @@ int32_t sample(const float* logits, int32_t vocabulary, const snello_sampling& s
   if (s.temperature != 0.0f) {
     find_block_maxima(values, vocabulary, work.block_maximum);
     if ((s.top_k > 0 && s.top_k < vocabulary) || s.top_p < 1.0f || s.min_p > 0.0f) {
-      Descending order(values, vocabulary, row.maximum, work);
-      const size_t allowed = count_allowed(s, order, row, vocabulary);
-      token = draw_among(order, allowed, s.seed, static_cast<uint64_t>(position));
+      collect_allowed(s, values, vocabulary, row, work);
+      token = draw_among(work.kept, s.seed, static_cast<uint64_t>(position));
     } else {
-      token = draw_among_all(values, vocabulary, row.argmax, work.block_maximum, s.seed,
-                             static_cast<uint64_t>(position));
+      token =
+          draw_among_all(values, vocabulary, row.argmax, work.block_maximum, s.seed, static_cast<uint64_t>(position));
     }
   }
   if (log_probability != nullptr) *log_probability = raw.log_probability(logits[token]);

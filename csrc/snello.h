@@ -19,8 +19,8 @@ extern "C" {
 
 #define SNELLO_API __attribute__((visibility("default")))
 #define SNELLO_ABI_VERSION 1
-#define SNELLO_PANEL_ROWS 16   /* output rows of one panel of a packed matrix */
-#define SNELLO_BLOCK_COLUMNS 64 /* integer matrices pad their columns to this */
+#define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
+#define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
 
 /* ---- numbers ---- */
@@ -177,13 +177,13 @@ SNELLO_API int32_t snello_profile(snello_program* program, int32_t enable, doubl
 /* ---- logits to tokens ---- */
 
 typedef struct snello_sampling {
-  float temperature; /* 0: the most likely */
-  float top_p;       /* 1: all */
-  float min_p;       /* 0: all */
+  float temperature;        /* 0: the most likely */
+  float top_p;              /* 1: all */
+  float min_p;              /* 0: all */
   float repetition_penalty; /* 1: none; over prompt and answer */
   float presence_penalty;   /* over the answer */
   float frequency_penalty;  /* over the answer */
-  int32_t top_k;     /* 0: all */
+  int32_t top_k;            /* 0: all */
   int32_t num_biases;
   const int32_t* bias_tokens;
   const float* bias_values;

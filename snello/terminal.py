@@ -8,6 +8,7 @@ finished lines stay in the scrollback and only a footer of a few lines is redraw
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -62,7 +63,7 @@ class Terminal:
 
     def document(self, fields: Mapping[str, Any]) -> None:
         """One JSON document on one line of stdout."""
-        self.out.write(json.dumps({"schema": SCHEMA, **fields}, ensure_ascii=True, allow_nan=False) + "\n")
+        self.out.write(json.dumps(_finite({"schema": SCHEMA, **fields}), allow_nan=False) + "\n")
         self.out.flush()
 
     # ---- stderr
@@ -135,6 +136,15 @@ def table(rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), indent: s
         cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
         lines.append((indent + "  ".join(cells)).rstrip())
     return lines
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: what is not a number is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _can_encode(stream: TextIO, text: str) -> bool:

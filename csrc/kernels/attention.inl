@@ -1,19 +1,19 @@
 // Keys and values: stored as the cache keeps them, read only from there, also for the rows just computed.
 //
 // attend() takes query rows of one sequence and the query heads of one kv head together: up to 16 (row, head) pairs,
-// called vectors, go through a page tile by tile, so every load of keys and values serves several of them. What a vector
-// may see is at most two ranges of positions (sinks, and the rest); nothing outside them reaches any statistic, so pages
-// may hold anything there. The arithmetic is in docs/numerics.md, Attention.
+// called vectors, go through a page tile by tile, so every load of keys and values serves several of them. What a
+// vector may see is at most two ranges of positions (sinks, and the rest); nothing outside them reaches any statistic,
+// so pages may hold anything there. The arithmetic is in docs/numerics.md, Attention.
 #pragma once
 
-constexpr int kVectors = 16;                 // = lanes: the merge works on all vectors at once
+constexpr int kVectors = 16;  // = lanes: the merge works on all vectors at once
 constexpr int kMaxHead = 512;
-constexpr int kHeadStride = kMaxHead + 16;   // not a power of two, or the vectors would share cache sets
+constexpr int kHeadStride = kMaxHead + 16;  // not a power of two, or the vectors would share cache sets
 constexpr int kTileStride = kPage + 16;
 constexpr int kKeyPanels = kPage / kPanel;
 
 // Vectors of one micro-kernel, and the panels that go with R of them so that the accumulators stay in registers.
-constexpr int kMicroVectors = kPanelBlock == 2 ? 4 : 2;
+constexpr int kMicroVectors = kPanelBlock == 2 ? 6 : 2;
 constexpr int micro_panels(int vectors) { return kPanelBlock == 2 ? 4 : vectors == 1 ? 4 : 2; }
 
 struct Span {
@@ -90,10 +90,9 @@ template <class Keeps>
 inline void store_kv_float(const AttentionTask& task, uint8_t* block, const float* key, const float* value, int slot) {
   using Element = typename Keeps::Element;
   const int head_dim = task.cache.head_dim;
-  Element* keys = reinterpret_cast<Element*>(block) + static_cast<int64_t>(slot / kPanel) * head_dim * kPanel +
-                  slot % kPanel;
-  Element* values =
-      reinterpret_cast<Element*>(block + task.cache.value_offset) + static_cast<int64_t>(slot) * head_dim;
+  Element* keys =
+      reinterpret_cast<Element*>(block) + static_cast<int64_t>(slot / kPanel) * head_dim * kPanel + slot % kPanel;
+  Element* values = reinterpret_cast<Element*>(block + task.cache.value_offset) + static_cast<int64_t>(slot) * head_dim;
   for (int d = 0; d < head_dim; d += kLanes) {
     const int n = head_dim - d < kLanes ? head_dim - d : kLanes;
     Element narrow[kLanes];
@@ -171,8 +170,7 @@ inline void dot_keys_int8(AttentionScratch& s, int v, const uint8_t* keys, int h
   const uint8_t* first_panel = keys + panel * panel_stride;
   for (int d = 0; d < padded; d += 4) {
     Quads k[P];
-    for (int p = 0; p < P; ++p)
-      k[p] = as_weights(load_quads(first_panel + p * panel_stride + kPanel * 4 + d * kPanel));
+    for (int p = 0; p < P; ++p) k[p] = as_weights(load_quads(first_panel + p * panel_stride + kPanel * 4 + d * kPanel));
     for (int r = 0; r < R; ++r) {
       const Quads x = set1_quad(s.q8[v + r] + d);
       for (int p = 0; p < P; ++p) sum[r][p] = dot_weights(sum[r][p], k[p], x);
@@ -195,12 +193,8 @@ inline void dot_some_keys(AttentionScratch& s, const CacheLayer& layer, int v, c
   const int head_dim = layer.head_dim;
   for (int panel = begin; panel < end; panel += P) {
     switch (layer.format) {
-      case SNELLO_F32:
-        dot_keys<KeepsF32, R, P>(s, v, reinterpret_cast<const float*>(block), head_dim, panel);
-        break;
-      case SNELLO_F16:
-        dot_keys<KeepsF16, R, P>(s, v, reinterpret_cast<const uint16_t*>(block), head_dim, panel);
-        break;
+      case SNELLO_F32: dot_keys<KeepsF32, R, P>(s, v, reinterpret_cast<const float*>(block), head_dim, panel); break;
+      case SNELLO_F16: dot_keys<KeepsF16, R, P>(s, v, reinterpret_cast<const uint16_t*>(block), head_dim, panel); break;
       case SNELLO_BF16:
         dot_keys<KeepsBF16, R, P>(s, v, reinterpret_cast<const uint16_t*>(block), head_dim, panel);
         break;
@@ -342,8 +336,7 @@ inline void weigh_values_int8(AttentionScratch& s, int v, const uint8_t* block, 
       const Quads x = load_quads(values + quad * 64);
       for (int r = 0; r < R; ++r) even[r] = dot_us(even[r], set1_quad(s.p8[v + r] + 4 * quad), x);
     }
-    for (int r = 0; r < R; ++r)
-      store(s.tile_o[v + r] + d, mul(to_float(add(even[r], odd[r])), set1(s.p_scale[v + r])));
+    for (int r = 0; r < R; ++r) store(s.tile_o[v + r] + d, mul(to_float(add(even[r], odd[r])), set1(s.p_scale[v + r])));
   }
 }
 
@@ -370,7 +363,9 @@ inline void for_groups(int n, Function f) {
       case 1: f(v, Count<1>{}); break;
       case 2: f(v, Count<2>{}); break;
       case 3: f(v, Count<kMicroVectors >= 3 ? 3 : 1>{}); break;
-      default: f(v, Count<kMicroVectors >= 4 ? 4 : 1>{});
+      case 4: f(v, Count<kMicroVectors >= 4 ? 4 : 1>{}); break;
+      case 5: f(v, Count<kMicroVectors >= 5 ? 5 : 1>{}); break;
+      default: f(v, Count<kMicroVectors >= 6 ? 6 : 1>{});
     }
     v += size;
   }
@@ -439,8 +434,7 @@ inline bool attend_tile(const AttentionTask& task, AttentionScratch& s, const Si
   for_groups(n, [&](int v, auto count) { dot_some_keys<count.value>(s, task.cache, v, block, all); });
   for (int v = 0; v < n; ++v) {
     soft_maximum(task, s, v, all);
-    if (task.cache.format == SNELLO_INT8)
-      quantize_probabilities(s, v, reinterpret_cast<const float*>(values), all);
+    if (task.cache.format == SNELLO_INT8) quantize_probabilities(s, v, reinterpret_cast<const float*>(values), all);
   }
   for_groups(n, [&](int v, auto count) { weigh_values<count.value>(s, task.cache, v, values, all); });
   return true;

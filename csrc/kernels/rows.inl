@@ -27,8 +27,8 @@ inline void for_columns(int width, Function f) {
 // Columns [k0, k0 + n) of one row of a packed matrix.
 inline void gather_row(const snello_tensor& w, int row, int k0, int n, float* out) {
   const int panels = (w.rows + kPanel - 1) / kPanel, lane = row % kPanel;
-  const uint8_t* panel =
-      static_cast<const uint8_t*>(w.data) + w.bytes / static_cast<uint64_t>(panels) * static_cast<uint64_t>(row / kPanel);
+  const uint8_t* panel = static_cast<const uint8_t*>(w.data) +
+                         w.bytes / static_cast<uint64_t>(panels) * static_cast<uint64_t>(row / kPanel);
   if (w.format == SNELLO_F32) {
     const float* values = reinterpret_cast<const float*>(panel) + lane;
     for (int i = 0; i < n; ++i) out[i] = values[static_cast<int64_t>(k0 + i) * kPanel];
@@ -208,9 +208,8 @@ inline void add_rows(const FloatRows& a, const FloatRows& b, float f, const Floa
   for (int m = m0; m < m1; ++m) {
     const float *x = a.row(m), *y = b.row(m);
     float* z = out.row(m);
-    for_columns(width, [&](int i, auto part) {
-      store(z + i, add(load(x + i, part), mul(load(y + i, part), set1(f))), part);
-    });
+    for_columns(width,
+                [&](int i, auto part) { store(z + i, add(load(x + i, part), mul(load(y + i, part), set1(f))), part); });
   }
 }
 

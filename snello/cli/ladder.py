@@ -93,7 +93,8 @@ class Ladder:
         self.budget = event.time_budget_seconds
         self.terminal.say(f"plan     {running} of {len(event.stages)} stages in at most {budget}; {memory}, {disk}")
         for stage in event.stages:
-            self.terminal.detail(f"         {stage.name}: {stage.predicted_speedup:.2f}x predicted; {stage.reason}")
+            reason = f"; {stage.reason}" if stage.reason else ""
+            self.terminal.detail(f"         {stage.name}: {stage.predicted_speedup:.2f}x predicted{reason}")
 
     # ---- rows
 
@@ -102,18 +103,20 @@ class Ladder:
         if not self._header_printed:
             self._header_printed = True
             self.terminal.say(f"\n {'stage':<{NAME_WIDTH}}{'loss (at most)':>17}  {self.goal:>10}  verdict")
-        self.terminal.say(row_line(event.row) + (" (from the journal)" if event.resumed else ""))
+        line = row_line(event.row)
+        if event.row.kind == "original" and not event.row.reason and self._possible:
+            line += f"{'':>{NAME_WIDTH}}{numbers.rate(self._possible)} tokens a second would be possible"
+        self.terminal.say(line + (" (from the journal)" if event.resumed else ""))
 
     def _finished(self, event: Finished) -> None:
         result = event.result
         self.terminal.always(f"\n{result.sentence}")
         if result.reason and result.reason not in result.sentence:
             self.terminal.say(f"  {result.reason}")
-        if result.path is None:
-            return
-        self.terminal.say(f"  {result.path}   report.html   recipe.toml")
-        doubt = f"     doubt it: snello report {result.path}"
-        self.terminal.say(f"  try it: snello run {result.path}{doubt}")
+        if result.report is not None:
+            self.terminal.say(f"  {result.report}   {result.recipe or ''}".rstrip())
+        if result.path is not None:
+            self.terminal.say(f"  try it: snello run {result.path}")
 
     # ---- the footer
 

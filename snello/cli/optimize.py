@@ -6,15 +6,11 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from snello.cli.options import duration, percent, ratio
 from snello.cli.techniques import require_torch
-from snello.errors import SnelloError
 from snello.terminal import Terminal
-
-if TYPE_CHECKING:
-    from snello.optimize.events import Result
 
 EXAMPLES = (
     "snello optimize demo",
@@ -23,29 +19,41 @@ EXAMPLES = (
     "snello optimize Qwen/Qwen3-0.6B --text yours.txt --dry-run",
 )
 
+WISHES = (
+    "model",
+    "text",
+    "max_loss",
+    "goal",
+    "output",
+    "recipe",
+    "time_budget",
+    "strict",
+    "metric",
+    "target",
+    "dry_run",
+    "seed",
+    "overwrite",
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face name, or demo")
-    common = parser.add_argument_group("most used")
-    common.add_argument(
-        "--text", type=Path, action="append", metavar="FILE", help="your text; repeatable: the worst counts"
-    )
-    common.add_argument(
-        "--max-loss", type=percent, default=0.01, metavar="1%%", help="most that it may get worse [1%%]"
-    )
-    goals = ("latency", "throughput", "memory")
-    common.add_argument("--goal", choices=goals, default="latency", help="what has to improve [latency]")
-    common.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the lean folder goes [lean/MODEL]")
-    common.add_argument("--time-budget", type=duration, default=1800.0, metavar="30m", help="covers everything [30m]")
-    rest = parser.add_argument_group("the rest")
-    rest.add_argument("--recipe", type=Path, metavar="FILE", help="these stages, instead of a search")
-    rest.add_argument("--target", type=ratio, metavar="2x", help="exit 3 and leave nothing if less is reached")
-    rest.add_argument("--strict", action="store_true", help="the guards decide too: divergence, looping, ending")
-    rest.add_argument("--metric", metavar="COMMAND", help="your own score per example; {url} is the model's address")
-    rest.add_argument("--seed", type=int, default=0, help="[0]")
-    rest.add_argument("--dry-run", action="store_true", help="say what would be tried, and stop")
-    rest.add_argument("--fresh", action="store_true", help="do not continue a run that was stopped")
-    rest.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+    add = parser.add_argument
+    add("model", metavar="MODEL", nargs="?", help="a folder, a Hugging Face name, or demo [the recipe's]")
+    add = parser.add_argument_group("most used").add_argument
+    add("--text", type=Path, action="append", metavar="FILE", help="your text; repeatable: the worst counts")
+    add("--max-loss", type=percent, metavar="1%%", help="most that it may get worse [1%%]")
+    add("--goal", choices=("latency", "throughput", "memory"), help="what has to improve [latency]")
+    add("-o", "--output", type=Path, metavar="DIR", help="where the lean folder goes [lean/MODEL]")
+    add("--time-budget", type=duration, metavar="30m", help="covers everything [30m]")
+    add = parser.add_argument_group("the rest").add_argument
+    add("--recipe", type=Path, metavar="FILE", help="these stages, instead of a search")
+    add("--target", type=ratio, metavar="2x", help="exit 3 and leave nothing if less is reached")
+    add("--strict", action="store_true", default=None, help="the guards decide too: divergence, looping, ending")
+    add("--metric", metavar="COMMAND", help="your own score per example; {url} is the model's address")
+    add("--seed", type=int, help="[0]")
+    add("--dry-run", action="store_true", help="say what would be tried, and stop")
+    add("--fresh", action="store_true", help="do not continue a run that was stopped")
+    add("--overwrite", action="store_true", help="replace the folder if it is there")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -54,55 +62,39 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     from snello.optimize import optimize
     from snello.optimize.events import Finished
 
-    output = arguments.output or default_output(arguments.model)
-    if output.exists() and not (arguments.overwrite or arguments.dry_run):
-        raise SnelloError(f"{output} is there already", "--overwrite replaces it, -o names another")
-    events = optimize(
-        arguments.model,
-        text=arguments.text,
-        max_loss=arguments.max_loss,
-        goal=arguments.goal,
-        output=output,
-        recipe=arguments.recipe,
-        time_budget=arguments.time_budget,
-        strict=arguments.strict,
-        metric=arguments.metric,
-        target=arguments.target,
-        dry_run=arguments.dry_run,
-        seed=arguments.seed,
-        resume=not arguments.fresh,
-    )
-    ladder, result = Ladder(terminal, arguments.goal), None
+    events = optimize(**_wishes(arguments))
+    ladder, result = Ladder(terminal, arguments.goal or "latency"), None
     try:
         for event in events:
             if isinstance(event, Finished):
                 result = event.result
-                _write_report(result)
             elif terminal.json:
                 terminal.document(event.to_json())
             ladder.show(event)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # the second: at once
         terminal.clear_footer()
-        raise KeyboardInterrupt(f"what was done is kept; the same command continues:\n{command_line()}") from None
+        raise KeyboardInterrupt(f"what was finished is kept; this continues: {command_line()}") from None
     assert result is not None, "a run ends with its result"
     if result.exit_code == 130:
-        terminal.say(f"continue: {command_line()}")
+        terminal.always(f"continue: {command_line()}")
     fields = result.to_json()
     return {"exit": fields.pop("exit_code"), **fields}
 
 
-def default_output(model: str) -> Path:
-    """lean/qwen3-0.6b for Qwen/Qwen3-0.6B."""
-    return Path("lean") / (Path(model).name.lower() or "model")
+def _wishes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked, by the names of `optimize`; None leaves it to the recipe, then to the default."""
+    wishes = {name: getattr(arguments, name) for name in WISHES}
+    command = ["snello", *sys.argv[1:]]
+    return {**wishes, "resume": not arguments.fresh, "command": command, "finish": _finish}
+
+
+def _finish(folder: Path) -> None:
+    """Pages are written into the folder before it is put in place, so that it is never without them."""
+    from snello.report.write import write_report
+
+    write_report(folder)
 
 
 def command_line() -> str:
     """The command under way, so that it can be pasted."""
     return shlex.join(["snello", *sys.argv[1:]])
-
-
-def _write_report(result: Result) -> None:
-    if result.path is not None:
-        from snello.report.write import write_report
-
-        write_report(result.path)

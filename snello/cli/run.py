@@ -40,7 +40,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     if arguments.compare is not None:
         return _compare(arguments, terminal)
     with _open(arguments.model, arguments) as llm:
-        templated = llm.tokenizer.chat_template is not None and not arguments.raw
+        templated = bool(llm.tokenizer.chat_templates) and not arguments.raw
         if arguments.prompt is None and sys.stdin.isatty():
             return _converse(llm, arguments, terminal, templated=templated)
         text = sys.stdin.read() if arguments.prompt in (None, "-") else arguments.prompt
@@ -188,7 +188,7 @@ def _compare(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
     place: int | None = None
     for name in (arguments.compare, arguments.model):
         with _open(name, arguments) as llm:
-            templated = llm.tokenizer.chat_template is not None and not arguments.raw
+            templated = bool(llm.tokenizer.chat_templates) and not arguments.raw
             messages = _messages(arguments.system, arguments.prompt)
             output = llm.chat(messages, **names) if templated else llm.generate(arguments.prompt, **names)
             tokens.append(output.token_ids)

@@ -243,7 +243,8 @@ class _Builder:
         if key not in self._prepared:
             padded = _padded(width)
             quantized = fmt.activations == "int8"
-            out = self.register(f"prepared {fmt.activations}", padded, quantized=quantized)
+            stage = "answers" if linear.startswith("head") else "rows"  # registers belong to one side of the gather
+            out = self.register(f"prepared {stage} {fmt.activations}", padded, quantized=quantized)
             block = _rotate_block(padded) if fmt.rotate else 0
             multiplier = self.multiplier(source, fmt, padded, width)
             self.op(core.OpKind.TRANSFORM, x, out=out, tensors=(multiplier,), i=(block,))

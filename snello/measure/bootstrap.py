@@ -8,6 +8,7 @@ standard errors. A plain percentile bound misses about twice as often as it says
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -57,11 +58,16 @@ def mean_interval(clusters: Clusters, *, seed: int, draws: int = DRAWS, confiden
 
 def _scores(clusters: Clusters, seed: int, draws: int) -> np.ndarray:
     """(redrawn mean - mean) / its own standard error, of `draws` redraws of whole clusters."""
-    number = len(clusters.sums)
-    weights = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=draws)
-    means, errors = _errors(clusters, weights.astype(np.float64))
+    means, errors = _errors(clusters, _redraws(len(clusters.sums), seed, draws))
     usable = errors > 1e-12 * max(1e-300, float(np.median(errors)))
     return np.asarray((means[usable] - clusters.mean) / errors[usable])
+
+
+@functools.lru_cache(maxsize=4)
+def _redraws(number: int, seed: int, draws: int) -> np.ndarray:
+    """How often each cluster is in each redraw, (draws, number); the same for every comparison of a run."""
+    weights = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=draws)
+    return weights.astype(np.float64)
 
 
 def _errors(clusters: Clusters, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

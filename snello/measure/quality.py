@@ -102,7 +102,7 @@ def plant(ruler: Ruler, original: Reading, blocks: Sequence[Block], *, max_loss:
     values = list(original.values)
     for number, source in enumerate(dict.fromkeys(block.source for block in blocks)):
         chosen = [i for i, block in enumerate(blocks) if block.source == source]
-        generator = np.random.default_rng([seed, number])
+        generator = np.random.default_rng([seed, number, 0xFA017])
         own, group = [original.values[i] for i in chosen], [blocks[i] for i in chosen]
         faulty = _damage(ruler, own, group, FAULT * max_loss, generator)
         for i, value in zip(chosen, faulty, strict=True):
@@ -148,7 +148,7 @@ def disturb(losses: list[np.ndarray], nats: float, generator: np.random.Generato
 def _flip(values: list[np.ndarray], points: float, generator: np.random.Generator) -> list[np.ndarray]:
     """Wrong answers for right ones, and a third as many the other way."""
     flat = np.concatenate(values).astype(np.float64)
-    wanted = max(1, math.ceil(points * len(flat)))
+    wanted = max(1, math.ceil(points * len(flat) - 1e-9))
     right, wrong = np.flatnonzero(flat == 0), np.flatnonzero(flat == 1)
     back = min(len(wrong), wanted // 3)
     flat[generator.choice(right, min(len(right), wanted + back), replace=False)] = 1.0

@@ -57,7 +57,7 @@ def render(
         return compiled.render(messages=chat, add_generation_prompt=add_generation_prompt, **context)
     except TemplateError as error:
         raise SnelloError(f"the chat template refuses these messages: {error}", "check roles and their order") from None
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise SnelloError(f"the chat template fails on these messages: {error}") from None
 
 

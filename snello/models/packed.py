@@ -163,9 +163,7 @@ class PackedWeights:
 
     def verify(self) -> None:
         """Reads the whole file once and compares checksums."""
-        damaged = [
-            name for name, crc in self._checksums.items() if zlib.crc32(memoryview(self._stored[name].data)) != crc
-        ]
+        damaged = [name for name, crc in self._checksums.items() if zlib.crc32(self._stored[name].data.data) != crc]
         if damaged:
             named = ", ".join(damaged[:12])
             raise SnelloError(
@@ -232,7 +230,8 @@ def _checksums(
 
 def _layout(entry: Mapping[str, object]) -> Layout:
     shape = entry["shape"]
-    assert isinstance(shape, list)
+    if not isinstance(shape, list):
+        raise TypeError(f"shape {shape}")
     return Layout(str(entry["format"]), tuple(shape), int(str(entry["group_size"])))
 
 

@@ -187,7 +187,8 @@ class PackedWriter:
             with suppress(OSError):  # a full disk fails again on the buffered rest; the file goes anyway
                 self._file.close()
             self._file = None
-        self.partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.partial.unlink()
 
 
 def disk_full(path: Path, needed: int, free: int) -> SnelloError:
@@ -207,7 +208,9 @@ def cannot_write(path: Path, error: OSError, needed: int | None = None) -> Snell
 def _plain(tensor: StoredTensor) -> tuple[npt.NDArray[Any], FloatFormat]:
     """The matrix as the core takes it: items of the stored size, aligned for them."""
     items = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[tensor.dtype]
-    return np.require(tensor.data.view(items).reshape(tensor.shape), requirements="CA"), FLOAT_FORMATS[tensor.dtype]
+    return np.require(tensor.data.view(items).reshape(tensor.shape), requirements=["C", "A"]), FLOAT_FORMATS[
+        tensor.dtype
+    ]
 
 
 def _widen(values: npt.NDArray[Any], columns: int, fill: int) -> npt.NDArray[Any]:

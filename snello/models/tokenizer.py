@@ -96,7 +96,9 @@ class Tokenizer:
         """Writes tokenizer.json and tokenizer_config.json; Transformers loads them too."""
         self.backend.save(str(folder / "tokenizer.json"))
         config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self.special_tokens}
-        if self.chat_templates:
+        if self.chat_templates.keys() == {"default"}:
+            config["chat_template"] = self.chat_templates["default"]
+        elif self.chat_templates:
             config["chat_template"] = [{"name": k, "template": v} for k, v in self.chat_templates.items()]
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -118,13 +120,18 @@ class StreamDecoder:
         """The text that this token completes; may be empty."""
         self._window.append(token)
         text = self._text()
-        unfinished = min(len(text) - len(text.rstrip(REPLACEMENT)), LONGEST_CHARACTER - 1)
+        broken = len(text) - len(text.rstrip(REPLACEMENT))
+        held = len(self._window) - self._whole
+        if broken and held < LONGEST_CHARACTER:
+            return ""
+        # after four tokens without a complete character at the end, only the last few bytes can still become one
+        unfinished = min(broken, LONGEST_CHARACTER - 1)
         new = self._give(text, len(text) - unfinished)
-        if new and not unfinished:
+        if not unfinished:
             self._forget(self._whole)
         elif len(self._window) > LONGEST_WINDOW:
             self._forget(len(self._window) - WINDOW)
-            self._given = max(len(self._text()) - unfinished, 0)
+            self._given = max(self._given - unfinished, 0)
         return new
 
     def flush(self) -> str:
@@ -160,7 +167,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     _add_tokens(backend, path, config, special)
-    _add_bos_and_eos(backend, config, special)
+    if defaults is GPT2_SPECIAL:
+        _add_bos_and_eos(backend, config, special)
     return Tokenizer(backend, special, _chat_templates(path, config), path.resolve().name)
 
 
@@ -257,7 +265,7 @@ def _add_tokens(
 
 
 def _add_bos_and_eos(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """Where tokenizer_config.json says which ends are added, it overrules tokenizer.json, as in Transformers."""
+    """tokenizer_config.json says which ends are added where no tokenizer.json does, as in Transformers."""
     if "add_bos_token" not in config and "add_eos_token" not in config:
         return
     bos = special.get("bos_token") if config.get("add_bos_token") else None

@@ -1,7 +1,7 @@
 """The C ABI in Python's words: arrays in, arrays out, objects that close.
 
 Every wrapper keeps the arrays that it hands to the core alive and contiguous. What a caller in this package gets wrong
-is a bug: the one-line message of the core comes up as a `CoreError`. Shapes: N outputs and K inputs of a matrix, M rows.
+is a bug: the one-line message of the core comes up as a `CoreError`. Shapes: N outputs, K inputs of a matrix, M rows.
 """
 
 from __future__ import annotations
@@ -142,16 +142,16 @@ def pack_float(format: str, source: npt.NDArray[Any], source_format: str) -> Ten
 
 
 def pack_int8(q: npt.NDArray[np.int8], row_scale: Floats) -> Tensor:
-    """q [N, K] in -127..127, K a multiple of 64; row_scale [N]."""
+    """q [N, K] in -127..127; row_scale [N]. The tensor's columns are K padded to a multiple of 64."""
     q, row_scale = np.ascontiguousarray(q, np.int8), np.ascontiguousarray(row_scale, np.float32)
     rows, columns = q.shape
     data = aligned_empty(packed_bytes("int8", rows, columns))
     _check(library().snello_pack_int8(q.ctypes.data, row_scale.ctypes.data, rows, columns, data.ctypes.data))
-    return Tensor(data, "int8", rows, columns)
+    return Tensor(data, "int8", rows, _padded(columns))
 
 
 def pack_int4(q: Bytes, group_scale: Bytes, row_scale: Floats, group_size: int) -> Tensor:
-    """q [N, K] in 0..15, K a multiple of 64; group_scale [N, ceil(K / group)] in 1..15; row_scale [N]."""
+    """q [N, K] in 0..15; group_scale [N, ceil(K / group)] in 1..15; row_scale [N]. Columns are padded to 64."""
     q, group_scale = np.ascontiguousarray(q, np.uint8), np.ascontiguousarray(group_scale, np.uint8)
     row_scale = np.ascontiguousarray(row_scale, np.float32)
     rows, columns = q.shape
@@ -159,7 +159,11 @@ def pack_int4(q: Bytes, group_scale: Bytes, row_scale: Floats, group_size: int) 
     data = aligned_empty(packed_bytes("int4", rows, columns, group_size))
     pointers = (q.ctypes.data, group_scale.ctypes.data, row_scale.ctypes.data)
     _check(library().snello_pack_int4(*pointers, rows, columns, group_size, data.ctypes.data))
-    return Tensor(data, "int4", rows, columns, group_size)
+    return Tensor(data, "int4", rows, _padded(columns), group_size)
+
+
+def _padded(columns: int) -> int:
+    return -(-columns // BLOCK_COLUMNS) * BLOCK_COLUMNS
 
 
 def unpack(tensor: Tensor) -> Unpacked:

@@ -1,16 +1,16 @@
 """The ladder: baseline, the instrument's own checks, then stage after stage, each judged against the best so far.
 
-A stage is applied to the best model (or replaces the end of its chain where it uses the same technique again), measured,
-and kept or dropped. Alternatives stand in one list; the best so far is carried on, and only a candidate that pays over
-it takes its place.
+A stage is applied to the best model (or replaces the end of its chain where it uses the same technique again),
+measured, and kept or dropped. Alternatives stand in one list; the best so far is carried on, and only a candidate that
+pays over it takes its place.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import shutil
-import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,7 +37,7 @@ from snello.optimize.events import (
 from snello.optimize.examine import Examiner, cost_ratio
 from snello.optimize.files import folder_bytes, sha256_file
 from snello.optimize.gate import Judgement, judge_cost, judge_quality
-from snello.optimize.journal import Journal, unit_key
+from snello.optimize.journal import Journal, Unit, unit_key
 from snello.optimize.planner import (
     Forecast,
     Goals,
@@ -48,9 +48,9 @@ from snello.optimize.planner import (
     prospect,
     why_not_run,
 )
-from snello.optimize.receipts import CostRatio, Evidence, Guards, StepReceipt
-from snello.optimize.recipe import GOALS, Stage
-from snello.optimize.work import Report
+from snello.optimize.receipts import CostRatio, Evidence, Guards, StepReceipt, revive
+from snello.optimize.recipe import GOALS, Stage, Step
+from snello.optimize.work import Answer, Report
 from snello.techniques.base import Context
 
 Run: TypeAlias = Generator[Event, None, Any]
@@ -76,6 +76,7 @@ class Climb:
         self.power, self.fault, self.sources = power, fault, sources
         self.original = self.best = examiner.original
         self.rows: list[LadderRow] = []
+        self._pending: list[LadderRow] = []
         self.receipts: list[StepReceipt] = []
         self.judged: list[Candidate] = []  # everything that was really made and read
         self.planned: Planned | None = None
@@ -107,19 +108,26 @@ class Climb:
             yield self._judged(row)
         for stage in self.stages():
             yield from self._stage(stage, goals, forecast)
-        extra = None if self.request.recipe.stages else cache_stage(self.original.spec, self.best.steps)
-        if extra is not None:
+        if self._searches and (extra := cache_stage(self.original.spec, self.best.steps)) is not None:
             yield from self._stage(extra, goals, forecast)
 
+    @property
+    def _searches(self) -> bool:
+        """Without a recipe there is the fixed list, and at its end a stage that depends on what was kept."""
+        return not self.request.recipe.stages and self.request.recipe.replay is None
+
     def stages(self) -> tuple[Stage, ...]:
-        return self.request.recipe.stages or default_stages(self.original.spec)
+        recipe = self.request.recipe
+        if recipe.stages or recipe.replay is not None:
+            return recipe.stages
+        return default_stages(self.original.spec)
 
     def plan(self, goals: Goals, forecast: Forecast) -> Planned:
         """What will be tried, at what predicted cost."""
         original = self.original.spec
         planned: list[PlannedStage] = []
         stages = list(self.stages())
-        if not self.request.recipe.stages and (extra := cache_stage(original, self.best.steps)) is not None:
+        if self._searches and (extra := cache_stage(original, self.best.steps)) is not None:
             stages.append(extra)
         for stage in stages:
             found = prospect(stage, original, original, goals, self.examiner.bench.plan)
@@ -172,7 +180,7 @@ class Climb:
         own = examiner.runners(original).weights_bytes
         row = LadderRow(index=1, name="original", kind="original", verdict="original", reason="", weights_bytes=own)
         self._pending = [row]
-        self._keep(row, original, None, {}, "")
+        self.receipts.append(self._receipt(row, original, None, {}))
         yield StageStarted(index=2, stage="original again", predicted_seconds=0.0)
         self._pending.append((yield from self._again(own)))
         self._pending.append(self._planted())
@@ -213,7 +221,8 @@ class Climb:
             weights_bytes=own,
             seconds=unit.seconds,
         )
-        self._keep(row, original, None, {}, "", (cost_ratio(self.request.goal, "original", timed),))
+        costs = (cost_ratio(self.request.goal, "original", timed),)
+        self.receipts.append(self._receipt(row, original, None, {}, costs=costs))
         return row
 
     def _unsteady(self, timed: Ratio) -> str:
@@ -237,7 +246,7 @@ class Climb:
             reason=f"made {quality.FAULT} times the budget",
             loss=found.loss,
         )
-        self._keep(row, None, None, {}, "")
+        self.receipts.append(self._receipt(row, None, None, {}))
         return row
 
     # ---- one stage
@@ -247,33 +256,94 @@ class Climb:
         base_model, kept, prefixes = self.best.base_for(stage.steps)
         found = prospect(stage, base_model.spec, self.original.spec, goals, self.examiner.bench.plan)
         predicted = forecast.stage(stage, found.speedup)
-        reason = self._why_not(stage, found, goals, predicted)
+        inputs = self._stage_inputs(stage)
+        known = self.worker.known("stage", inputs)
+        reason = self._why_not(found, goals, predicted) if known is None else ""
         if reason:
             yield self._not_run(index, stage, reason)
             return
-        yield StageStarted(index=index, stage=stage.name, predicted_seconds=predicted)
-        before, fresh = self.worker.finished_seconds, time.monotonic()
         candidate = Candidate(name=stage.name, model=base_model, steps=(*kept, *stage.steps), prefixes=prefixes)
-        candidate.applied_to = self._name_of(kept)
-        try:
-            yield from self._apply(stage, candidate)
-        except Unsupported as error:
-            yield self._not_run(index, stage, error.message)
-            return
-        judgement, gain = yield from self._judge(candidate, index)
-        candidate.seconds = self.worker.finished_seconds - before
-        if time.monotonic() - fresh > 0.5 * candidate.seconds:  # not taken from the journal
-            forecast.learn(predicted, candidate.seconds)
-        row = self._row(index, candidate, judgement, gain)
-        self._keep(row, candidate, stage, stage.steps[-1].resolved(), judgement.margin)
-        if judgement.verdict == "kept":
-            self._replace_best(candidate)
-        elif candidate.artifact is not None and candidate.artifact != self.best.artifact:
-            self._forget(candidate)
-        self.judged.append(candidate)
-        yield self._judged(row)
+        candidate.applied_to = "original" if not kept else self.best.name
+        if known is None:
+            yield StageStarted(index=index, stage=stage.name, predicted_seconds=predicted)
+            try:
+                known = yield from self._run_stage(stage, candidate, index, inputs)
+            except Unsupported as error:
+                yield self._not_run(index, stage, error.message)
+                return
+        forecast.learn(predicted, known.seconds)
+        yield self._take(candidate, known, resumed=candidate.select is None)
 
-    def _why_not(self, stage: Stage, found: Prospect, goals: Goals, predicted: float) -> str:
+    def _stage_inputs(self, stage: Stage) -> dict[str, Any]:
+        """Everything that a stage's verdict depends on."""
+        request, examiner = self.request, self.examiner
+        wishes = (request.max_loss, request.goal, request.strict, request.metric)
+        recorded = request.recipe.replay.decisions if request.recipe.replay is not None else None
+        return {
+            "stage": stage.name,
+            "steps": [step.resolved() for step in stage.steps],
+            "best": self.best.digest,
+            "text": examiner.texts.sha256,
+            "wishes": wishes,
+            "recorded": recorded,
+            "machine": examiner.machine.cpu,
+        }
+
+    def _run_stage(self, stage: Stage, candidate: Candidate, index: int, inputs: dict[str, Any]) -> Run:
+        """Makes, measures and judges. The outcome is journaled as one unit; only then does a dropped folder go."""
+        before = self.worker.finished_seconds
+        yield from self._apply(stage, candidate)
+        judgement, gain = yield from self._judge(candidate)
+        candidate.seconds = self.worker.finished_seconds - before
+        row = self._row(index, candidate, judgement, gain)
+        receipt = self._receipt(row, candidate, stage, stage.steps[-1].resolved(), judgement.margin)
+        assert candidate.select is not None
+        outcome = {
+            "row": row,
+            "receipt": receipt,
+            "speedup": candidate.speedup,
+            "cost": candidate.cost,
+            "folders": [
+                Path(model.path).name for model in candidate.prefixes[len(candidate.prefixes) - len(stage.steps) :]
+            ],
+        }
+        key = unit_key("stage", {**self.worker.common, **inputs})
+        self.journal.keep(key, Unit("stage", outcome, candidate.seconds, candidate.select.save()))
+        if judgement.verdict != "kept":
+            self._forget(candidate)
+        unit = self.journal.recall(key)
+        assert unit is not None
+        return unit
+
+    def _take(self, candidate: Candidate, known: Unit, *, resumed: bool) -> StageJudged:
+        """A judged stage, fresh or from the journal, into the ladder."""
+        if resumed:
+            self.worker.finished_seconds += known.seconds
+        row: LadderRow = revive(LadderRow, known.value["row"])
+        receipt: StepReceipt = revive(StepReceipt, known.value["receipt"])
+        candidate.select = Reading.load(dict(known.arrays))
+        candidate.loss = row.loss or Interval.exact(0.0)
+        candidate.speedup = revive(Interval, known.value["speedup"])
+        candidate.cost, candidate.seconds = known.value["cost"], known.seconds
+        candidate.evidence, candidate.speed, candidate.costs = receipt.evidence, receipt.speed, receipt.costs
+        candidate.artifact_sha256 = receipt.artifact_sha256
+        self.receipts.append(receipt)
+        self.judged.append(candidate)
+        if row.verdict == "kept":
+            if resumed:
+                self._reload(candidate, known.value["folders"])
+            self.best = candidate
+        return self._judged(row, resumed=resumed)
+
+    def _reload(self, candidate: Candidate, folders: list[str]) -> None:
+        """The models that a kept stage left in the work folder."""
+        for name in folders:
+            folder = self.journal.artifacts / name
+            candidate.model = self.examiner.bench.load(folder)
+            candidate.prefixes = (*candidate.prefixes, candidate.model)
+            candidate.artifact = folder
+
+    def _why_not(self, found: Prospect, goals: Goals, predicted: float) -> str:
         replay = self.request.recipe.replay
         if replay is not None:
             return found.reason
@@ -284,48 +354,48 @@ class Climb:
         return reason
 
     def _apply(self, stage: Stage, candidate: Candidate) -> Run:
-        """Makes the candidate's model; the folder appears whole, so a killed run finds it or does it again."""
+        """Makes the candidate's model. A folder appears whole, so one that is there is finished."""
         for step in stage.steps:
             inputs = {
                 "model": candidate.model.digest,
                 "step": step.resolved(),
                 "text": self.examiner.texts.sha256,
             }
-            key = unit_key("artifact", {**self.worker.common, **inputs})
-            folder = self.journal.artifacts / key
-
-            def work(report: Report, step: Any = step, folder: Path = folder, model: Any = candidate.model) -> Any:
-                def progress(message: str, fraction: float) -> None:
-                    report("apply", round(1000 * min(max(fraction, 0.0), 1.0)), 1000, "share")
-
-                context = Context(
-                    output=folder,
-                    windows=self.examiner.texts.calib,
-                    seed=self.request.seed,
-                    work_dir=folder.with_name(f"{folder.name}.state"),
-                    progress=progress,
-                )
-                self.examiner.bench.apply(step, model, context)
-                shutil.rmtree(folder.with_name(f"{folder.name}.state"), ignore_errors=True)
-                return {"sha256": sha256_file(folder / MODEL_FILE), "bytes": folder_bytes(folder)}, {}
-
-            if not folder.is_dir():  # a finished unit whose artefact was dropped and is wanted again
-                inputs = {**inputs, "again": bool(self.worker.known("apply", inputs))}
-            unit = yield from self.worker.unit(stage.name, "apply", inputs, work)
-            if not folder.is_dir():
-                work(lambda *_: None)
+            folder = self.journal.artifacts / unit_key("artifact", {**self.worker.common, **inputs})
+            unit = yield from self.worker.unit(
+                stage.name, "apply", inputs, functools.partial(self._make, step, candidate.model, folder)
+            )
+            if not folder.is_dir():  # dropped by a run with other wishes; the unit stays, the folder is made again
+                self._make(step, candidate.model, folder, lambda *_: None)
             candidate.model = self.examiner.bench.load(folder)
             candidate.artifact, candidate.artifact_sha256 = folder, unit.value["sha256"]
             candidate.prefixes = (*candidate.prefixes, candidate.model)
 
-    def _judge(self, candidate: Candidate, index: int) -> Run:
+    def _make(self, step: Step, model: Any, folder: Path, report: Report) -> Answer:
+        if not folder.is_dir():
+            state = folder.with_name(f"{folder.name}.state")
+
+            def progress(message: str, fraction: float) -> None:
+                report("apply", round(1000 * min(max(fraction, 0.0), 1.0)), 1000, "share")
+
+            context = Context(
+                output=folder,
+                windows=self.examiner.texts.calib,
+                seed=self.request.seed,
+                work_dir=state,
+                progress=progress,
+            )
+            self.examiner.bench.apply(step, model, context)
+            shutil.rmtree(state, ignore_errors=True)
+        return {"sha256": sha256_file(folder / MODEL_FILE), "bytes": folder_bytes(folder)}, {}
+
+    def _judge(self, candidate: Candidate) -> Run:
         """Quality first, then cost; a recorded decision is taken as it is."""
         examiner, request, stage = self.examiner, self.request, candidate.name
         candidate.select = yield from examiner.read(candidate, "select", stage)
         assert self.original.select is not None
-        base = self.best if not self.best.is_original else self.original
         evidence: Evidence = yield from examiner.evidence(
-            candidate, candidate.select, self.original.select, "select", base, stage
+            candidate, candidate.select, self.original.select, "select", self.best, stage
         )
         candidate.evidence, candidate.loss = evidence, evidence.loss
         refused = judge_quality(
@@ -358,7 +428,7 @@ class Climb:
         return Judgement(verdict, "as recorded" if verdict == "kept" else f"as recorded: {found[-1]['reason']}")
 
     def _other_costs(self, candidate: Candidate, stage: str) -> Run:
-        """The goals that were not asked for, coarsely, over the original; those that cannot be measured are left out."""
+        """The goals that were not asked for, coarsely, over the original; what cannot be measured is left out."""
         others: dict[str, float] = {}
         for goal in GOALS:
             if goal == self.request.goal or (goal != "memory" and not candidate.spec.causal):
@@ -375,22 +445,12 @@ class Climb:
 
     # ---- bookkeeping
 
-    def _name_of(self, kept: tuple[Any, ...]) -> str:
-        return "original" if not kept else self.best.name
-
-    def _replace_best(self, candidate: Candidate) -> None:
-        previous, self.best = self.best, candidate
-        if not previous.is_original and previous.steps != candidate.steps[: len(previous.steps)]:
-            self._forget(previous)
-
     def _forget(self, candidate: Candidate) -> None:
-        """Its artefact is not needed again: disk is."""
-        if candidate.artifact is not None and candidate.artifact not in self._needed():
-            self.examiner.runners.drop(candidate)
+        """A dropped artefact is not needed again, and disk is."""
+        self.examiner.runners.drop(candidate)
+        kept = {Path(model.path) for model in self.best.prefixes}
+        if candidate.artifact is not None and candidate.artifact not in kept:
             shutil.rmtree(candidate.artifact, ignore_errors=True)
-
-    def _needed(self) -> set[Path]:
-        return {Path(model.path) for model in self.best.prefixes}
 
     def _row(self, index: int, candidate: Candidate, judgement: Judgement, gain: Ratio) -> LadderRow:
         replaced = self.best.name if judgement.verdict == "kept" and not self.best.is_original else None
@@ -413,57 +473,55 @@ class Climb:
 
     def _not_run(self, index: int, stage: Stage, reason: str) -> StageJudged:
         row = LadderRow(index=index, name=stage.name, kind="stage", verdict="not run", reason=reason)
-        self._keep(row, None, stage, stage.steps[-1].resolved(), "")
+        self.receipts.append(self._receipt(row, None, stage, stage.steps[-1].resolved()))
         return self._judged(row)
 
-    def _judged(self, row: LadderRow) -> StageJudged:
+    def _judged(self, row: LadderRow, *, resumed: bool = False) -> StageJudged:
         self.rows.append(row)
         return StageJudged(
             row=row,
             used_seconds=self.worker.used_seconds,
             time_budget_seconds=self.request.time_budget,
             best_speedup=self.best.speedup.mid,
+            resumed=resumed,
         )
 
-    def _keep(
+    def _receipt(
         self,
         row: LadderRow,
         candidate: Candidate | None,
         stage: Stage | None,
         options: dict[str, Any],
-        margin: str,
+        margin: str = "",
         costs: tuple[CostRatio, ...] = (),
-    ) -> None:
+    ) -> StepReceipt:
         """The receipt of a row; receipts are written together, into the folder that is published."""
-        made = candidate is not None and row.kind == "stage"
-        base = self.best if made else None
         evidence = candidate.evidence if candidate is not None else None
         if row.loss is not None and evidence is None:
             measure = self.examiner.ruler.name
             evidence = Evidence(cut="select", measure=measure, loss=row.loss, sources=(), guards=Guards())
-        self.receipts.append(
-            StepReceipt(
-                index=row.index,
-                step=row.name,
-                stage=stage.name if stage else row.name,
-                row=row,
-                technique=stage.steps[-1].use if stage else None,
-                options={key: value for key, value in options.items() if key != "use"},
-                applied_to=candidate.applied_to if candidate is not None else None,
-                spec_before=base.model.spec.digest if base is not None else None,
-                spec_after=candidate.spec.digest if candidate is not None else None,
-                model=facts(candidate, self.examiner.runners(candidate).weights_bytes) if candidate else None,
-                artifact_sha256=candidate.artifact_sha256 if candidate is not None else None,
-                seconds=row.seconds,
-                evidence=evidence,
-                speed=candidate.speed if candidate is not None else None,
-                costs=costs or (candidate.costs if candidate is not None else ()),
-                margin=margin,
-                machine=str(self.examiner.machine),
-                versions=self.versions,
-                seed=self.request.seed,
-                command=self.request.command,
-            )
+        before = candidate.prefixes[-1 - len(stage.steps)] if candidate is not None and stage is not None else None
+        return StepReceipt(
+            index=row.index,
+            step=row.name,
+            stage=stage.name if stage else row.name,
+            row=row,
+            technique=stage.steps[-1].use if stage else None,
+            options={key: value for key, value in options.items() if key != "use"},
+            applied_to=candidate.applied_to if candidate is not None else None,
+            spec_before=before.spec.digest if before is not None else None,
+            spec_after=candidate.spec.digest if candidate is not None else None,
+            model=facts(candidate, self.examiner.runners(candidate).weights_bytes) if candidate else None,
+            artifact_sha256=candidate.artifact_sha256 if candidate is not None else None,
+            seconds=row.seconds,
+            evidence=evidence,
+            speed=candidate.speed if candidate is not None else None,
+            costs=costs or (candidate.costs if candidate is not None else ()),
+            margin=margin,
+            machine=str(self.examiner.machine),
+            versions=self.versions,
+            seed=self.request.seed,
+            command=self.request.command,
         )
 
 
@@ -482,5 +540,3 @@ def compose(first: Interval, second: Interval) -> Interval:
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-

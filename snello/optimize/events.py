@@ -138,7 +138,7 @@ class Progress(Event):
     """
 
     stage: str
-    activity: str  # "calibrate", "score", "time"
+    activity: str  # "apply", "score quantize int8", "time latency"
     done: int
     total: int
     unit: str  # "layer", "window", "pair"
@@ -158,7 +158,7 @@ class LadderRow:
     verdict: Verdict | Literal["original", "steady", "unsteady", "caught", "not caught"]
     reason: str
     loss: Interval | None = None  # cumulative, against the original
-    increment: Interval | None = None  # against what it was applied to
+    increment: Interval | None = None  # against the best until then
     speedup: Interval | None = None  # by the goal, over the original
     gain: Interval | None = None  # by the goal, over the best until then
     weights_bytes: int | None = None

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from snello.errors import Unsupported
+from snello.errors import SnelloError, Unsupported
 from snello.measure import guards, metric, quality
 from snello.measure import reference as reference_check
 from snello.measure.guards import Divergence, Habits, Strictness
@@ -63,7 +63,7 @@ class Examiner:
 
         def work(report: Report) -> Any:
             def step(done: int, total: int) -> None:
-                report("score", done, total, "window")
+                report(f"score {candidate.name}", done, total, "window")
 
             reading = self.ruler.read(self.runners(candidate), blocks, step)
             return None, reading.save()
@@ -140,7 +140,7 @@ class Examiner:
 
         def work(report: Report) -> Any:
             def step(done: int, total: int) -> None:
-                report("answer", done, total, "prompt")
+                report(f"answer {candidate.name}", done, total, "prompt")
 
             runner = self.runners(candidate)
             prompts = [prompt[: runner.context // 2] for prompt in self.prompts()[:HABIT_PROMPTS]]
@@ -214,7 +214,7 @@ class Examiner:
 
         def work(report: Report) -> Any:
             def step(done: int, total: int) -> None:
-                report("time", done, total, "pair")
+                report(f"time {goal}", done, total, "pair")
 
             if goal == "memory":
                 return self._memory_ratio(a, b, step), {}
@@ -293,6 +293,9 @@ def cost_ratio(goal: str, against: str, found: Ratio) -> CostRatio:
 def model_prompts(model: Any) -> list[list[int]]:
     """Our prompts as this model takes them: through its chat template, or plainly."""
     tokenizer = model.tokenizer
-    if tokenizer.chat_template is None:
+    try:
+        return prompt_tokens(
+            tokenizer.encode, lambda prompt: list(tokenizer.chat([{"role": "user", "content": prompt}]))
+        )
+    except SnelloError:  # it has no chat template
         return prompt_tokens(tokenizer.encode, None)
-    return prompt_tokens(tokenizer.encode, lambda prompt: list(tokenizer.chat([{"role": "user", "content": prompt}])))

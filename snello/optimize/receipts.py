@@ -106,7 +106,7 @@ class Evidence:
     loss: Interval  # the worst source's
     sources: tuple[SourceLoss, ...]
     guards: Guards
-    increment: Interval | None = None  # against what the step was applied to
+    increment: Interval | None = None  # against the best until then
     weights_only: Interval | None = None  # dequantized weights in the reference, on a part of the cut
     weights_only_note: str = ""  # why it is absent, or on how many tokens
     executor_on_same_part: Interval | None = None  # the executor on that same part

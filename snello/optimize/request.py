@@ -14,6 +14,7 @@ from snello.optimize.recipe import GOALS, Recipe, factor, nearest, share
 
 MAX_LOSS = 0.01
 TIME_BUDGET_SECONDS = 1800.0
+PUBLISHING = "publishing"  # in the work folder from just before the output folder is exchanged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +119,8 @@ def _check(found: Request) -> None:
 
 
 def check_output(found: Request) -> None:
-    """Never writes over anything that was not asked for."""
-    if not found.output.exists() or found.overwrite:
+    """Never writes over anything that was not asked for; a run that was killed while publishing may go on."""
+    if not found.output.exists() or found.overwrite or (found.work / PUBLISHING).exists():
         return
     if found.output.is_dir() and not any(found.output.iterdir()):
         return

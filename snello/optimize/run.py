@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import snello
 from snello.errors import SnelloError
 from snello.measure import quality, self_written
+from snello.measure.documents import Document
 from snello.measure.rulers import Reading
 from snello.measure.speed import Workload
 from snello.measure.text import WINDOW, Limits, Texts
@@ -220,7 +221,7 @@ class _Optimizer:
         found = texts.cut(sources, model, seed=request.seed, limits=limits, self_written=self_wrote)
         dropped = sum(source.dropped_blocks for source in found.sources)
         if dropped:
-            yield Warned(message=f"{dropped} blocks share 13 words in a row with the calibration text and are left out")
+            yield Warned(message=f"{dropped} blocks share 13 tokens in a row with the calibration text: left out")
         self._check_replay(original, found)
         return Examiner(
             request=dataclasses.replace(request, limits=limits),
@@ -248,11 +249,11 @@ class _Optimizer:
                 runner.close()
 
         unit = yield from self.worker.unit("text", "write", {"model": original.digest}, work)
-        return revive(list[self_written.Document], unit.value)
+        return revive(list[Document], unit.value)
 
     def _limits(self, original: Candidate) -> Run:
         """How much text the time budget allows to read, from the speed of a first window."""
-        model, seed = original.model, self.request.seed
+        seed = self.request.seed
 
         def work(report: Report) -> Any:
             report("measure", 0, 1, "window")
@@ -353,4 +354,3 @@ def run(model: str | Path | None = None, **options: Any) -> Result:
             on_event(last)
     assert isinstance(last, Finished)
     return last.result
-

@@ -61,6 +61,8 @@ def pareto(points: Sequence[ParetoPoint]) -> Chart:
         canvas.line(x.at(point.speedup.low), up, x.at(point.speedup.high), up, "whisker")
         canvas.line(across, y.at(max(point.loss.mid, y.low)), across, up, "whisker")
         canvas.mark(across, up, point.verdict, f"{point.name}: {point.verdict}")
+        right = across > WIDTH * 0.7  # a name must not leave the drawing
+        canvas.text(across + (-8 if right else 8), up + 14, _short(point.name), "end" if right else "start")
     cells = tuple(_pareto_row(point) for point in points)
     columns = ("candidate", "speed-up", "loss (at most)", "weights", "front", "cannot tell from")
     table = Table(columns=columns, rows=cells, right=(1, 2, 3))

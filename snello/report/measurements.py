@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 from snello.measure.interval import Interval
 from snello.optimize.receipts import CostRatio, Evidence, ProofReceipt, Receipts, RunReceipt, Speed
@@ -166,7 +168,7 @@ def method(receipts: Receipts) -> Section:
         ),
     )
     blocks: list[Block] = [Table(columns=("asked", "value"), rows=asked), _texts(run)]
-    blocks += [_facts("machine", run.machine), _facts("version", run.versions)]
+    blocks += [_machine(run.machine), _facts("version", run.versions)]
     if receipts.proof is not None and receipts.proof.files:
         blocks.append(_facts("file, SHA-256", receipts.proof.files))
     margins = tuple((step.stage, step.margin) for step in receipts.steps if step.margin)
@@ -194,6 +196,21 @@ def _texts(run: RunReceipt) -> Table:
     )
     columns = ("text", "documents", "calibration", "selection", "proof (tokens)", "blocks dropped")
     return Table(columns=columns, rows=rows, right=(1, 2, 3, 4, 5))
+
+
+def _machine(machine: Mapping[str, Any]) -> Table:
+    """What was probed, in the units of the terminal; a fact that this version does not know is shown as it is."""
+    shown: dict[str, Callable[[Any], str]] = {
+        "memory_bytes": numbers.size,
+        "measured_at": lambda at: datetime.fromtimestamp(at, UTC).isoformat(timespec="minutes"),
+        "bandwidth": lambda points: ", ".join(
+            f"{numbers.size(size)}: {speed / 1e9:.1f} GB/s" for size, speed in points
+        ),
+        "compute": lambda peaks: ", ".join(f"{name}: {speed / 1e9:,.0f} GOP/s" for name, speed in peaks.items()),
+    }
+    names = {"memory_bytes": "memory", "measured_at": "measured", "bandwidth": "reading a working set of"}
+    rows = tuple((names.get(key, key), shown.get(key, _fact)(value)) for key, value in machine.items())
+    return Table(columns=("machine", "value"), rows=rows)
 
 
 def _facts(name: str, facts: Mapping[str, object]) -> Table:

@@ -52,7 +52,7 @@ def _claim(run: RunReceipt, proof: ProofReceipt | None) -> Section:
         blocks.append(Text("This run ended before its proof: nothing is claimed."))
     else:
         blocks.append(Text(proof.sentence))
-        if proof.reason:
+        if proof.reason not in ("", proof.sentence):
             blocks.append(Text(proof.reason))
         blocks.append(_two_speeds(proof))
     digests = [("original", run.model.digest), ("text", run.text_sha256)]
@@ -172,7 +172,7 @@ def _controls(receipts: Receipts) -> Section:
         if step.row.kind in ("again", "fault"):
             rows.append((step.row.name, optional(step.row.loss, numbers.loss), verdict(step.row)))
     proof = receipts.proof
-    if proof is not None:
+    if proof is not None and proof.evidence is not None:
         caught = {True: "caught", False: "not caught", None: "not measured"}[proof.fault_caught]
         rows.append(("the original against itself, on the proof", optional(proof.again, numbers.loss), "A/A"))
         rows.append(("a planted fault just above the budget", optional(proof.fault, numbers.loss), caught))

@@ -55,6 +55,7 @@ def _one(**changes: Any) -> dict[str, Any]:
 
 
 EIGHT = bytes(8)
+_OVERLAPPING = _one(data_offsets=[4, 12])["a"]
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "needs 10 bytes, the file has 0"),
     "short": (lambda path: path.write_bytes(b"abc"), "needs 10 bytes, the file has 3"),
@@ -70,7 +71,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "true as a size": (lambda path: _write(path, _one(shape=[True, 2]), EIGHT), "shape"),
     "size": (lambda path: _write(path, _one(shape=[3]), EIGHT), r"has 8 bytes, F32 \[3\] needs 12"),
     "offsets backwards": (lambda path: _write(path, _one(data_offsets=[8, 0]), EIGHT), "needs 8"),
-    "overlap": (lambda path: _write(path, {**_one(), "b": _one(data_offsets=[4, 12])["a"]}, bytes(12)), "b at 4 overlaps"),
+    "overlap": (lambda path: _write(path, {**_one(), "b": _OVERLAPPING}, bytes(12)), "b at 4 overlaps"),
     "hole": (lambda path: _write(path, _one(data_offsets=[4, 12]), bytes(12)), "a at 4 leaves a hole"),
     "truncated": (lambda path: _write(path, _one(), bytes(5)), r"describes \d+ bytes, the file has \d+"),
     "too long": (lambda path: _write(path, _one(), bytes(9)), r"describes \d+ bytes, the file has \d+"),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from snello.models.spec import Format
 from snello.techniques.quantize.awq import GRID, candidates, output_error, search_scale
+from snello.techniques.quantize.basis import equal_weight_scale
 
 
 def problem(outliers: bool) -> tuple[dict[str, Tensor], Tensor]:
@@ -34,10 +35,21 @@ def test_scale_is_the_minimum_of_its_grid(weights: str, rotate: bool) -> None:
     assert choice.errors == errors
 
 
-def test_outliers_are_tamed_without_rotation() -> None:
+@pytest.mark.parametrize(("rotate", "left"), [(True, 0.2), (False, 0.9)])
+def test_outliers_are_tamed(rotate: bool, left: float) -> None:
     consumers, rows = problem(outliers=True)
-    format = Format(weights="int4", group_size=64, activations="int8", equalize=True)
+    format = Format(weights="int4", group_size=64, activations="int8", rotate=rotate, equalize=True)
     formats = dict.fromkeys(consumers, format)
     choice = search_scale(consumers, formats, rows)
     assert choice.exponents[0] > 0
-    assert output_error(consumers, formats, rows, choice.scale) < 0.5 * output_error(consumers, formats, rows, None)
+    assert output_error(consumers, formats, rows, choice.scale) < left * output_error(consumers, formats, rows, None)
+
+
+@pytest.mark.parametrize("rotate", [True, False])
+def test_plain_inputs_lose_nothing_by_equalizing(rotate: bool) -> None:
+    """Channels of nearly equal strength stay nearly equal: the scale is not rounded to powers of two."""
+    consumers, rows = problem(outliers=False)
+    format = Format(weights="int4", group_size=64, activations="int8", rotate=rotate, equalize=True)
+    formats = dict.fromkeys(consumers, format)
+    scale = equal_weight_scale(list(consumers.values()))
+    assert output_error(consumers, formats, rows, scale) < 1.05 * output_error(consumers, formats, rows, None)

@@ -1,11 +1,11 @@
-"""The basis: products are unchanged, scales are powers of two, outlier channels vanish."""
+"""The basis: products are unchanged, outlier channels vanish."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from snello.techniques.quantize.basis import Basis, equal_weight_scale, hadamard, power_of_two
+from snello.techniques.quantize.basis import Basis, equal_weight_scale, hadamard
 from tests.techniques import simulate
 
 
@@ -34,14 +34,12 @@ def test_hadamard_is_that_of_the_numerics(columns: int) -> None:
     assert torch.allclose(block @ block.T, torch.eye(64, dtype=torch.float64)) and torch.equal(block, block.T)
 
 
-def test_scale_equalizes_and_is_exact() -> None:
+def test_scale_equalizes() -> None:
     torch.manual_seed(0)
     w = [torch.randn(32, 64) * torch.logspace(-3, 3, 64) for _ in range(2)]
     scale = equal_weight_scale(w)
-    assert torch.equal(torch.exp2(scale.log2().round()), scale)
-    assert torch.equal(w[0] * scale / scale, w[0])
     rms = torch.cat(w).mul(scale).square().mean(0).sqrt()
-    assert rms.max() / rms.min() < 2.01
+    assert rms.max() / rms.min() < 1.001
 
 
 def test_dead_channels_get_a_finite_scale() -> None:
@@ -49,7 +47,3 @@ def test_dead_channels_get_a_finite_scale() -> None:
     w[:, 3] = 0
     assert torch.isfinite(equal_weight_scale([w])).all()
     assert torch.isfinite(equal_weight_scale([torch.zeros(8, 64)])).all()
-
-
-def test_power_of_two_rounds_in_the_logarithm() -> None:
-    assert power_of_two(torch.tensor([1.4, 1.5, 0.7, 3.0])).tolist() == [1.0, 2.0, 0.5, 4.0]

@@ -16,6 +16,7 @@ import torch
 
 from snello.errors import SnelloError
 from snello.models import load, write_lean_folder
+from snello.models.parameters import matrix_names
 from snello.models.spec import Spec, linear_names
 from snello.techniques.quantize import sensitivity
 from snello.techniques.quantize.calibrate import Calibrator
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 FP16_LARGEST = 65504.0
-TABLES = ("embedding.tokens.weight", "embedding.positions.weight", "embedding.types.weight")
 
 
 class Writer(Protocol):
@@ -128,14 +128,15 @@ def _write_embedding(writer: Writer, model: Model) -> None:
 
 
 def _copy_rest(writer: Writer, model: Model, spec: Spec, written: set[str]) -> None:
-    matrices = {*TABLES, *(parameter(spec, linear) for linear in linear_names(spec))}
+    matrices, kind = set(matrix_names(spec)), spec.default_format.weights
+    assert kind != "int8" and kind != "int4"
     for name in model.weights.names():
         if name in written or name.startswith("inputs."):
             continue
         values = model.weights.values(name)
         if name in matrices:
-            _check_range(name, values, spec.default_format.weights)
-            writer.add_float(name, values, spec.default_format.weights)
+            _check_range(name, values, kind)
+            writer.add_float(name, values, kind)
         else:
             writer.add_vector(name, values)
 

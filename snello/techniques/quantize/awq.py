@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from snello.models.spec import Format
-from snello.techniques.quantize.basis import Basis, column_rms, power_of_two
+from snello.techniques.quantize.basis import Basis, column_rms
 from snello.techniques.quantize.rounding import round_activations, round_int4, round_int8
 
 Exponents = tuple[float, float]
@@ -41,7 +41,7 @@ def search_scale(consumers: Mapping[str, Tensor], formats: Mapping[str, Format],
 
 def candidates(consumers: list[Tensor], rows: Tensor) -> Callable[[Exponents], Tensor]:
     w, x = column_rms(consumers), column_rms([rows])
-    return lambda point: power_of_two(x ** point[0] / w ** point[1])
+    return lambda point: x ** point[0] / w ** point[1]
 
 
 def output_error(

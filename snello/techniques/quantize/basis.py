@@ -1,8 +1,9 @@
 """The basis in which a linear's weights are rounded: channels scaled (equalize), then mixed by Hadamard (rotate).
 
 Stored weights are `W diag(s) H / sqrt(b)`, the input becomes `H (x / s) / sqrt(b)`: their product is unchanged, but no
-channel stands out any more, so one scale per row fits all. Scales are powers of two, so dividing by them is exact.
-Columns are zero-padded to a multiple of 64 first; H is block-diagonal with blocks of b = 128, or 64.
+channel stands out any more, so one scale per row fits all. Scales are not rounded to powers of two: division would be
+exact, but channels left unequal raise the squared error by a sixth, in the worst case by a half. Columns are padded
+with zeros to a multiple of 64 first; H is block-diagonal with blocks of b = 128, or 64.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def hadamard(block: int) -> Tensor:
 
 
 def equal_weight_scale(consumers: Sequence[Tensor]) -> Tensor:
-    """Data-free: 1 / RMS of each input channel's weights over all linears that read it, a power of two."""
-    return power_of_two(1 / column_rms(consumers))
+    """Data-free: 1 / RMS of each input channel's weights over all linears that read it."""
+    return 1 / column_rms(consumers)
 
 
 def column_rms(consumers: Sequence[Tensor]) -> Tensor:
@@ -90,7 +91,3 @@ def column_rms(consumers: Sequence[Tensor]) -> Tensor:
     energy = torch.stack([w.double().square().sum(0) for w in consumers]).sum(0) / rows
     rms = energy.sqrt().to(consumers[0].dtype)
     return rms.clamp(min=max(rms.max().item() * RANGE, 1e-30))
-
-
-def power_of_two(scale: Tensor) -> Tensor:
-    return torch.exp2(scale.log2().round())

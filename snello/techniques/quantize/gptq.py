@@ -27,13 +27,13 @@ def gptq(
     limits: tuple[int, int],
     refresh: Callable[[int, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Integers q (N, K) for weights (N, K) on a grid of steps (N, G).
+    """Integers q (N, K), INT8, for weights (N, K) on a grid of steps (N, G).
 
     `refresh(group, columns)` may give new steps (N) for a group from its columns (N, g) as repaired so far.
     """
     w = weights.T.contiguous().clone()  # (K, N): a column of the matrix is contiguous
     factor = inverse_factor(gram).to(w.dtype)
-    q, steps = torch.zeros_like(w), steps.T.contiguous().clone()
+    q, steps = torch.zeros_like(w, dtype=torch.int8), steps.T.contiguous().clone()
     for start in range(0, len(w), BLOCK):
         stop = min(start + BLOCK, len(w))
         errors = torch.zeros_like(w[start:stop])
@@ -41,8 +41,9 @@ def gptq(
             group, offset = divmod(j, group_size)
             if refresh is not None and offset == 0:
                 steps[group] = refresh(group, w[j : min(j + group_size, stop)].T)
-            q[j] = nearest(w[j], steps[group], *limits)
-            errors[j - start] = (w[j] - q[j] * steps[group]) / factor[j, j]
+            rounded = nearest(w[j], steps[group], *limits)
+            q[j] = rounded
+            errors[j - start] = (w[j] - rounded * steps[group]) / factor[j, j]
             w[j + 1 : stop].addr_(factor[j, j + 1 : stop], errors[j - start], alpha=-1)
         w[stop:] -= factor[start:stop, stop:].T @ errors
     return q.T.contiguous()
@@ -50,8 +51,9 @@ def gptq(
 
 def inverse_factor(gram: Tensor) -> Tensor:
     """U, upper triangular, with U^T U = (G + damping)^-1; in double, since G is often nearly singular."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram)))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: Tensor = torch.linalg.cholesky(damped(gram))
+    factor = torch.cholesky_inverse(factor)  # one name for all three, so that two are in memory at most
+    return torch.linalg.cholesky(factor, upper=True)  # type: ignore[no-any-return]
 
 
 def damped(gram: Tensor) -> Tensor:

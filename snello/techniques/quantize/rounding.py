@@ -25,7 +25,7 @@ INT8_SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
 
 @dataclass(frozen=True)
 class Int4:
-    """`q` (N, K) in -8..7 (stored plus 8), `group_scale` (N, G) in 1..15, `row_scale` (N)."""
+    """`q` (N, K) INT8 in -8..7 (stored plus 8), `group_scale` (N, G) in 1..15, `row_scale` (N)."""
 
     q: Tensor
     group_scale: Tensor
@@ -39,7 +39,7 @@ class Int4:
 
 @dataclass(frozen=True)
 class Int8:
-    """`q` (N, K) in -127..127, `row_scale` (N)."""
+    """`q` (N, K) INT8 in -127..127, `row_scale` (N)."""
 
     q: Tensor
     row_scale: Tensor
@@ -78,7 +78,7 @@ def round_activations(x: Tensor) -> Tensor:
 
 def _round_int8(w: Tensor) -> Int8:
     scale = int8_row_scale(w)
-    return Int8(nearest(w, scale[:, None], -INT8_LIMIT, INT8_LIMIT), scale)
+    return Int8(nearest(w, scale[:, None], -INT8_LIMIT, INT8_LIMIT).to(torch.int8), scale)
 
 
 def _int8_error(w: Tensor, scale: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def _half(x: Tensor) -> Tensor:
 def round_int4(w: Tensor, group_size: int) -> Int4:
     row_scale, group_scale = int4_scales(w, group_size)
     steps = (row_scale[:, None] * group_scale).repeat_interleave(group_size, dim=1)[:, : w.shape[1]]
-    return Int4(nearest(w, steps, INT4_LOW, INT4_HIGH), group_scale, row_scale, group_size)
+    return Int4(nearest(w, steps, INT4_LOW, INT4_HIGH).to(torch.int8), group_scale, row_scale, group_size)
 
 
 def int4_scales(w: Tensor, group_size: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,246 @@
+"""The proof: the text that nothing has seen is read once, by the original and by the lean model, and judged.
+
+What the report shows besides the verdict is computed here too, so that it computes nothing: the ten worst passages,
+losses by document, the Pareto front, what the chain would be without each of its stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from snello.measure import quality
+from snello.measure.interval import Interval
+from snello.measure.rulers import NextTokens, Reading
+from snello.measure.speed import Clock
+from snello.measure.text import Block
+from snello.measure.timing import Ratio, ratio
+from snello.optimize.candidate import Candidate
+from snello.optimize.climb import AGAIN_BLOCKS, Climb
+from snello.optimize.events import Event
+from snello.optimize.examine import Examiner, cost_ratio
+from snello.optimize.gate import judge_quality
+from snello.optimize.receipts import (
+    Ablation,
+    CostRatio,
+    DocumentLoss,
+    Evidence,
+    ParetoPoint,
+    Passage,
+    revive,
+)
+from snello.optimize.work import Report
+
+Run: TypeAlias = Generator[Event, None, Any]
+PASSAGE_TOKENS = 48
+PASSAGES = 10
+PER_DOCUMENT = 2
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Everything that was found when the proof text was read."""
+
+    evidence: Evidence
+    proved: bool
+    tokens: int
+    again: Interval
+    fault: Interval
+    fault_caught: bool
+    sharper: float | None
+    speedup: Interval
+    cost: CostRatio
+    steady: bool
+    engine: Interval | None
+    engine_note: str
+    worst: tuple[Passage, ...]
+    documents: tuple[DocumentLoss, ...]
+
+
+def prove(climb: Climb) -> Run:
+    """Reads the proof text and judges the best candidate on it."""
+    examiner, request = climb.examiner, climb.request
+    blocks = examiner.texts.blocks("proof")
+    original = yield from examiner.read(climb.original, "proof", "proof")
+    lean = yield from examiner.read(climb.best, "proof", "proof")
+    evidence: Evidence = yield from examiner.evidence(climb.best, lean, original, "proof", None, "proof")
+    refused = judge_quality(
+        evidence.loss,
+        request.max_loss,
+        strict_failures=evidence.guards.failed if request.strict else (),
+        metric=evidence.metric,
+    )
+    again = yield from _again(examiner, climb.original, original)
+    fault = _fault(climb, original, blocks)
+    timed: Ratio = yield from examiner.ratio(climb.original, climb.best, request.goal, "proof", quads=10)
+    engine, note = yield from _engine(climb)
+    return Proof(
+        evidence=evidence,
+        proved=refused is None,
+        tokens=sum(source.tokens for source in evidence.sources),
+        again=again,
+        fault=fault,
+        fault_caught=judge_quality(fault, request.max_loss) is not None,
+        sharper=quality.sharpness(examiner.ruler, original, lean, blocks, seed=request.seed),
+        speedup=timed.interval.inverse(),
+        cost=cost_ratio(request.goal, "original", timed),
+        steady=timed.steady,
+        engine=engine,
+        engine_note=note,
+        worst=worst_passages(examiner, original, lean, blocks),
+        documents=document_losses(examiner, original, lean, blocks),
+    )
+
+
+def _again(examiner: Examiner, original: Candidate, reading: Reading) -> Run:
+    """The original against itself on the first blocks of the proof."""
+    blocks = examiner.texts.blocks("proof")[:AGAIN_BLOCKS]
+    inputs = {"model": original.digest, "text": examiner.texts.sha256, "again": len(blocks), "cut": "proof"}
+
+    def work(report: Report) -> Any:
+        return None, examiner.ruler.read(examiner.runners(original), blocks).save()
+
+    unit = yield from examiner.worker.unit("proof", "again", inputs, work)
+    first, second = Reading(reading.values[: len(blocks)]), Reading.load(dict(unit.arrays))
+    return quality.compare(examiner.ruler, first, second, blocks, seed=examiner.seed).loss
+
+
+def _fault(climb: Climb, original: Reading, blocks: Sequence[Block]) -> Interval:
+    ruler, request = climb.examiner.ruler, climb.request
+    fault = quality.plant(ruler, original, blocks, max_loss=request.max_loss, seed=request.seed + 1)
+    return quality.compare(ruler, original, fault, blocks, seed=request.seed).loss
+
+
+def _engine(climb: Climb) -> Run:
+    """Our original over Transformers, on the same workload in turn; None and the reason where it is not measured."""
+    examiner = climb.examiner
+    if climb.request.goal != "latency":
+        return None, f"measured for latency only, not for {climb.request.goal}"
+    if examiner.worker.left_seconds < 60:
+        return None, "no time left in the budget"
+    work = examiner.workload
+
+    def measure(report: Report) -> Any:
+        peer = examiner.bench.transformers(climb.original.model, work.prompt, work.generate)
+        if isinstance(peer, str):
+            return peer, {}
+        clock = Clock(examiner.runners(climb.original), work, seed=examiner.seed)
+        return ratio(clock.latency, peer, most_quads=5), {}
+
+    inputs = {"model": climb.original.digest, "workload": str(work), "machine": str(examiner.machine.cpu)}
+    unit = yield from examiner.worker.unit("proof", "engine", inputs, measure)
+    if isinstance(unit.value, str):
+        return None, unit.value
+    found: Ratio = revive(Ratio, unit.value)
+    return found.interval, "" if found.steady else "known to less than 1.5%"
+
+
+# ---- what the report shows ----
+
+
+def worst_passages(
+    examiner: Examiner, original: Reading, lean: Reading, blocks: Sequence[Block]
+) -> tuple[Passage, ...]:
+    """The passages of 48 tokens that lost most, at most two of a document."""
+    if not isinstance(examiner.ruler, NextTokens) or not examiner.original.spec.causal:
+        return ()
+    spans: list[tuple[float, int, int]] = []
+    differences = examiner.ruler.differences(original, lean, blocks)
+    for number, difference in enumerate(differences):
+        starts = range(0, max(1, len(difference) - PASSAGE_TOKENS // 2), PASSAGE_TOKENS // 2)
+        spans += [(float(difference[s : s + PASSAGE_TOKENS].sum()), number, s) for s in starts]
+    chosen: list[tuple[float, int, int]] = []
+    for span in sorted(spans, reverse=True):
+        near = [one for one in chosen if one[1] == span[1] and abs(one[2] - span[2]) < PASSAGE_TOKENS]
+        same = [one for one in chosen if blocks[one[1]].document == blocks[span[1]].document]
+        if not near and len(same) < PER_DOCUMENT:
+            chosen.append(span)
+        if len(chosen) == PASSAGES:
+            break
+    return tuple(_passage(examiner, original, lean, blocks[number], number, start) for _, number, start in chosen)
+
+
+def _passage(examiner: Examiner, original: Reading, lean: Reading, block: Block, number: int, start: int) -> Passage:
+    end = start + PASSAGE_TOKENS
+    first = block.scored_from + start
+    ids = block.tokens[first : block.scored_from + end].tolist()
+    before, after = original.values[number][start:end], lean.values[number][start:end]
+    return Passage(
+        source=block.source,
+        document=block.document,
+        start=block.start + first,
+        tokens=tuple(examiner.original.model.tokenizer.decode([token], skip_special=False) for token in ids),
+        original=tuple(round(float(value), 4) for value in before),
+        lean=tuple(round(float(value), 4) for value in after),
+        difference=float((after.astype(np.float64) - before).sum()),
+    )
+
+
+def document_losses(
+    examiner: Examiner, original: Reading, lean: Reading, blocks: Sequence[Block]
+) -> tuple[DocumentLoss, ...]:
+    """Loss of each document, worst first."""
+    if not isinstance(examiner.ruler, NextTokens):
+        return ()
+    groups: dict[tuple[str, str], list[np.ndarray]] = {}
+    for block, difference in zip(blocks, examiner.ruler.differences(original, lean, blocks), strict=True):
+        groups.setdefault((block.source, block.document), []).append(difference)
+    found = []
+    for (source, document), pieces in groups.items():
+        values = np.concatenate(pieces)
+        loss = float(np.expm1(values.mean()))
+        found.append(DocumentLoss(source=source, document=document, tokens=len(values), loss=loss))
+    return tuple(sorted(found, key=lambda document: -document.loss))
+
+
+def pareto(climb: Climb) -> tuple[ParetoPoint, ...]:
+    """All that was measured, with who is beaten by nobody and who cannot be told apart by loss."""
+    everyone = [climb.original, *climb.judged]
+    ties = {(a, b) for a in range(len(everyone)) for b in range(a) if _tied(climb, everyone[a], everyone[b])}
+    verdicts = {row.name: row.verdict for row in climb.rows}
+    points = []
+    for number, one in enumerate(everyone):
+        better = [
+            other for other in everyone if other.speedup.mid > one.speedup.mid and other.loss.high <= one.loss.high
+        ]
+        points.append(
+            ParetoPoint(
+                name=one.name,
+                speedup=one.speedup,
+                loss=one.loss,
+                weights_bytes=next((row.weights_bytes or 0 for row in climb.rows if row.name == one.name), 0),
+                verdict=verdicts.get(one.name, "original"),
+                on_front=not better,
+                tied_with=tuple(
+                    other.name for rank, other in enumerate(everyone) if (max(rank, number), min(rank, number)) in ties
+                ),
+            )
+        )
+    return tuple(points)
+
+
+def _tied(climb: Climb, one: Candidate, other: Candidate) -> bool:
+    """The paired difference of the two includes zero."""
+    if one.select is None or other.select is None:
+        return False
+    examiner = climb.examiner
+    blocks = examiner.texts.blocks("select")
+    found = quality.compare(examiner.ruler, one.select, other.select, blocks, seed=climb.request.seed).loss
+    return found.low <= 0 <= found.high
+
+
+def ablation(climb: Climb) -> tuple[Ablation, ...]:
+    """The final chain without its last stage (what it was applied to or replaced), as measured on select."""
+    kept = [climb.original, *(one for one in climb.judged if _verdict(climb, one) == "kept")]
+    if len(kept) < 2:
+        return ()
+    before, last = kept[-2], kept[-1]
+    note = "measured on the select cut, like the ladder"
+    return (Ablation(without=last.name, speedup=before.speedup, loss=before.loss, note=note),)
+
+
+def _verdict(climb: Climb, one: Candidate) -> str:
+    return next((row.verdict for row in climb.rows if row.name == one.name and row.kind == "stage"), "")

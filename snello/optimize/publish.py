@@ -1,0 +1,293 @@
+"""The end of a run: the proof, the sentence, and a folder that appears whole or not at all.
+
+With an artefact the folder holds the lean model, `recipe.toml`, `receipts/` and whatever the report hook adds; without
+one (nothing paid, the proof failed, the target was missed) it holds everything but the model, so that the reason can be
+read. It is put together in the work folder and exchanged for what was there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from snello.errors import SnelloError
+from snello.measure.quality import POWER_RULE
+from snello.optimize import receipts, sentence
+from snello.optimize.candidate import facts
+from snello.optimize.climb import Climb
+from snello.optimize.events import Event, ProofRead, Result, StageStarted
+from snello.optimize.files import publish_folder, sha256_file, write_atomically
+from snello.optimize.gate import PAYS, percent
+from snello.optimize.proof import Proof, ablation, pareto, prove
+from snello.optimize.receipts import ProofReceipt, RunReceipt
+from snello.optimize.recipe import Recipe, Replay, Stage
+from snello.optimize.request import PUBLISHING
+
+Run: TypeAlias = Generator[Event, None, Any]
+
+
+def conclude(climb: Climb, finish: Callable[[Path], None] | None) -> Run:
+    """Proof (if anything was kept), receipts, folder; the run's result."""
+    found: Proof | None = None
+    if not climb.best.is_original:
+        yield StageStarted(index=len(climb.receipts) + 1, stage="proof", predicted_seconds=climb.proof_seconds)
+        found = yield from prove(climb)
+        _check_replayed(climb)
+    result = outcome(climb, found)
+    if found is not None:
+        yield ProofRead(
+            tokens=found.tokens,
+            loss=found.evidence.loss,
+            top1_agreement=found.evidence.guards.top1_agreement,
+            proved=found.proved,
+            fault_caught=found.fault_caught,
+            sentence=result.sentence,
+        )
+    climb.worker.check()
+    return write(climb, found, result, finish)
+
+
+def _check_replayed(climb: Climb) -> None:
+    replay = climb.request.recipe.replay
+    if replay is None or replay.artifact_sha256 in (None, climb.best.artifact_sha256):
+        return
+    message = "the replay gave another artefact than the recorded one"
+    raise SnelloError(message, f"recorded with snello {replay.snello}; versions or threads may differ")
+
+
+# ---- what it came to ----
+
+
+def outcome(climb: Climb, found: Proof | None) -> Result:
+    """Exit code, sentence and reason."""
+    request, worker = climb.request, climb.worker
+    if found is None:
+        reason = nothing_paid(climb)
+        code = 3 if request.target is not None else 0
+        text = f"target of {request.target:g}x missed: {reason}" if code else reason
+        return Result(
+            exit_code=code, sentence=text, reason=reason, ladder=tuple(climb.rows), seconds=worker.used_seconds
+        )
+    size = size_ratio(climb)
+    text = sentence.proved(
+        goal=request.goal,
+        found=found.speedup,
+        size_ratio=size,
+        loss=found.evidence.loss,
+        measure=found.evidence.measure,
+        agreement=found.evidence.guards.top1_agreement,
+        tokens=found.tokens,
+        unit="tokens" if climb.examiner.original.spec.causal else "texts",
+        self_written=climb.examiner.texts.self_written,
+    )
+    code, reason = 0, ""
+    if not found.proved:
+        code, reason = 3, f"the proof failed: at most {percent(found.evidence.loss.high)} worse on unseen text"
+    elif not found.steady and found.speedup.low <= 1:
+        code, reason = 3, "the speed-up could not be measured: the machine is too noisy"
+    elif request.target is not None and found.speedup.low < request.target:
+        code, reason = 3, f"target of {request.target:g}x missed: {sentence.speedup(request.goal, found.speedup)}"
+    return Result(
+        exit_code=code,
+        sentence=text if code == 0 else reason,
+        reason=reason,
+        speedup=found.speedup,
+        engine_speedup=found.engine,
+        size_ratio=size,
+        loss=found.evidence.loss,
+        ladder=tuple(climb.rows),
+        artifact_sha256=climb.best.artifact_sha256 if code == 0 else None,
+        seconds=worker.used_seconds,
+    )
+
+
+def size_ratio(climb: Climb) -> float:
+    runners = climb.examiner.runners
+    return runners(climb.original).weights_bytes / runners(climb.best).weights_bytes
+
+
+def nothing_paid(climb: Climb) -> str:
+    """Why there is no artefact, from the numbers."""
+    speed = climb.original.speed
+    now = ""
+    if speed is not None:
+        reached = speed.decode_tokens_per_second.mid
+        now = f": it runs at {reached:,.0f} of {speed.ceiling_decode_tokens_per_second:,.0f} possible tokens a second"
+    within = [one for one in climb.judged if one.loss.high <= climb.request.max_loss]
+    if within:
+        best = max(within, key=lambda one: one.speedup.mid)
+        gain = percent(best.speedup.mid - 1)
+        return f"keep your model{now}; the best within budget gains {gain}, below the {percent(1 - PAYS)} that pays"
+    if climb.judged:
+        least = min(climb.judged, key=lambda one: one.loss.high)
+        found, budget = percent(least.loss.high), percent(climb.request.max_loss)
+        return f"keep your model{now}; the most careful stage loses up to {found}, over {budget}"
+    return f"keep your model{now}; no stage could pay"
+
+
+# ---- the folder ----
+
+
+def write(climb: Climb, found: Proof | None, result: Result, finish: Callable[[Path], None] | None) -> Result:
+    """Puts the folder together, lets the report be written into it, and exchanges it for what was there."""
+    request = climb.request
+    staged = request.work / "staged"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    if result.exit_code == 0 and climb.best.artifact is not None:
+        _link(climb.best.artifact, staged)
+    write_atomically(staged / "recipe.toml", resolved_recipe(climb, result).to_toml())
+    _write_receipts(climb, found, result, staged)
+    if finish is not None:
+        finish(staged)
+    write_atomically(request.work / PUBLISHING, "")
+    publish_folder(staged, request.output)
+    shutil.rmtree(request.work, ignore_errors=True)
+    output = request.output
+    report = output / "report.html"
+    return dataclasses.replace(
+        result,
+        path=output if result.exit_code == 0 and not climb.best.is_original else None,
+        receipts=output / "receipts",
+        recipe=output / "recipe.toml",
+        report=report if report.exists() else None,
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    """The artefact's files, without copying bytes where the file system allows it."""
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+            continue
+        try:
+            os.link(path, place)
+        except OSError:
+            shutil.copyfile(path, place)
+
+
+def resolved_recipe(climb: Climb, result: Result) -> Recipe:
+    """What gives the same artefact: the final chain, every option spelt out, and all decisions."""
+    request, texts = climb.request, climb.examiner.texts
+    assert request.limits is not None
+    best = climb.best
+    decisions = tuple(
+        {"stage": row.name, "verdict": str(row.verdict), "reason": row.reason}
+        for row in climb.rows
+        if row.kind == "stage"
+    )
+    return Recipe(
+        model=request.model,
+        text=tuple(str(path.resolve()) for path in request.text),
+        seed=request.seed,
+        max_loss=request.max_loss,
+        goal=request.goal,
+        target=request.target,
+        time_seconds=request.time_budget,
+        strict=request.strict,
+        metric=request.metric,
+        data={
+            "calib_tokens": request.limits.calib,
+            "select_tokens": request.limits.select,
+            "proof_tokens": request.limits.proof,
+        },
+        stages=() if best.is_original else (Stage(best.name, best.steps),),
+        replay=Replay(
+            model_digest=climb.original.digest,
+            text_sha256=texts.sha256,
+            artifact_sha256=result.artifact_sha256,
+            snello=climb.versions.get("snello", ""),
+            decisions=decisions,
+        ),
+    )
+
+
+def _write_receipts(climb: Climb, found: Proof | None, result: Result, staged: Path) -> None:
+    folder = staged / "receipts"
+    receipts.write(folder, 0, "run", run_receipt(climb))
+    for receipt in climb.receipts:
+        receipts.write(folder, receipt.index, receipt.step, receipt)
+    index = len(climb.receipts) + 1
+    files = {path.name: sha256_file(path) for path in sorted(staged.iterdir()) if path.is_file()}
+    receipts.write(folder, index, "proof", proof_receipt(climb, found, result, index, files))
+
+
+def run_receipt(climb: Climb) -> RunReceipt:
+    request, examiner = climb.request, climb.examiner
+    assert climb.power is not None and climb.planned is not None
+    return RunReceipt(
+        model=facts(climb.original, examiner.runners(climb.original).weights_bytes),
+        machine=examiner.machine.to_json(),
+        versions=climb.versions,
+        command=request.command,
+        replay=replay_command(climb),
+        seed=request.seed,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        text=climb.sources,
+        text_sha256=examiner.texts.sha256,
+        self_written=examiner.texts.self_written,
+        measure=examiner.ruler.name,
+        max_loss=request.max_loss,
+        goal=request.goal,
+        strict=request.strict,
+        metric=request.metric,
+        target=request.target,
+        time_budget_seconds=request.time_budget,
+        smallest_provable=climb.power.worst,
+        power_rule=POWER_RULE,
+        workload=str(examiner.workload),
+        plan=climb.planned.stages,
+    )
+
+
+def replay_command(climb: Climb) -> str:
+    request = climb.request
+    recipe, again = str(request.output / "recipe.toml"), f"{request.output}-again"
+    return shlex.join(["snello", "optimize", request.model, "--recipe", recipe, "-o", again])
+
+
+def proof_receipt(climb: Climb, found: Proof | None, result: Result, index: int, files: dict[str, str]) -> ProofReceipt:
+    missing = [
+        "the smaller sibling: no model was named for it",
+        "the control: nothing was trained",
+    ]
+    if found is None or found.engine is None:
+        note = found.engine_note if found is not None else "nothing was kept"
+        missing.append(f"our original over Transformers: {note}")
+    return ProofReceipt(
+        index=index,
+        exit_code=result.exit_code,
+        sentence=result.sentence,
+        reason=result.reason,
+        proved=found is not None and found.proved,
+        tokens=found.tokens if found else 0,
+        evidence=found.evidence if found else None,
+        again=found.again if found else climb.again,
+        fault=found.fault if found else climb.fault_loss,
+        fault_caught=found.fault_caught if found else climb.fault_caught,
+        sharper=found.sharper if found else None,
+        speedup=found.speedup if found else None,
+        engine_speedup=found.engine if found else None,
+        engine_note=found.engine_note if found else "",
+        size_ratio=result.size_ratio,
+        speed_original=climb.original.speed,
+        speed_lean=climb.best.speed if found else None,
+        costs=(found.cost,) if found else (),
+        ladder=tuple(climb.rows),
+        pareto=pareto(climb),
+        ablation=ablation(climb),
+        worst=found.worst if found else (),
+        documents=found.documents if found else (),
+        not_measured=tuple(missing),
+        artifact_sha256=result.artifact_sha256,
+        files=files,
+        seconds=result.seconds,
+        replay=replay_command(climb),
+    )

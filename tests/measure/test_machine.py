@@ -1,0 +1,119 @@
+"""Ceilings are the slower of bytes and operations, bandwidth is read at the size in question, the cache has an age."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pytest
+
+from snello.measure import machine as machines
+from snello.measure.machine import Machine, ceiling
+from snello.measure.sizes import (
+    bits_per_weight,
+    cache_bytes,
+    linear_bytes,
+    linear_operations,
+    packed_bytes,
+    weights_bytes,
+)
+from snello.models.spec import Format, Spec
+from snello.techniques.quantize import Quantize
+from tests.optimize.fakes import spec
+
+MACHINE = Machine(
+    cpu="Test",
+    features=(),
+    cores=2,
+    threads=2,
+    memory_bytes=10**10,
+    isa="scalar",
+    bandwidth=((2**20, 50e9), (2**25, 50e9), (2**30, 20e9)),
+    compute={"fp32": 1e11, "bf16": 1e11, "int8": 1e12, "int4": 1e12},
+)
+
+
+def test_bandwidth_at_a_size() -> None:
+    assert MACHINE.bandwidth_at(1) == 50e9
+    assert MACHINE.bandwidth_at(2**40) == 20e9
+    assert 20e9 < MACHINE.bandwidth_at(2**28) < 50e9
+
+
+def test_decode_is_bound_by_bytes_and_prefill_by_operations() -> None:
+    original = spec()
+    found = ceiling(original, MACHINE)
+    assert found.bytes_per_token == linear_bytes(original) + cache_bytes(original, 576)
+    assert found.decode_tokens_per_second <= MACHINE.bandwidth_at(found.bytes_per_token) / found.bytes_per_token
+    no_arithmetic = dataclasses.replace(MACHINE, compute={"fp32": 1e30})
+    assert ceiling(original, no_arithmetic).prefill_tokens_per_second > found.prefill_tokens_per_second
+
+
+def test_fewer_bits_raise_the_ceiling() -> None:
+    original = spec()
+    rates = [
+        ceiling(one, MACHINE).decode_tokens_per_second
+        for one in (original, Quantize(weights="int8").plan(original), Quantize(weights="int4").plan(original))
+    ]
+    assert rates == sorted(rates) and rates[2] > 1.5 * rates[0]
+
+
+def test_an_int8_cache_is_fewer_bytes() -> None:
+    original = spec()
+    lean = Quantize(weights="int8", cache="int8").plan(original)
+    assert 0.5 < cache_bytes(lean, 1000) / cache_bytes(original, 1000) < 0.65
+
+
+def test_sizes_agree_with_the_packed_layout() -> None:
+    core = pytest.importorskip("snello.native.core")
+    for name, group in (("fp32", 0), ("bf16", 0), ("int8", 0), ("int4", 128), ("int4", 32)):
+        for rows, columns in ((16, 64), (100, 192), (33, 320)):
+            form = Format(weights=name, group_size=group)  # type: ignore[arg-type]
+            assert packed_bytes(form, rows, columns) == core.packed_bytes(name, rows, columns, group), name
+
+
+def test_sizes_agree_with_the_packed_file() -> None:
+    packed = pytest.importorskip("snello.models.packed")
+    for one in (spec(), Quantize(weights="int4").plan(spec())):
+        assert weights_bytes(one) == pytest.approx(
+            packed.packed_bytes(one), rel=0.05
+        )  # the file holds norms and input scales too
+
+
+def test_bits_per_weight() -> None:
+    original: Spec = spec()
+    assert bits_per_weight(weights_bytes(original), original) == 16.0
+    assert sum(linear_operations(original).values()) > 0
+
+
+def test_a_machine_survives_a_file() -> None:
+    assert Machine.from_json(MACHINE.to_json()) == MACHINE
+
+
+def test_the_cache_is_used_until_it_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("snello.native.core")
+    monkeypatch.setenv("SNELLO_CACHE", str(tmp_path))
+    probes: list[int] = []
+
+    def probe(threads: int, isa: str) -> Machine:
+        probes.append(threads)
+        return dataclasses.replace(MACHINE, measured_at=time.time())
+
+    monkeypatch.setattr(machines, "probe", probe)
+    first = machines.machine(threads=2)
+    assert machines.machine(threads=2) == first and probes == [2]
+    machines.machine(threads=1)
+    machines.machine(threads=2, refresh=True)
+    assert probes == [2, 1, 2]
+    monkeypatch.setattr(machines, "MAX_AGE_SECONDS", -1.0)
+    machines.machine(threads=2)
+    assert probes == [2, 1, 2, 2]
+
+
+def test_this_machine_can_be_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("snello.native.core")
+    monkeypatch.setattr(machines, "LADDER", (2**18, 2**20))
+    found = machines.probe(1, "scalar")
+    assert found.bandwidth_at(2**19) > 1e8
+    assert found.peak("int8") > 1e8
+    assert machines.cpu_name() and machines.memory_bytes() > 10**8

@@ -1,0 +1,64 @@
+"""Instruction sets: selected by name or environment, refused loudly, and kept out of everybody else's code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from snello.errors import SnelloError
+from snello.native import core, library
+
+SETS = core.available_isas()
+LIBRARY = next(p for name in library.NAMES if (p := Path(library.__file__).parent / name).exists())
+
+
+def test_every_available_set_can_be_selected() -> None:
+    assert SETS[-1] == "scalar"
+    for name in SETS:
+        assert core.select_isa(name) == name
+    assert core.select_isa(SETS[0]) == SETS[0]
+
+
+def test_an_unknown_set_is_refused_and_changes_nothing() -> None:
+    core.select_isa("scalar")
+    with pytest.raises(SnelloError, match="unknown instruction set 'mmx'"):
+        core.select_isa("mmx")
+    assert core.select_isa(SETS[0]) == SETS[0]
+
+
+def select_in_a_new_process(value: str) -> subprocess.CompletedProcess[str]:
+    code = "from snello.native import core; print(core.select_isa(None))"
+    environment = os.environ | {"SNELLO_ISA": value}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_the_environment_selects_and_fails_loudly() -> None:
+    assert select_in_a_new_process("scalar").stdout.strip() == "scalar"
+    assert select_in_a_new_process("").stdout.strip() == SETS[0]
+    failed = select_in_a_new_process("mmx")
+    assert failed.returncode != 0 and "unknown instruction set 'mmx'" in failed.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("objdump"), reason="needs objdump on x86-64")
+def test_wide_registers_stay_in_their_own_sets() -> None:
+    """The linker must not have kept a shared inline function that was compiled for a newer processor."""
+    listing = subprocess.run(["objdump", "-d", "--no-show-raw-insn", LIBRARY], capture_output=True, text=True).stdout
+    places: dict[str, set[str]] = {"zmm": set(), "ymm": set()}
+    function = ""
+    for line in listing.splitlines():
+        if heading := re.match(r"^[0-9a-f]+ <(.*)>:$", line):
+            function = heading[1]
+        for kind, found in places.items():
+            if f"%{kind}" in line:
+                found.add(function)
+    if not any("avx512vnni" in name for name in places["zmm"]):
+        pytest.skip("the library has no symbols left to tell its functions apart")
+    assert all("avx512vnni" in name for name in places["zmm"])
+    assert all("avx512vnni" in name or "avx2" in name for name in places["ymm"])

@@ -1,0 +1,302 @@
+"""Whole runs on fake models: each verdict, each exit code, what is left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snello.errors import SnelloError
+from snello.measure.interval import Interval
+from snello.optimize import receipts
+from snello.optimize.events import Planned, Progress, StageJudged, TextRead, Warned
+from tests.optimize.conftest import Bed
+
+
+def test_a_run_keeps_what_pays_and_proves_it(bed: Bed) -> None:
+    result = bed.run()
+    assert result.exit_code == 0 and result.path == bed.output
+    assert bed.verdicts(result) == {
+        "original": "original",
+        "original again (A/A)": "steady",
+        "planted fault": "caught",
+        "quantize int8": "kept",
+        "quantize int4, rtn": "dropped",
+        "quantize int4, gptq": "kept",
+        "quantize int4, awq": "not run",
+        "quantize mixed 5.0 bits": "not run",
+        "quantize mixed 6.0 bits": "not run",
+        "int8 kv cache": "kept",
+    }
+    rows = {row.name: row for row in result.ladder}
+    assert rows["original again (A/A)"].loss == Interval.exact(0.0)
+    assert rows["quantize int4, rtn"].reason == "over 4%"
+    assert rows["quantize int4, gptq"].replaces == "quantize int8"
+    assert result.speedup is not None and result.speedup.mid == pytest.approx(1 / (0.33 * 0.9), rel=0.02)
+    assert result.loss is not None and 0 < result.loss.high <= 0.04
+    assert result.sentence.startswith("3.4x faster") or result.sentence.startswith("3.3")
+    assert "unseen tokens" in result.sentence
+    assert (bed.output / "model.safetensors").exists()
+    assert not bed.output.with_name("out.work").exists()
+
+
+def test_events_are_json_and_progress_never_falls(bed: Bed) -> None:
+    bed.run()
+    lines = [json.loads(json.dumps(event.to_json())) for event in bed.events]
+    assert all(line["schema"] == 1 and line["event"] for line in lines)
+    assert lines[-1]["event"] == "result" and lines[-1]["exit"] == 0
+    assert lines[0]["event"] == "model_loaded" and lines[0]["resumed"] is False
+    done: dict[tuple[str, str], tuple[int, int]] = {}
+    for event in bed.events:
+        if isinstance(event, Progress):
+            before = done.get((event.stage, event.activity), (0, event.total))
+            assert event.done >= before[0] and event.total == before[1]
+            done[event.stage, event.activity] = (event.done, event.total)
+
+
+def test_receipts_hold_everything_and_come_back(bed: Bed) -> None:
+    result = bed.run()
+    found = receipts.read(bed.output)
+    assert found.run.text_sha256 and found.run.smallest_provable < 0.04
+    assert [step.row for step in found.steps] == list(result.ladder)
+    assert [step.index for step in found.steps] == list(range(1, len(found.steps) + 1))
+    assert found.proof is not None and found.proof.proved and found.proof.fault_caught
+    assert found.proof.again == Interval.exact(0.0)
+    assert len(found.proof.worst) == 10
+    assert all(len(p.tokens) == len(p.original) == len(p.lean) for p in found.proof.worst)
+    assert found.proof.worst[0].difference >= found.proof.worst[-1].difference
+    assert found.proof.documents[0].loss >= found.proof.documents[-1].loss
+    assert sum(document.tokens for document in found.proof.documents) == found.proof.tokens
+    assert found.proof.files["model.safetensors"] == result.artifact_sha256
+    kept = next(step for step in found.steps if step.step == "quantize int8")
+    assert kept.evidence is not None and kept.evidence.guards.mean_divergence is not None
+    assert kept.evidence.weights_only_note == "torch is not installed"
+    assert kept.margin and kept.costs and kept.speed is not None
+    assert {cost.goal for cost in kept.costs} == {"latency", "throughput", "memory"}
+    assert kept.spec_before != kept.spec_after
+    front = {point.name: point for point in found.proof.pareto}
+    assert front["int8 kv cache"].on_front
+    assert not front["quantize int4, rtn"].on_front
+
+
+def test_nothing_paid_keeps_the_model(bed: Bed) -> None:
+    bed.bench.effects = dict.fromkeys(bed.bench.effects, (0.001, 1.09))
+    result = bed.run()
+    assert result.exit_code == 0 and result.path is None
+    assert result.sentence.startswith("keep your model")
+    assert "below the 3% that pays" in result.sentence
+    assert set(bed.verdicts(result).values()) <= {"original", "steady", "caught", "dropped", "not run"}
+    assert (bed.output / "receipts").is_dir() and not (bed.output / "model.safetensors").exists()
+    assert receipts.read(bed.output).proof is not None
+
+
+def test_everything_loses_too_much(bed: Bed) -> None:
+    bed.bench.effects = dict.fromkeys(bed.bench.effects, (0.2, 0.3))
+    result = bed.run()
+    assert result.exit_code == 0 and result.path is None
+    assert "over 4%" in result.sentence
+
+
+def test_a_text_that_proves_too_little_is_exit_4(bed: Bed, tmp_path: Path) -> None:
+    from tests.optimize.fakes import write_text
+
+    bed.text = write_text(tmp_path / "short.txt", words=14_000)
+    result = bed.run(max_loss=0.0005)
+    assert result.exit_code == 4 and result.path is None
+    assert result.sentence.startswith("this text can prove ")
+    assert "you asked for 0.05%: give about" in result.sentence
+    assert not bed.output.exists() and not bed.bench.applied
+
+
+def test_a_missed_target_is_exit_3_without_artefact(bed: Bed) -> None:
+    result = bed.run(target="5x")
+    assert result.exit_code == 3 and result.path is None
+    assert result.sentence.startswith("target of 5x missed")
+    assert not (bed.output / "model.safetensors").exists()
+    assert (bed.output / "receipts").is_dir()
+
+
+def test_a_failed_proof_is_exit_3(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.optimize.fakes import FakeRunner
+
+    real = FakeRunner.score
+    proof_words: set[bytes] = set()
+
+    def score(self: FakeRunner, tokens: Any) -> Any:
+        found = real(self, tokens)
+        if self.model.loss > 0 and tokens.tobytes() in proof_words:
+            found.log_probabilities -= 0.1
+        return found
+
+    from snello.optimize import texts
+
+    cut = texts.cut
+
+    def remember(*arguments: Any, **options: Any) -> Any:
+        found = cut(*arguments, **options)
+        proof_words.update(block.tokens.tobytes() for block in found.blocks("proof"))
+        return found
+
+    monkeypatch.setattr(texts, "cut", remember)
+    monkeypatch.setattr(FakeRunner, "score", score)
+    result = bed.run()
+    assert result.exit_code == 3 and result.path is None
+    assert result.sentence.startswith("the proof failed")
+    assert not (bed.output / "model.safetensors").exists()
+    proof = receipts.read(bed.output).proof
+    assert proof is not None and not proof.proved and proof.exit_code == 3
+
+
+def test_noise_is_cannot_tell(bed: Bed, fake_time: Any) -> None:
+    fake_time.noise = 0.6
+    result = bed.run()
+    verdicts = bed.verdicts(result)
+    assert verdicts["original again (A/A)"] == "unsteady"
+    assert "cannot tell" in verdicts.values()
+    assert "kept" not in verdicts.values()
+
+
+def test_an_engine_that_gives_other_numbers_is_unsteady(bed: Bed) -> None:
+    bed.bench.same_bits = False
+    result = bed.run()
+    again = result.ladder[1]
+    assert (again.verdict, again.reason) == ("unsteady", "the same model gave other numbers")
+
+
+def test_no_stage_starts_that_does_not_fit(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from snello.optimize import planner
+
+    monkeypatch.setattr(planner.Forecast, "stage", lambda *_: 4000.0)
+    result = bed.run()
+    assert bed.verdicts(result)["quantize int8"] == "not run"
+    assert result.ladder[3].reason.startswith("needs about 67 min")
+    assert any(isinstance(event, Warned) and "would take about" in event.message for event in bed.events)
+
+
+def test_too_little_disk_is_said_before_work(bed: Bed) -> None:
+    bed.bench.free = 1000
+    with pytest.raises(SnelloError, match="of disk"):
+        bed.run()
+    assert not bed.bench.applied
+
+
+def test_strict_gates_the_guards(bed: Bed) -> None:
+    bed.bench.effects["int8"] = (0.012, 0.55)
+    loose = bed.run(max_loss="5%")
+    assert loose.exit_code == 0
+    import snello.measure.guards as guards
+
+    guards_before = guards.Strictness.__init__.__defaults__
+    assert guards_before is not None
+    bed.output = bed.output.with_name("strict")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guards.Strictness.__init__, "__defaults__", (0.0, *guards_before[1:]))
+        strict = bed.run(max_loss="5%", strict=True)
+    assert strict.path is None
+    assert "strict: mean divergence" in strict.ladder[3].reason
+
+
+def test_the_metric_gates(bed: Bed, tmp_path: Path) -> None:
+    import sys
+
+    script = tmp_path / "score.py"
+    script.write_text(
+        "import sys, json, pathlib\n"
+        "lean = (pathlib.Path(sys.argv[1]) / 'model.safetensors').exists()\n"
+        "print(json.dumps([0.8 if lean and i % 4 == 0 else 1.0 for i in range(400)]))\n"
+    )
+    result = bed.run(metric=f"{sys.executable} {script} {{model}}")
+    assert result.path is None
+    assert any(row.reason.startswith("your metric loses up to") for row in result.ladder)
+
+
+def test_a_dry_run_changes_nothing(bed: Bed) -> None:
+    result = bed.run(dry_run=True)
+    assert result.exit_code == 0 and "nothing was changed" in result.sentence
+    plan = next(event for event in bed.events if isinstance(event, Planned))
+    assert plan.stages[0].name == "quantize int8"
+    assert all(stage.predicted_seconds > 0 for stage in plan.stages if stage.runs)
+    assert not bed.output.exists() and not bed.output.with_name("out.work").exists()
+    assert not bed.bench.applied
+
+
+def test_an_output_that_exists_is_never_written_over(bed: Bed) -> None:
+    bed.output.mkdir()
+    (bed.output / "precious").write_text("mine")
+    with pytest.raises(SnelloError, match="exists") as error:
+        bed.run()
+    assert error.value.hint is not None and "--overwrite" in error.value.hint
+    result = bed.run(overwrite=True)
+    assert result.path == bed.output and not (bed.output / "precious").exists()
+
+
+def test_without_text_the_model_writes_its_own(bed: Bed) -> None:
+    result = bed.run(text=None, max_loss="5%")
+    text = next(event for event in bed.events if isinstance(event, TextRead))
+    assert text.self_written
+    assert any(isinstance(event, Warned) and "writes its own" in event.message for event in bed.events)
+    assert "on text that the model wrote itself" in result.sentence
+
+
+def test_several_texts_the_worst_counts(bed: Bed, tmp_path: Path) -> None:
+    from tests.optimize.fakes import write_text
+
+    other = write_text(tmp_path / "other.txt", words=36_000, seed=5)
+    bed.run(text=[bed.text, other])
+    found = receipts.read(bed.output)
+    evidence = next(step.evidence for step in found.steps if step.step == "quantize int8")
+    assert evidence is not None and len(evidence.sources) == 2
+    assert evidence.loss == max((s.loss for s in evidence.sources), key=lambda loss: loss.high)
+
+
+def test_the_report_hook_writes_into_the_folder_before_it_is_published(bed: Bed) -> None:
+    def finish(folder: Path) -> None:
+        assert not bed.output.exists()
+        assert receipts.read(folder).proof is not None
+        (folder / "report.html").write_text("page")
+
+    result = bed.run(finish=finish)
+    assert result.report == bed.output / "report.html"
+
+
+@pytest.mark.parametrize("goal", ["throughput", "memory"])
+def test_other_goals(bed: Bed, goal: str) -> None:
+    result = bed.run(goal=goal)
+    assert result.exit_code == 0 and result.path is not None
+    word = {"throughput": "more tokens a second", "memory": "less memory"}[goal]
+    assert word in result.sentence
+
+
+def test_judged_rows_come_in_order(bed: Bed) -> None:
+    result = bed.run()
+    rows = [event.row for event in bed.events if isinstance(event, StageJudged)]
+    assert tuple(rows) == result.ladder
+    assert [row.index for row in rows] == list(range(1, len(rows) + 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"goal": "speed"}, "goal is 'speed'"),
+        ({"max_loss": 1.5}, "max_loss is 1.5"),
+        ({"max_loss": "many"}, "max_loss is 'many'"),
+        ({"target": 0.5}, "target is 0.5"),
+        ({"time_budget": 0}, "a time budget of 0 seconds"),
+        ({"metric": "score {url}"}, "needs a server"),
+        ({"text": "/nowhere.txt"}, "there is no text"),
+    ],
+)
+def test_impossible_wishes(bed: Bed, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SnelloError, match=message):
+        bed.run(**options)
+
+
+def test_the_package_can_be_called(bed: Bed) -> None:
+    import importlib
+
+    package: Any = importlib.import_module("snello.optimize")
+    told: list[Any] = []
+    result = package("fake", text=bed.text, max_loss="4%", output=bed.output, workbench=bed.bench, on_event=told.append)
+    assert result.exit_code == 0 and str(result) == result.sentence and len(told) > 10

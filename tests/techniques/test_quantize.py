@@ -1,0 +1,317 @@
+"""Quantize as a whole: plans, methods on a real model, mixed bits, the files it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from snello.errors import SnelloError, Unsupported
+from snello.models import Model, load
+from snello.models.reference import Reference
+from snello.models.spec import Format, Spec, linear_names
+from snello.techniques.base import Context
+from snello.techniques.quantize import Quantize, sensitivity
+from snello.techniques.quantize.calibrate import Calibrator, Statistic
+from snello.techniques.quantize.size import average_bits, body_linears, stored_bytes, units
+from snello.techniques.quantize.solve import solve
+from tests.checkpoints import VARIANTS, make_checkpoint
+from tests.techniques import real
+from tests.techniques.simulate import quantized_reference
+
+
+def random_windows(count: int = 3, length: int = 40, vocabulary: int = 307) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.integers(1, vocabulary, length).astype(np.int32) for _ in range(count)]
+
+
+# ---- options and plan -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": "int3"},
+        {"method": "hqq"},
+        {"group_size": 16},
+        {"activations": "int4"},
+        {"cache": "fp8"},
+        {"head": "bf16"},
+        {"bits": 5.0},
+        {"weights": "mixed"},
+        {"weights": "mixed", "bits": 3.0},
+    ],
+    ids=str,
+)
+def test_options_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(SnelloError) as caught:
+        Quantize(**options)
+    assert caught.value.hint
+
+
+def spec_of(tmp_path: Path, variant: str) -> Spec:
+    return load(make_checkpoint(tmp_path / variant, variant)).spec
+
+
+def test_preset_is_four_bits_with_an_eight_bit_head(tmp_path: Path) -> None:
+    spec = Quantize().plan(spec_of(tmp_path, "llama"))
+    body = Format(weights="int4", group_size=128, activations="int8", rotate=True, equalize=True)
+    assert all(spec.format(linear) == body for linear in body_linears(spec))
+    assert spec.format("head") == dataclasses.replace(body, weights="int8", group_size=0)
+    assert spec.format("embedding") == Format(weights="int8")
+    assert (
+        spec.cache_format == "fp32" and Quantize(cache="int8").plan(spec_of(tmp_path, "qwen3")).cache_format == "int8"
+    )
+
+
+def test_encoder_plans(tmp_path: Path) -> None:
+    masked = Quantize().plan(spec_of(tmp_path, "bert-mlm"))
+    assert masked.format("head.transform").weights == masked.format("head").weights == "int8"
+    classify = Quantize().plan(spec_of(tmp_path, "bert-classify"))
+    assert classify.format("head").weights == "fp32" and classify.format("embedding").weights == "int8"
+    assert Quantize(head="float").plan(spec_of(tmp_path, "distilbert-mlm")).format("head").weights == "fp32"
+
+
+def test_cast_plans(tmp_path: Path) -> None:
+    spec = Quantize(weights="bf16").plan(spec_of(tmp_path, "llama"))
+    assert spec.default_format == Format(weights="bf16") and not spec.formats
+
+
+def test_quantized_twice_is_refused(tmp_path: Path) -> None:
+    once = Quantize().plan(spec_of(tmp_path, "llama"))
+    with pytest.raises(Unsupported, match="quantized already") as caught:
+        Quantize(weights="int8").plan(once)
+    assert caught.value.hint
+
+
+def test_too_wide_is_refused(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "llama")
+    feed = dataclasses.replace(spec.layers[0].feed_forward, width=131_136)
+    layer = dataclasses.replace(spec.layers[0], feed_forward=feed)
+    with pytest.raises(Unsupported, match=r"layers\.0\.ffn\.down"):
+        Quantize().plan(dataclasses.replace(spec, layers=(layer,)))
+
+
+def test_mixed_budget_is_kept_and_used(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "llama")
+    body = body_linears(spec)
+    low = average_bits(Quantize().plan(spec), body)
+    with pytest.raises(Unsupported, match="is below"):
+        Quantize(weights="mixed", bits=4.01).plan(spec)
+    for bits in (low + 0.5, low + 2):
+        if bits < 9:
+            planned = Quantize(weights="mixed", bits=bits).plan(spec)
+            assert bits - 0.5 < average_bits(planned, body) <= bits
+
+
+# ---- sensitivity ----------------------------------------------------------------------------------------------------
+
+
+def test_bits_go_where_they_save_most(tmp_path: Path) -> None:
+    options = Quantize(weights="mixed", bits=6.5)
+    planned = options.plan(spec_of(tmp_path, "llama"))
+    grouped = units(planned, body_linears(planned))
+    favoured = grouped[-1].input
+    measured = {unit.input: 1.0 if unit.input == favoured else 1e-6 for unit in grouped}
+    spec = sensitivity.distribute(planned, options.format("int4"), options.format("int8"), measured)
+    assert all(spec.format(linear).weights == "int8" for linear in grouped[-1].linears)
+    assert stored_bytes(spec, body_linears(spec)) <= stored_bytes(planned, body_linears(planned))
+
+
+def test_a_broken_layer_is_found_sensitive(tmp_path: Path) -> None:
+    """Sensitivity equals the distance of a model in which that unit alone is rounded."""
+    model = load(make_checkpoint(tmp_path / "llama", "llama"))
+    options, texts = Quantize(), random_windows(2, 30)
+    format = options.format("int4")
+
+    def effective(weights: Any, formats: Any) -> dict[str, torch.Tensor]:
+        return solve(weights, formats, "rtn").effective()
+
+    measured = sensitivity.measure(model, texts, format, effective, lambda message, fraction: None)
+    unit = units(model.spec, body_linears(model.spec))[5]
+    clean, other = Reference.from_model(model), Reference.from_model(model)
+    with torch.inference_mode():
+        plain = {linear: other.get_submodule(linear).weight for linear in unit.linears}
+        for linear, values in effective(plain, dict.fromkeys(unit.linears, format)).items():
+            other.get_submodule(linear).weight = torch.nn.Parameter(values)
+        distances = []
+        for window in texts:
+            tokens = torch.from_numpy(window.astype(np.int64))[None]
+            p, q = clean(tokens).log_softmax(-1), other(tokens).log_softmax(-1)
+            distances.append((p.exp() * (p - q)).sum(-1).mean())
+    assert measured[unit.input] == pytest.approx(float(sum(distances)) / len(distances), rel=1e-3)
+    assert len(measured) == len(units(model.spec, body_linears(model.spec)))
+
+
+# ---- calibration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["qwen3", "llama-tied-bias", "bert-mlm"])
+def test_statistics_are_those_of_the_whole_model(variant: str, tmp_path: Path) -> None:
+    model = load(make_checkpoint(tmp_path / variant, variant))
+    texts = random_windows()
+    seen = hooked_inputs(Reference.from_model(model), texts)
+    with torch.inference_mode():
+        calibrator = Calibrator(model, texts)
+        for unit in units(model.spec, body_linears(model.spec)):
+            statistic, x = calibrator.statistic(unit.input), seen[unit.linears[0]]
+            assert torch.allclose(statistic.gram, x.T @ x / len(x), rtol=1e-3, atol=1e-4)
+            assert torch.allclose(statistic.rows, x[: len(statistic.rows)], rtol=1e-3, atol=1e-4)
+
+
+def test_later_inputs_see_the_replaced_weights(tmp_path: Path) -> None:
+    model = load(make_checkpoint(tmp_path / "qwen3", "qwen3"))
+    texts, linear = random_windows(), "layers.0.attention.o"
+    changed = torch.from_numpy(model.weights.values(f"{linear}.weight")) * 0.5
+    reference = Reference.from_model(model)
+    reference.get_submodule(linear).weight = torch.nn.Parameter(changed)
+    seen = hooked_inputs(reference, texts)
+    with torch.inference_mode():
+        calibrator = Calibrator(model, texts)
+        calibrator.statistic("layers.0.attention.mixed")
+        calibrator.replace(linear, changed)
+        for name, reader in (("layers.0.ffn.in", "layers.0.ffn.up"), ("layers.2.ffn.hidden", "layers.2.ffn.down")):
+            x = seen[reader]
+            assert torch.allclose(calibrator.statistic(name).gram, x.T @ x / len(x), rtol=1e-3, atol=1e-4)
+
+
+@torch.inference_mode()
+def hooked_inputs(reference: Reference, texts: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+    """Inputs (rows, K) of every linear of the blocks, by its name."""
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in body_linears(reference.spec)}
+    for name, rows in seen.items():
+        hook = lambda module, arguments, rows=rows: rows.append(arguments[0].flatten(0, 1))  # noqa: E731
+        reference.get_submodule(name).register_forward_pre_hook(hook)
+    for window in texts:
+        reference(torch.from_numpy(window.astype(np.int64))[None])
+    return {name: torch.cat(rows) for name, rows in seen.items()}
+
+
+def test_wrong_text_is_an_error_with_a_hint(tmp_path: Path) -> None:
+    model = load(make_checkpoint(tmp_path / "llama", "llama"))
+    too_long, foreign = [np.ones(600, np.int32)], [np.full(9, 400, np.int32)]
+    for texts, word in (([], "none was given"), (too_long, "600 tokens"), (foreign, "token 400")):
+        with pytest.raises(SnelloError, match=word) as caught:
+            Calibrator(model, texts)
+        assert caught.value.hint
+
+
+# ---- quality on a real model ----------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def held_back_errors(layers: int = 2) -> dict[str, float]:
+    """Output error of the first blocks on text that calibration did not see, relative, summed, by method."""
+    model, texts = real.novels(), real.windows("train", 12)
+    seen, held_back = Calibrator(model, texts), Calibrator(model, real.windows("valid", 4))
+    errors = dict.fromkeys(("rtn", "gptq", "awq"), 0.0)
+    format = Quantize(activations="float").format("int4")
+    for unit in units(model.spec, [n for n in body_linears(model.spec) if int(n.split(".")[1]) < layers]):
+        weights = {name: torch.from_numpy(model.weights.values(f"{name}.weight")) for name in unit.linears}
+        statistic, test = seen.statistic(unit.input), held_back.statistic(unit.input)
+        for method in errors:
+            effective = solve(weights, dict.fromkeys(weights, format), method, statistic).effective()  # type: ignore[arg-type]
+            errors[method] += sum(relative_error(weights[name], effective[name], test) for name in weights)
+    return errors
+
+
+def relative_error(weight: torch.Tensor, effective: torch.Tensor, test: Statistic) -> float:
+    change = effective - weight
+    return float(((change @ test.gram) * change).sum() / ((weight @ test.gram) * weight).sum())
+
+
+def test_calibrated_methods_lose_less_on_unseen_text() -> None:
+    errors = held_back_errors()
+    assert errors["gptq"] < 0.8 * errors["rtn"]
+    assert errors["awq"] < errors["rtn"]
+
+
+@pytest.mark.slow
+def test_losses_of_the_methods() -> None:
+    """The table of docs/quantize.md: loss over the original's in nats a token, eight-bit activations included."""
+    model, texts, valid = real.novels(), real.windows("train", 24, 512), real.windows("valid", 8, 512)
+    base = real.loss(Reference.from_model(model), valid)
+    losses = {}
+    for options in (
+        Quantize(weights="int8"),
+        Quantize(),
+        Quantize(group_size=32),
+        Quantize(method="awq"),
+        Quantize(method="gptq"),
+        Quantize(weights="mixed", bits=5.0, method="gptq"),
+    ):
+        losses[options] = real.loss(quantized_reference(options, model, texts), valid) - base
+        print(f"{options}: {losses[options]:+.4f}")
+    assert losses[Quantize(weights="int8")] < 0.003
+    assert losses[Quantize(method="gptq")] < losses[Quantize()] < 0.03
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def folder_hash(path: Path) -> dict[str, str]:
+    return {item.name: hashlib.sha256(item.read_bytes()).hexdigest() for item in sorted(path.iterdir())}
+
+
+OPTIONS = {
+    "preset": Quantize(),
+    "mixed-gptq": Quantize(weights="mixed", bits=7.0, method="gptq", group_size=64),
+    "awq": Quantize(method="awq", rotate=False, cache="int8"),
+    "int8-plain": Quantize(weights="int8", head="float", rotate=False, equalize=False, activations="float"),
+    "head-int4": Quantize(head="int4", method="gptq"),
+    "bf16": Quantize(weights="bf16"),
+}
+CASES = [("preset", variant) for variant in VARIANTS]
+CASES += [(case, variant) for case in OPTIONS if case != "preset" for variant in ("llama", "bert-classify")]
+
+
+@pytest.mark.parametrize(("case", "variant"), CASES)
+def test_files_hold_what_the_simulation_says(case: str, variant: str, tmp_path: Path) -> None:
+    """The lean folder, read back and dequantized, answers as the recorded integers do."""
+    options = OPTIONS[case]
+    source = load(make_checkpoint(tmp_path / "source", variant))
+    texts = random_windows()
+    lean = options.apply(source, Context(output=tmp_path / "lean", windows=texts))
+    tokens = torch.from_numpy(texts[0].astype(np.int64))[None]
+    with torch.inference_mode():
+        stored = Reference.from_model(lean)(tokens)
+        simulated = quantized_reference(options, source, texts, activations=False)(tokens)
+    assert torch.allclose(stored, simulated, rtol=1e-3, atol=1e-3 * float(simulated.abs().max()))
+    entry = lean.history[-1]
+    assert entry["technique"] == "quantize" and entry["options"]["method"] == options.method
+    assert ("sensitivity" in entry) == (options.weights == "mixed")
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    source = load(make_checkpoint(tmp_path / "source", "qwen3"))
+    options = Quantize(weights="mixed", bits=7.0, method="gptq")
+    for name in ("first", "second"):
+        options.apply(source, Context(output=tmp_path / name, windows=random_windows(), threads=1))
+    assert folder_hash(tmp_path / "first") == folder_hash(tmp_path / "second")
+
+
+def test_a_cast_rounds_and_nothing_else(tmp_path: Path) -> None:
+    source = load(make_checkpoint(tmp_path / "source", "qwen2"))
+    lean = Quantize(weights="fp16").apply(source, Context(output=tmp_path / "lean"))
+    name = "layers.0.ffn.down.weight"
+    assert np.array_equal(lean.weights.values(name), source.weights.values(name).astype(np.float16).astype(np.float32))
+    assert np.array_equal(lean.weights.values("norm.weight"), source.weights.values("norm.weight"))
+
+
+def test_fp16_that_would_overflow_is_refused(tmp_path: Path) -> None:
+    from tests.twins import arrays_of, in_memory
+
+    source = load(make_checkpoint(tmp_path / "source", "llama"))
+    arrays = arrays_of(source)
+    arrays["layers.1.ffn.up.weight"][0, 0] = 1e6
+    loud: Model = in_memory(source, source.spec, arrays, "loud")
+    with pytest.raises(SnelloError, match=r"layers\.1\.ffn\.up\.weight holds 1e\+06") as caught:
+        Quantize(weights="fp16").apply(loud, Context(output=tmp_path / "lean"))
+    assert caught.value.hint and not (tmp_path / "lean").exists()
+    assert "layers.1.ffn.up" in linear_names(source.spec)

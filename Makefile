@@ -31,7 +31,7 @@ $(VENV)/.locked: requirements/lock.txt
 $(CORE): CMakeLists.txt $(SOURCE) | $(VENV)/.locked
 	@echo "compiling the core" >&2
 	@$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DSNELLO_INPLACE=ON \
-	  --log-level=WARNING
+	  --log-level=WARNING > /dev/null
 	@$(BIN)/cmake --build build/native --parallel $(JOBS) -- --quiet
 	@touch $@
 

@@ -31,6 +31,7 @@ struct AttentionScratch {
   alignas(64) float m[kVectors], l[kVectors], tile_m[kVectors], tile_l[kVectors], keep[kVectors], take[kVectors];
   alignas(64) float q_scale[kVectors], p_scale[kVectors];
   int32_t q_bias[kVectors];
+  int64_t ahead;  // bytes from this tile's block to the next one's: what is read here is fetched there
   Span sinks[kVectors], rest[kVectors];  // what each vector sees of this tile
 };
 static_assert(sizeof(AttentionScratch) <= kAttentionScratchBytes);
@@ -71,6 +72,11 @@ LANES float rotation_factor(int block) {
 LANES const uint8_t* head_block(const AttentionTask& task, int sequence, int tile, int h) {
   const int64_t page = task.page_tables[static_cast<int64_t>(sequence) * task.pages_per_sequence + tile];
   return task.cache.data + page * task.cache.page_stride + h * task.cache.head_stride;
+}
+
+// A whole tile ahead, into the second cache: blocks of a head lie a page apart, where no hardware prefetcher finds them.
+LANES void fetch_ahead(const void* p, int64_t ahead) {
+  __builtin_prefetch(static_cast<const uint8_t*>(p) + ahead, 0, 2);
 }
 
 // One head's values as INT8, rotated first if asked. `padded` receives the zero-padded bytes (up to the next 32).
@@ -148,9 +154,13 @@ inline void dot_keys(AttentionScratch& s, int v, const typename Keeps::Element* 
   const int64_t panel_stride = static_cast<int64_t>(head_dim) * kPanel;
   const typename Keeps::Element* at = keys + panel * panel_stride;
   const float* q = s.q[v];
+  const int64_t ahead = s.ahead;
   for (int d = 0; d < head_dim; ++d, at += kPanel) {
     F32 k[P];
-    for (int p = 0; p < P; ++p) k[p] = Keeps::get(at + p * panel_stride);
+    for (int p = 0; p < P; ++p) {
+      fetch_ahead(at + p * panel_stride, ahead);
+      k[p] = Keeps::get(at + p * panel_stride);
+    }
     for (int r = 0; r < R; ++r) {
       const F32 x = set1(q[r * kHeadStride + d]);
       for (int p = 0; p < P; ++p) sum[r][p] = fma(x, k[p], sum[r][p]);
@@ -265,9 +275,11 @@ inline void add_value_panels(AttentionScratch& s, int v, const typename Keeps::E
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < D; ++c) sum[r][c] = load(s.tile_o[v + r] + d + c * kLanes);
   const float* p = s.score[v];
+  const int64_t ahead = s.ahead;
   const typename Keeps::Element* at = values + static_cast<int64_t>(span.begin) * head_dim + d;
   for (int j = span.begin; j < span.end; ++j, at += head_dim) {
     F32 x[D];
+    for (int c = 0; c < D; ++c) fetch_ahead(at + c * kLanes, ahead);
     for (int c = 0; c < D; ++c) x[c] = whole ? Keeps::get(at + c * kLanes) : Keeps::get_some(at, head_dim - d);
     for (int r = 0; r < R; ++r) {
       const F32 weight = set1(p[r * kTileStride + j]);
@@ -326,6 +338,8 @@ inline void weigh_values_int8(AttentionScratch& s, int v, const uint8_t* block, 
     for (int r = 0; r < R; ++r) even[r] = odd[r] = set1(0);
     int quad = first_quad;
     for (; quad + 2 <= end_quad; quad += 2) {
+      fetch_ahead(values + quad * 64, s.ahead);
+      fetch_ahead(values + quad * 64 + 64, s.ahead);
       const Quads x = load_quads(values + quad * 64), y = load_quads(values + quad * 64 + 64);
       for (int r = 0; r < R; ++r) {
         even[r] = dot_us(even[r], set1_quad(s.p8[v + r] + 4 * quad), x);
@@ -470,6 +484,8 @@ inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m
   const int sink_tiles = (sights[0].sinks + kPage - 1) / kPage, first_tile = sights[0].begin / kPage;
   for (int tile = sink_tiles > 0 ? 0 : first_tile; tile <= last_tile; ++tile) {
     if (tile >= sink_tiles && tile < first_tile) tile = first_tile;
+    const int next = tile + 1 >= sink_tiles && tile + 1 < first_tile ? first_tile : tile + 1;
+    s.ahead = next > last_tile ? 0 : head_block(task, sequence, next, h) - head_block(task, sequence, tile, h);
     if (attend_tile(task, s, sights, n, sequence, h, tile)) merge_tile(s, n, head_dim, started);
   }
 

@@ -88,7 +88,7 @@ class FakeModel:
     tokenizer: Any = field(default_factory=FakeTokenizer)
     num_parameters: int = 400_000
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         return hashlib.sha256(f"{self.content}{self.spec.digest}".encode()).hexdigest()
 
@@ -143,7 +143,7 @@ class FakeRunner:
     def logits(self, tokens: Any, rows: Any = None) -> np.ndarray:
         ids = np.asarray(tokens)
         wanted = range(len(ids)) if rows is None else rows
-        base = np.stack([generator_of("logits", ids[: int(r) + 1].tobytes()).normal(0, 2, 64) for r in wanted])
+        base = np.stack([2 * ROWS[int(ids[: int(r) + 1].sum()) % len(ROWS)][:64] for r in wanted])
         return base + self.model.loss * generator_of(self.model.digest).normal(0, 1, 64)
 
     def session(self) -> FakeSession:
@@ -155,6 +155,9 @@ class FakeRunner:
 
     def close(self) -> None:
         self.closed = True
+
+
+ROWS = np.random.default_rng(5).normal(0, 1, (211, VOCABULARY)).astype(np.float32)
 
 
 class FakeSession:
@@ -171,7 +174,7 @@ class FakeSession:
         return self.row()
 
     def row(self) -> np.ndarray:
-        return generator_of("row", self.tokens[-1], len(self.tokens)).normal(0, 1, VOCABULARY).astype(np.float32)
+        return ROWS[(7 * self.tokens[-1] + len(self.tokens)) % len(ROWS)]
 
     def close(self) -> None:
         pass

@@ -86,8 +86,10 @@ def equal_weight_scale(consumers: Sequence[Tensor]) -> Tensor:
 
 
 def column_rms(consumers: Sequence[Tensor]) -> Tensor:
-    """RMS of each input channel's weights (K), kept away from zero."""
-    rows = sum(len(w) for w in consumers)
-    energy = torch.stack([w.double().square().sum(0) for w in consumers]).sum(0) / rows
-    rms = energy.sqrt().to(consumers[0].dtype)
+    """RMS of each channel (K) over all rows, kept away from zero. Rows count alike, however loud: each has its own scale."""
+    energy = torch.zeros(consumers[0].shape[1], dtype=torch.float64)
+    for w in consumers:
+        loudness = w.square().mean(1, keepdim=True)
+        energy += torch.where(loudness > 0, w.square() / loudness, 0.0).sum(0, dtype=torch.float64)
+    rms = (energy / sum(len(w) for w in consumers)).sqrt().to(consumers[0].dtype)
     return rms.clamp(min=max(rms.max().item() * RANGE, 1e-30))

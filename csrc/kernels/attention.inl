@@ -74,7 +74,8 @@ LANES const uint8_t* head_block(const AttentionTask& task, int sequence, int til
   return task.cache.data + page * task.cache.page_stride + h * task.cache.head_stride;
 }
 
-// A whole tile ahead, into the second cache: blocks of a head lie a page apart, where no hardware prefetcher finds them.
+// A whole tile ahead, into the second cache: blocks of a head lie a page apart, where no hardware prefetcher finds
+// them.
 LANES void fetch_ahead(const void* p, int64_t ahead) {
   __builtin_prefetch(static_cast<const uint8_t*>(p) + ahead, 0, 2);
 }

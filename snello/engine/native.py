@@ -1,6 +1,6 @@
 """The native executor: a model on this CPU, through the C++ core.
 
-Opens a model (packing a checkpoint on first use), lowers its `Spec` once, and answers three kinds of questions: sessions
+Opens a model (packing a checkpoint on first use), lowers its `Spec` once, and answers three kinds of question: sessions
 (one growing sequence: `feed` returns the next logits), whole texts (`score`, `logits`) and encoders (`encode`). All of
 them are batches of rows over pages, so they agree to the bit. Shapes: T tokens, V vocabulary, D hidden size.
 """

@@ -19,10 +19,10 @@ from snello.measure.text import Block
 if TYPE_CHECKING:
     from snello.models.model import Model
 
-MOST_TOKENS = 8_192
+MOST_TOKENS = {"select": 2_048, "proof": 4_096}
 
 
-def part(blocks: Sequence[Block], most_tokens: int = MOST_TOKENS) -> list[int]:
+def part(blocks: Sequence[Block], most_tokens: int) -> list[int]:
     """Indices of blocks, spread over all, that hold about `most_tokens` tokens."""
     total = sum(len(block.tokens) for block in blocks)
     stride = max(1, -(-total // most_tokens))

@@ -138,15 +138,20 @@ def bench(
     return {
         "prefill_tokens_per_second": spread([workload.prompt / seconds for seconds in first]),
         "decode_tokens_per_second": spread([1 / seconds for seconds in between]),
-        "ceiling": {
-            "prefill_tokens_per_second": limit.prefill_tokens_per_second,
-            "decode_tokens_per_second": limit.decode_tokens_per_second,
-        },
+        "ceiling": ceiling_facts(limit),
         "bytes_per_token": limit.bytes_per_token,
         "weights_bytes": runner.weights_bytes,
         "bits_per_weight": bits_per_weight(runner.weights_bytes, runner.spec),
         "resident_bytes": resident_bytes,
         "first_token_seconds": float(np.median(first)),
+    }
+
+
+def ceiling_facts(limit: Ceiling) -> dict[str, float]:
+    """The ceiling as `snello bench` prints it."""
+    return {
+        "prefill_tokens_per_second": limit.prefill_tokens_per_second,
+        "decode_tokens_per_second": limit.decode_tokens_per_second,
     }
 
 

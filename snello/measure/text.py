@@ -17,10 +17,10 @@ import numpy as np
 
 from snello.errors import SnelloError
 from snello.measure.documents import Document, order
+from snello.measure.overlap import seen_ngrams, without_overlap
 
 WINDOW = 1_024
 UNSCORED = 64
-NGRAM = 13
 LEAST_SCORED = 16  # a shorter rest of a document is not worth a block
 
 Encode = Callable[[str], list[int]]
@@ -236,31 +236,6 @@ def _cut(document: Document, cluster: int, tokens: list[int], prefix: list[int],
         for start, piece in pieces
         if len(prefix) + len(piece) >= unscored + LEAST_SCORED
     ]
-
-
-# ---- overlap ----
-
-
-def ngrams(tokens: np.ndarray) -> np.ndarray:
-    """64-bit hashes of all 13 tokens in a row, (T - 12,)."""
-    ids = np.asarray(tokens).astype(np.uint64)
-    if len(ids) < NGRAM:
-        return np.empty(0, np.uint64)
-    length = len(ids) - NGRAM + 1
-    hashes = np.zeros(length, np.uint64)
-    for offset in range(NGRAM):
-        hashes = (hashes ^ (ids[offset : offset + length] + np.uint64(1))) * np.uint64(0x9E3779B97F4A7C15)
-        hashes ^= hashes >> np.uint64(29)
-    return hashes
-
-
-def seen_ngrams(pieces: Sequence[np.ndarray]) -> np.ndarray:
-    """Sorted hashes of all n-grams in these pieces."""
-    return np.unique(np.concatenate([ngrams(piece) for piece in pieces] or [np.empty(0, np.uint64)]))
-
-
-def without_overlap(blocks: Sequence[Block], seen: np.ndarray) -> list[Block]:
-    return [block for block in blocks if not np.isin(ngrams(block.tokens), seen, assume_unique=False).any()]
 
 
 def drop_shared(sources: Sequence[Source]) -> tuple[Source, ...]:

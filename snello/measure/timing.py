@@ -42,7 +42,7 @@ class Ratio:
 
     def pays(self, gain: float = 0.97) -> bool:
         """The upper bound of the cost ratio is at most `gain`."""
-        return self.steady and self.interval.high <= gain
+        return len(self.pairs) > 2 and self.interval.high <= gain
 
 
 def ratio(
@@ -74,6 +74,9 @@ def ratio(
 
 
 def summarize(pairs: list[tuple[float, float]], half_width: float = HALF_WIDTH) -> Ratio:
+    if len(pairs) == 2:  # one quad bounds nothing: its two ratios, for what they are worth
+        ratios = sorted(b / a for a, b in pairs)
+        return Ratio(Interval(ratios[0], math.sqrt(ratios[0] * ratios[1]), ratios[1]), False, tuple(pairs))
     logs = np.array([math.log(b / a) for a, b in pairs])
     quads = logs.reshape(-1, 2).mean(axis=1)
     bounds = t_interval(quads)

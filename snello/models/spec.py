@@ -46,7 +46,7 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary embedding. `scaling` keeps the configuration's own names (rope_type llama3, linear, dynamic, yarn, ...)."""
+    """Rotary embedding. `scaling` keeps the configuration's own names (rope_type llama3, linear, yarn, ...)."""
 
     base: float
     dims: int  # rotary dims, the first of each head; head_dim unless partial
@@ -116,7 +116,7 @@ class FeedForward:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One block. Norms: `pre` before each half (Llama), `post` after the residual sum (BERT), `both` around (Gemma 2)."""
+    """One block. Norms: `pre` before each half (Llama), `post` after the sum (BERT), `both` around (Gemma 2)."""
 
     mixer: Mixer
     feed_forward: FeedForward
@@ -138,7 +138,7 @@ class Embedding:
 class Head:
     """What turns hidden rows into answers.
 
-    `lm`: logits over V (`transform`: BERT's dense + activation + norm first). `classify`: `pooler` (a dense + tanh on the
+    `lm`: logits over V (`transform`: BERT's dense + activation + norm first). `classify`: `pooler` (dense + tanh on the
     first row, or DistilBERT's dense + relu) then `num_labels` logits. `embed`: `pooling` over rows, then normalization.
     """
 
@@ -158,7 +158,7 @@ class Head:
 class Spec:
     """A model, without its weights.
 
-    `formats` maps canonical linear names (`linear_names`) to formats; `default_format` holds for the others and gives the
+    `formats` maps canonical linear names (`linear_names`) to formats; `default_format` holds for the others and is the
     model's own type. `cache_format` is the type of keys and values.
     """
 

@@ -7,8 +7,6 @@ pays over it takes its place.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 import shutil
 from collections.abc import Generator, Iterator
@@ -16,13 +14,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from snello.errors import SnelloError, Unsupported
-from snello.measure import quality
 from snello.measure.interval import Interval
 from snello.measure.quality import Power
 from snello.measure.rulers import Reading
 from snello.measure.sizes import weights_bytes
-from snello.measure.timing import Ratio
-from snello.optimize.candidate import Candidate, facts
+from snello.optimize.baseline import first_rows
+from snello.optimize.candidate import Candidate
 from snello.optimize.events import (
     Event,
     LadderRow,
@@ -31,13 +28,12 @@ from snello.optimize.events import (
     StageJudged,
     StageStarted,
     TextSource,
-    Verdict,
     Warned,
 )
-from snello.optimize.examine import Examiner, cost_ratio
-from snello.optimize.files import folder_bytes, sha256_file
-from snello.optimize.gate import Judgement, judge_cost, judge_quality
+from snello.optimize.examine import Examiner
 from snello.optimize.journal import Journal, Unit, unit_key
+from snello.optimize.ledger import Ledger
+from snello.optimize.plain import revive
 from snello.optimize.planner import (
     Forecast,
     Goals,
@@ -48,10 +44,9 @@ from snello.optimize.planner import (
     prospect,
     why_not_run,
 )
-from snello.optimize.receipts import CostRatio, Evidence, Guards, StepReceipt, revive
-from snello.optimize.recipe import GOALS, Stage, Step
-from snello.optimize.work import Answer, Report
-from snello.techniques.base import Context
+from snello.optimize.receipts import StepReceipt
+from snello.optimize.recipe import Stage
+from snello.optimize.trial import judge, make
 
 Run: TypeAlias = Generator[Event, None, Any]
 MODEL_FILE = "model.safetensors"
@@ -75,15 +70,9 @@ class Climb:
         self.journal = journal
         self.power, self.fault, self.sources = power, fault, sources
         self.original = self.best = examiner.original
-        self.rows: list[LadderRow] = []
-        self._pending: list[LadderRow] = []
-        self.receipts: list[StepReceipt] = []
+        self.ledger = Ledger(examiner)
         self.judged: list[Candidate] = []  # everything that was really made and read
         self.planned: Planned | None = None
-        self.again = Interval.exact(0.0)
-        self.fault_loss: Interval | None = None
-        self.fault_caught = False
-        self.versions = examiner.bench.versions()
         self.proof_seconds = 0.0
 
     @property
@@ -94,7 +83,8 @@ class Climb:
 
     def events(self) -> Iterator[Event]:
         goals = Goals(self.request.goal, self.examiner.machine, self.examiner.workload)
-        yield from self._baseline()
+        assert self.fault is not None
+        first = yield from first_rows(self.examiner, self.ledger, self.fault)
         tokens = sum(source.tokens("select") for source in self.examiner.texts.sources)
         speed = self.original.speed.prefill_tokens_per_second.mid if self.original.speed else None
         run_seconds = self.original.cost if self.request.goal == "latency" else None
@@ -104,8 +94,8 @@ class Climb:
         self.planned = self.plan(goals, forecast)
         yield self.planned
         yield from self._preflight(self.planned)
-        for row in self._pending:
-            yield self._judged(row)
+        for row in first:
+            yield self.ledger.judged(row, self.best)
         for stage in self.stages():
             yield from self._stage(stage, goals, forecast)
         if self._searches and (extra := cache_stage(self.original.spec, self.best.steps)) is not None:
@@ -169,90 +159,10 @@ class Climb:
             message = f"all stages would take about {needed:.0f} min; later ones may not start within {allowed:.0f}"
             yield Warned(message=message, hint=f"--time-budget {math.ceil(needed)}m")
 
-    # ---- the first three rows
-
-    def _baseline(self) -> Run:
-        """The original's own speed and habits, the original again, and the planted fault."""
-        original, examiner = self.original, self.examiner
-        original.speed = yield from examiner.speed(original, "original")
-        if original.spec.causal:
-            original.habits = yield from examiner.habits(original, "original")
-        own = examiner.runners(original).weights_bytes
-        row = LadderRow(index=1, name="original", kind="original", verdict="original", reason="", weights_bytes=own)
-        self._pending = [row]
-        self.receipts.append(self._receipt(row, original, None, {}))
-        yield StageStarted(index=2, stage="original again", predicted_seconds=0.0)
-        self._pending.append((yield from self._again(own)))
-        self._pending.append(self._planted())
-
-    def _again(self, own: int) -> Run:
-        """The original against itself: its loss must be exactly zero and its speed the same."""
-        examiner, original = self.examiner, self.original
-        assert original.select is not None
-        blocks = examiner.texts.blocks("select")[:AGAIN_BLOCKS]
-        inputs = {"model": original.digest, "text": examiner.texts.sha256, "again": len(blocks)}
-
-        def work(report: Report) -> Any:
-            def step(done: int, total: int) -> None:
-                report("score", done, total, "window")
-
-            return None, examiner.ruler.read(examiner.runners(original), blocks, step).save()
-
-        unit = yield from self.worker.unit("original again", "again", inputs, work)
-        first = Reading(original.select.values[: len(blocks)])
-        second = Reading.load(dict(unit.arrays))
-        self.again = quality.compare(examiner.ruler, first, second, blocks, seed=self.request.seed).loss
-        timed: Ratio | None = yield from examiner.ratio(
-            original, original, self.request.goal, "original again", quads=4
-        )
-        if timed is None:
-            hint = f"choose another goal: {', '.join(goal for goal in GOALS if goal != self.request.goal)}"
-            raise Unsupported(f"the goal {self.request.goal} cannot be measured for this model here", hint)
-        original.cost = timed.a
-        steady = self.again == Interval.exact(0.0) and timed.steady
-        row = LadderRow(
-            index=2,
-            name="original again (A/A)",
-            kind="again",
-            verdict="steady" if steady else "unsteady",
-            reason="instrument steady" if steady else self._unsteady(timed),
-            loss=self.again,
-            speedup=timed.interval.inverse(),
-            weights_bytes=own,
-            seconds=unit.seconds,
-        )
-        costs = (cost_ratio(self.request.goal, "original", timed),)
-        self.receipts.append(self._receipt(row, original, None, {}, costs=costs))
-        return row
-
-    def _unsteady(self, timed: Ratio) -> str:
-        if self.again != Interval.exact(0.0):
-            return "the same model gave other numbers"
-        return f"timing is noisy: known to {100 * timed.interval.half_width:.1f}%, wanted 1.5%"
-
-    def _planted(self) -> LadderRow:
-        """A damaged reading, 1.1 times over the budget, must be refused by the same judge."""
-        examiner = self.examiner
-        assert self.fault is not None and self.original.select is not None
-        blocks = examiner.texts.blocks("select")
-        found = quality.compare(examiner.ruler, self.original.select, self.fault, blocks, seed=self.request.seed)
-        self.fault_loss = found.loss
-        self.fault_caught = judge_quality(found.loss, self.request.max_loss) is not None
-        row = LadderRow(
-            index=3,
-            name="planted fault",
-            kind="fault",
-            verdict="caught" if self.fault_caught else "not caught",
-            reason=f"made {quality.FAULT} times the budget",
-            loss=found.loss,
-        )
-        self.receipts.append(self._receipt(row, None, None, {}))
-        return row
-
     # ---- one stage
 
     def _stage(self, stage: Stage, goals: Goals, forecast: Forecast) -> Iterator[Event]:
-        index = len(self.receipts) + 1
+        index = self.ledger.next_index
         base_model, kept, prefixes = self.best.base_for(stage.steps)
         found = prospect(stage, base_model.spec, self.original.spec, goals, self.examiner.bench.plan)
         predicted = forecast.stage(stage, found.speedup)
@@ -292,11 +202,11 @@ class Climb:
     def _run_stage(self, stage: Stage, candidate: Candidate, index: int, inputs: dict[str, Any]) -> Run:
         """Makes, measures and judges. The outcome is journaled as one unit; only then does a dropped folder go."""
         before = self.worker.finished_seconds
-        yield from self._apply(stage, candidate)
-        judgement, gain = yield from self._judge(candidate)
+        yield from make(self.examiner, self.journal.artifacts, stage, candidate)
+        judgement, gain = yield from judge(self.examiner, candidate, self.best)
         candidate.seconds = self.worker.finished_seconds - before
-        row = self._row(index, candidate, judgement, gain)
-        receipt = self._receipt(row, candidate, stage, stage.steps[-1].resolved(), judgement.margin)
+        row = self.ledger.stage_row(index, candidate, self.best, judgement, gain)
+        receipt = self.ledger.receipt(row, candidate, stage, judgement.margin)
         assert candidate.select is not None
         outcome = {
             "row": row,
@@ -327,13 +237,13 @@ class Climb:
         candidate.cost, candidate.seconds = known.value["cost"], known.seconds
         candidate.evidence, candidate.speed, candidate.costs = receipt.evidence, receipt.speed, receipt.costs
         candidate.artifact_sha256 = receipt.artifact_sha256
-        self.receipts.append(receipt)
+        self.ledger.receipts.append(receipt)
         self.judged.append(candidate)
         if row.verdict == "kept":
             if resumed:
                 self._reload(candidate, known.value["folders"])
             self.best = candidate
-        return self._judged(row, resumed=resumed)
+        return self.ledger.judged(row, self.best, resumed=resumed)
 
     def _reload(self, candidate: Candidate, folders: list[str]) -> None:
         """The models that a kept stage left in the work folder."""
@@ -353,96 +263,6 @@ class Climb:
             return f"needs about {_minutes(predicted)}, {_minutes(max(0.0, left))} left"
         return reason
 
-    def _apply(self, stage: Stage, candidate: Candidate) -> Run:
-        """Makes the candidate's model. A folder appears whole, so one that is there is finished."""
-        for step in stage.steps:
-            inputs = {
-                "model": candidate.model.digest,
-                "step": step.resolved(),
-                "text": self.examiner.texts.sha256,
-            }
-            folder = self.journal.artifacts / unit_key("artifact", {**self.worker.common, **inputs})
-            unit = yield from self.worker.unit(
-                stage.name, "apply", inputs, functools.partial(self._make, step, candidate.model, folder)
-            )
-            if not folder.is_dir():  # dropped by a run with other wishes; the unit stays, the folder is made again
-                self._make(step, candidate.model, folder, lambda *_: None)
-            candidate.model = self.examiner.bench.load(folder)
-            candidate.artifact, candidate.artifact_sha256 = folder, unit.value["sha256"]
-            candidate.prefixes = (*candidate.prefixes, candidate.model)
-
-    def _make(self, step: Step, model: Any, folder: Path, report: Report) -> Answer:
-        if not folder.is_dir():
-            state = folder.with_name(f"{folder.name}.state")
-
-            def progress(message: str, fraction: float) -> None:
-                report("apply", round(1000 * min(max(fraction, 0.0), 1.0)), 1000, "share")
-
-            context = Context(
-                output=folder,
-                windows=self.examiner.texts.calib,
-                seed=self.request.seed,
-                work_dir=state,
-                progress=progress,
-            )
-            self.examiner.bench.apply(step, model, context)
-            shutil.rmtree(state, ignore_errors=True)
-        return {"sha256": sha256_file(folder / MODEL_FILE), "bytes": folder_bytes(folder)}, {}
-
-    def _judge(self, candidate: Candidate) -> Run:
-        """Quality first, then cost; a recorded decision is taken as it is."""
-        examiner, request, stage = self.examiner, self.request, candidate.name
-        candidate.select = yield from examiner.read(candidate, "select", stage)
-        assert self.original.select is not None
-        evidence: Evidence = yield from examiner.evidence(
-            candidate, candidate.select, self.original.select, "select", self.best, stage
-        )
-        candidate.evidence, candidate.loss = evidence, evidence.loss
-        refused = judge_quality(
-            evidence.loss,
-            request.max_loss,
-            strict_failures=evidence.guards.failed if request.strict else (),
-            metric=evidence.metric,
-        )
-        candidate.speed = yield from examiner.speed(candidate, stage)
-        gain: Ratio = yield from examiner.ratio(self.best, candidate, request.goal, stage, quads=3 if refused else 12)
-        candidate.costs = (cost_ratio(request.goal, self.best.name, gain),)
-        candidate.cost = gain.b
-        candidate.speedup = compose(self.best.speedup, gain.interval.inverse())
-        recorded = self._recorded(candidate.name)
-        if recorded is not None:
-            return recorded, gain
-        if refused is not None:
-            return refused, gain
-        others = yield from self._other_costs(candidate, stage)
-        return judge_cost(request.goal, gain, others), gain
-
-    def _recorded(self, name: str) -> Judgement | None:
-        replay = self.request.recipe.replay
-        if replay is None:
-            return None
-        found = [decision for decision in replay.decisions if decision["stage"] == name]
-        verdict: Verdict = "kept"
-        if found and found[-1]["verdict"] != "kept":
-            verdict = "dropped"
-        return Judgement(verdict, "as recorded" if verdict == "kept" else f"as recorded: {found[-1]['reason']}")
-
-    def _other_costs(self, candidate: Candidate, stage: str) -> Run:
-        """The goals that were not asked for, coarsely, over the original; what cannot be measured is left out."""
-        others: dict[str, float] = {}
-        for goal in GOALS:
-            if goal == self.request.goal or (goal != "memory" and not candidate.spec.causal):
-                continue
-            found: Ratio | None = yield from self.examiner.ratio(self.original, candidate, goal, stage, coarse=True)
-            if found is not None:
-                others[goal] = found.interval.mid
-                candidate.costs = (*candidate.costs, cost_ratio(goal, "original", found))
-                if goal == "memory" and candidate.speed is not None:
-                    candidate.speed = dataclasses.replace(candidate.speed, peak_resident_bytes=int(found.b))
-                if goal == "throughput" and candidate.speed is not None:
-                    candidate.speed = dataclasses.replace(candidate.speed, throughput_tokens_per_second=1 / found.b)
-        return others
-
     # ---- bookkeeping
 
     def _forget(self, candidate: Candidate) -> None:
@@ -452,90 +272,10 @@ class Climb:
         if candidate.artifact is not None and candidate.artifact not in kept:
             shutil.rmtree(candidate.artifact, ignore_errors=True)
 
-    def _row(self, index: int, candidate: Candidate, judgement: Judgement, gain: Ratio) -> LadderRow:
-        replaced = self.best.name if judgement.verdict == "kept" and not self.best.is_original else None
-        if replaced is not None and candidate.steps[: len(self.best.steps)] == self.best.steps:
-            replaced = None
-        return LadderRow(
-            index=index,
-            name=candidate.name,
-            kind="stage",
-            verdict=judgement.verdict,
-            reason=judgement.reason,
-            loss=candidate.loss,
-            increment=candidate.evidence.increment if candidate.evidence else None,
-            speedup=candidate.speedup if gain.steady or judgement.verdict == "kept" else None,
-            gain=gain.interval.inverse() if gain.steady else None,
-            weights_bytes=self.examiner.runners(candidate).weights_bytes,
-            replaces=replaced,
-            seconds=candidate.seconds,
-        )
-
     def _not_run(self, index: int, stage: Stage, reason: str) -> StageJudged:
         row = LadderRow(index=index, name=stage.name, kind="stage", verdict="not run", reason=reason)
-        self.receipts.append(self._receipt(row, None, stage, stage.steps[-1].resolved()))
-        return self._judged(row)
-
-    def _judged(self, row: LadderRow, *, resumed: bool = False) -> StageJudged:
-        self.rows.append(row)
-        return StageJudged(
-            row=row,
-            used_seconds=self.worker.used_seconds,
-            time_budget_seconds=self.request.time_budget,
-            best_speedup=self.best.speedup.mid,
-            resumed=resumed,
-        )
-
-    def _receipt(
-        self,
-        row: LadderRow,
-        candidate: Candidate | None,
-        stage: Stage | None,
-        options: dict[str, Any],
-        margin: str = "",
-        costs: tuple[CostRatio, ...] = (),
-    ) -> StepReceipt:
-        """The receipt of a row; receipts are written together, into the folder that is published."""
-        evidence = candidate.evidence if candidate is not None else None
-        if row.loss is not None and evidence is None:
-            measure = self.examiner.ruler.name
-            evidence = Evidence(cut="select", measure=measure, loss=row.loss, sources=(), guards=Guards())
-        before = candidate.prefixes[-1 - len(stage.steps)] if candidate is not None and stage is not None else None
-        return StepReceipt(
-            index=row.index,
-            step=row.name,
-            stage=stage.name if stage else row.name,
-            row=row,
-            technique=stage.steps[-1].use if stage else None,
-            options={key: value for key, value in options.items() if key != "use"},
-            applied_to=candidate.applied_to if candidate is not None else None,
-            spec_before=before.spec.digest if before is not None else None,
-            spec_after=candidate.spec.digest if candidate is not None else None,
-            model=facts(candidate, self.examiner.runners(candidate).weights_bytes) if candidate else None,
-            artifact_sha256=candidate.artifact_sha256 if candidate is not None else None,
-            seconds=row.seconds,
-            evidence=evidence,
-            speed=candidate.speed if candidate is not None else None,
-            costs=costs or (candidate.costs if candidate is not None else ()),
-            margin=margin,
-            machine=str(self.examiner.machine),
-            versions=self.versions,
-            seed=self.request.seed,
-            command=self.request.command,
-        )
-
-
-def compose(first: Interval, second: Interval) -> Interval:
-    """The product of two independent speed-ups: half-widths add in squares on the logarithmic scale."""
-    mid = first.mid * second.mid
-
-    def side(high: bool) -> float:
-        parts = [math.log((one.high if high else one.low) / one.mid) for one in (first, second)]
-        return math.hypot(*parts)
-
-    if not all(0 < value < math.inf for one in (first, second) for value in (one.low, one.high)):
-        return Interval(0.0, mid, math.inf)
-    return Interval(mid * math.exp(-side(False)), mid, mid * math.exp(side(True)))
+        self.ledger.receipts.append(self.ledger.receipt(row, None, stage))
+        return self.ledger.judged(row, self.best)
 
 
 def _minutes(seconds: float) -> str:

@@ -26,7 +26,8 @@ from snello.measure.text import Block, Texts
 from snello.measure.timing import HALF_WIDTH, LEAST_QUADS, MOST_QUADS, Ratio, ratio
 from snello.optimize.candidate import Candidate, Runners
 from snello.optimize.events import Event
-from snello.optimize.receipts import CostRatio, Evidence, Guards, SourceLoss, Speed, revive
+from snello.optimize.plain import revive
+from snello.optimize.receipts import CostRatio, Evidence, Guards, SourceLoss, Speed
 from snello.optimize.request import Request
 from snello.optimize.work import Report, Worker
 from snello.optimize.workbench import Workbench
@@ -158,7 +159,7 @@ class Examiner:
         if not isinstance(self.ruler, NextTokens) or not candidate.spec.causal:
             return None, "for decoders only", None
         blocks = self.texts.blocks(cut)
-        chosen = reference_check.part(blocks)
+        chosen = reference_check.part(blocks, reference_check.MOST_TOKENS[cut])
         part = [blocks[i] for i in chosen]
         first = yield from self._reference_reading(self.original, part, cut, stage)
         if isinstance(first, str):

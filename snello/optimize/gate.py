@@ -1,8 +1,9 @@
 """The gate: from measurements to a verdict and a reason. Pure functions; everything measured comes in as numbers.
 
-A stage is kept only if the upper bound of its loss is within the budget, its cost ratio over the best until then is
-known and at most 0.97, and no other goal became over 10% worse than the original's. "cannot tell" is a verdict too: a
-comparison that stays too noisy is neither kept nor called slow.
+A stage is kept only if the upper bound of its loss is within the budget, the upper bound of its cost ratio over the
+best until then is at most 0.97, and no other goal became over 10% worse than the original's. "cannot tell" is a verdict
+too: a ratio that is still not known to 1.5% when the tries are used up, and whose interval includes 0.97, is neither
+kept nor called slow.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def judge_cost(goal: str, gain: Ratio, others: Mapping[str, float]) -> Judgement
     """`gain`: cost over the best until then, by the goal; `others`: cost ratios over the original, by other goals."""
     ratio = gain.interval
     margin = f"{goal} ratio {ratio.mid:.3f} ({ratio.low:.3f}-{ratio.high:.3f}), pays at {PAYS}"
-    if not gain.steady:
+    if not gain.steady and ratio.low <= PAYS < ratio.high:
         return Judgement("cannot tell", f"{goal}: too noisy to say", margin)
     if ratio.low > 1:
         return Judgement("dropped", f"{goal} is {percent(ratio.mid - 1)} worse", margin)

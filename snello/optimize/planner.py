@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from snello.errors import Unsupported
 from snello.measure.machine import Ceiling, Machine, ceiling
-from snello.measure.sizes import linear_bytes, num_weights, weights_bytes
+from snello.measure.sizes import cache_bytes, linear_bytes, num_weights, weights_bytes
 from snello.measure.speed import Workload
 from snello.models.spec import BITS, Spec
 from snello.optimize.gate import PAYS
@@ -112,11 +112,14 @@ def why_not_run(found: Prospect, best: Spec, best_name: str, best_cost: float | 
     predicted = goal.predicted(found.spec)
     if best_cost is not None and goal.goal != "memory" and predicted > PAYS * best_cost:
         return f"cannot pay: {best_name} is nearer to the machine's limit than this could come"
-    if best_name != "original" and predicted > PAYS * goal.predicted(best):
-        return f"cannot pay: no fewer bytes or operations than {best_name}"
-    if best_name == "original" and linear_bytes(found.spec) > linear_bytes(best) and goal.goal == "memory":
-        return "cannot pay: it is larger"
+    if _bytes(found.spec, goal) >= _bytes(best, goal) and predicted > PAYS * goal.predicted(best):
+        return f"cannot pay: no fewer bytes than {best_name}"
     return ""
+
+
+def _bytes(spec: Spec, goal: Goals) -> int:
+    """What one token reads, keys and values included."""
+    return linear_bytes(spec) + cache_bytes(spec, goal.workload.prompt)
 
 
 @dataclass

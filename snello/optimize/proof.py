@@ -18,8 +18,9 @@ from snello.measure.rulers import NextTokens, Reading
 from snello.measure.speed import Clock
 from snello.measure.text import Block
 from snello.measure.timing import Ratio, ratio
+from snello.optimize.baseline import again
 from snello.optimize.candidate import Candidate
-from snello.optimize.climb import AGAIN_BLOCKS, Climb
+from snello.optimize.climb import Climb
 from snello.optimize.events import Event
 from snello.optimize.examine import Examiner, cost_ratio
 from snello.optimize.gate import judge_quality
@@ -30,7 +31,6 @@ from snello.optimize.receipts import (
     Evidence,
     ParetoPoint,
     Passage,
-    revive,
 )
 from snello.optimize.work import Report
 
@@ -73,7 +73,7 @@ def prove(climb: Climb) -> Run:
         strict_failures=evidence.guards.failed if request.strict else (),
         metric=evidence.metric,
     )
-    again = yield from _again(examiner, climb.original, original)
+    same = yield from again(examiner, "proof", "proof")
     fault = _fault(climb, original, blocks)
     timed: Ratio = yield from examiner.ratio(climb.original, climb.best, request.goal, "proof", quads=10)
     engine, note = yield from _engine(climb)
@@ -81,7 +81,7 @@ def prove(climb: Climb) -> Run:
         evidence=evidence,
         proved=refused is None,
         tokens=sum(source.tokens for source in evidence.sources),
-        again=again,
+        again=same,
         fault=fault,
         fault_caught=judge_quality(fault, request.max_loss) is not None,
         sharper=quality.sharpness(examiner.ruler, original, lean, blocks, seed=request.seed),
@@ -93,19 +93,6 @@ def prove(climb: Climb) -> Run:
         worst=worst_passages(examiner, original, lean, blocks),
         documents=document_losses(examiner, original, lean, blocks),
     )
-
-
-def _again(examiner: Examiner, original: Candidate, reading: Reading) -> Run:
-    """The original against itself on the first blocks of the proof."""
-    blocks = examiner.texts.blocks("proof")[:AGAIN_BLOCKS]
-    inputs = {"model": original.digest, "text": examiner.texts.sha256, "again": len(blocks), "cut": "proof"}
-
-    def work(report: Report) -> Any:
-        return None, examiner.ruler.read(examiner.runners(original), blocks).save()
-
-    unit = yield from examiner.worker.unit("proof", "again", inputs, work)
-    first, second = Reading(reading.values[: len(blocks)]), Reading.load(dict(unit.arrays))
-    return quality.compare(examiner.ruler, first, second, blocks, seed=examiner.seed).loss
 
 
 def _fault(climb: Climb, original: Reading, blocks: Sequence[Block]) -> Interval:
@@ -200,7 +187,7 @@ def pareto(climb: Climb) -> tuple[ParetoPoint, ...]:
     """All that was measured, with who is beaten by nobody and who cannot be told apart by loss."""
     everyone = [climb.original, *climb.judged]
     ties = {(a, b) for a in range(len(everyone)) for b in range(a) if _tied(climb, everyone[a], everyone[b])}
-    verdicts = {row.name: row.verdict for row in climb.rows}
+    verdicts = {row.name: row.verdict for row in climb.ledger.rows}
     points = []
     for number, one in enumerate(everyone):
         better = [
@@ -211,7 +198,7 @@ def pareto(climb: Climb) -> tuple[ParetoPoint, ...]:
                 name=one.name,
                 speedup=one.speedup,
                 loss=one.loss,
-                weights_bytes=next((row.weights_bytes or 0 for row in climb.rows if row.name == one.name), 0),
+                weights_bytes=next((row.weights_bytes or 0 for row in climb.ledger.rows if row.name == one.name), 0),
                 verdict=verdicts.get(one.name, "original"),
                 on_front=not better,
                 tied_with=tuple(
@@ -243,4 +230,4 @@ def ablation(climb: Climb) -> tuple[Ablation, ...]:
 
 
 def _verdict(climb: Climb, one: Candidate) -> str:
-    return next((row.verdict for row in climb.rows if row.name == one.name and row.kind == "stage"), "")
+    return next((row.verdict for row in climb.ledger.rows if row.name == one.name and row.kind == "stage"), "")

@@ -36,7 +36,7 @@ def conclude(climb: Climb, finish: Callable[[Path], None] | None) -> Run:
     """Proof (if anything was kept), receipts, folder; the run's result."""
     found: Proof | None = None
     if not climb.best.is_original:
-        yield StageStarted(index=len(climb.receipts) + 1, stage="proof", predicted_seconds=climb.proof_seconds)
+        yield StageStarted(index=climb.ledger.next_index, stage="proof", predicted_seconds=climb.proof_seconds)
         found = yield from prove(climb)
         _check_replayed(climb)
     result = outcome(climb, found)
@@ -72,7 +72,7 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
         code = 3 if request.target is not None else 0
         text = f"target of {request.target:g}x missed: {reason}" if code else reason
         return Result(
-            exit_code=code, sentence=text, reason=reason, ladder=tuple(climb.rows), seconds=worker.used_seconds
+            exit_code=code, sentence=text, reason=reason, ladder=tuple(climb.ledger.rows), seconds=worker.used_seconds
         )
     size = size_ratio(climb)
     text = sentence.proved(
@@ -101,7 +101,7 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
         engine_speedup=found.engine,
         size_ratio=size,
         loss=found.evidence.loss,
-        ladder=tuple(climb.rows),
+        ladder=tuple(climb.ledger.rows),
         artifact_sha256=climb.best.artifact_sha256 if code == 0 else None,
         seconds=worker.used_seconds,
     )
@@ -180,7 +180,7 @@ def resolved_recipe(climb: Climb, result: Result) -> Recipe:
     best = climb.best
     decisions = tuple(
         {"stage": row.name, "verdict": str(row.verdict), "reason": row.reason}
-        for row in climb.rows
+        for row in climb.ledger.rows
         if row.kind == "stage"
     )
     return Recipe(
@@ -203,7 +203,7 @@ def resolved_recipe(climb: Climb, result: Result) -> Recipe:
             model_digest=climb.original.digest,
             text_sha256=texts.sha256,
             artifact_sha256=result.artifact_sha256,
-            snello=climb.versions.get("snello", ""),
+            snello=climb.ledger.versions.get("snello", ""),
             decisions=decisions,
         ),
     )
@@ -212,9 +212,9 @@ def resolved_recipe(climb: Climb, result: Result) -> Recipe:
 def _write_receipts(climb: Climb, found: Proof | None, result: Result, staged: Path) -> None:
     folder = staged / "receipts"
     receipts.write(folder, 0, "run", run_receipt(climb))
-    for receipt in climb.receipts:
+    for receipt in climb.ledger.receipts:
         receipts.write(folder, receipt.index, receipt.step, receipt)
-    index = len(climb.receipts) + 1
+    index = climb.ledger.next_index
     files = {path.name: sha256_file(path) for path in sorted(staged.iterdir()) if path.is_file()}
     receipts.write(folder, index, "proof", proof_receipt(climb, found, result, index, files))
 
@@ -225,7 +225,7 @@ def run_receipt(climb: Climb) -> RunReceipt:
     return RunReceipt(
         model=facts(climb.original, examiner.runners(climb.original).weights_bytes),
         machine=examiner.machine.to_json(),
-        versions=climb.versions,
+        versions=climb.ledger.versions,
         command=request.command,
         replay=replay_command(climb),
         seed=request.seed,
@@ -269,9 +269,9 @@ def proof_receipt(climb: Climb, found: Proof | None, result: Result, index: int,
         proved=found is not None and found.proved,
         tokens=found.tokens if found else 0,
         evidence=found.evidence if found else None,
-        again=found.again if found else climb.again,
-        fault=found.fault if found else climb.fault_loss,
-        fault_caught=found.fault_caught if found else climb.fault_caught,
+        again=found.again if found else climb.ledger.rows[1].loss,
+        fault=found.fault if found else climb.ledger.rows[2].loss,
+        fault_caught=found.fault_caught if found else climb.ledger.rows[2].verdict == "caught",
         sharper=found.sharper if found else None,
         speedup=found.speedup if found else None,
         engine_speedup=found.engine if found else None,
@@ -280,7 +280,7 @@ def proof_receipt(climb: Climb, found: Proof | None, result: Result, index: int,
         speed_original=climb.original.speed,
         speed_lean=climb.best.speed if found else None,
         costs=(found.cost,) if found else (),
-        ladder=tuple(climb.rows),
+        ladder=tuple(climb.ledger.rows),
         pareto=pareto(climb),
         ablation=ablation(climb),
         worst=found.worst if found else (),

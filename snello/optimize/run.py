@@ -8,7 +8,6 @@ unit, and the output folder is the old one or the new one, never half of it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,13 +15,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import snello
-from snello.errors import SnelloError
-from snello.measure import quality, self_written
-from snello.measure.documents import Document
-from snello.measure.rulers import Reading
 from snello.measure.speed import Workload
-from snello.measure.text import WINDOW, Limits, Texts
-from snello.optimize import publish, texts
+from snello.measure.text import WINDOW
+from snello.optimize import publish
 from snello.optimize.candidate import Candidate, Runners
 from snello.optimize.climb import Climb
 from snello.optimize.events import (
@@ -34,23 +29,18 @@ from snello.optimize.events import (
     Result,
     StageStarted,
     TextRead,
-    TextSource,
-    Warned,
 )
-from snello.optimize.examine import Examiner, model_prompts
+from snello.optimize.examine import Examiner
 from snello.optimize.files import recover_folder
 from snello.optimize.journal import Journal
 from snello.optimize.planner import Goals, forecast_for
-from snello.optimize.receipts import revive
+from snello.optimize.prepare import power_of, prepare, sources_of
 from snello.optimize.recipe import Recipe
 from snello.optimize.request import Request, check_output, resolve
-from snello.optimize.work import Interrupts, Report, RunStopped, Worker
+from snello.optimize.work import Interrupts, RunStopped, Worker
 from snello.optimize.workbench import NativeWorkbench, Workbench
 
 Run: TypeAlias = Generator[Event, None, Any]
-PILOT_TOKENS = 2_048
-SELECT_SHARE, PROOF_SHARE = 0.03, 0.06  # of the time budget, that reading a cut once may take
-LEAST_TOKENS = 8_192
 
 
 def optimize(
@@ -147,14 +137,14 @@ class _Optimizer:
         model = self.bench.load(request.model)
         original = Candidate(name="original", model=model, prefixes=(model,))
         yield from self._introduce(original)
-        examiner = yield from self._examiner(original)
+        examiner = yield from prepare(request, self.bench, self.worker, self.runners, self.machine, original)
         if request.dry_run:
             yield from self._dry_run(examiner)
             return
         yield StageStarted(index=1, stage="original", predicted_seconds=0.0)
         original.select = yield from examiner.read(original, "select", "original")
-        power, fault = self._power(examiner, original.select)
-        sources = self._sources(examiner.texts, power)
+        power, fault = power_of(examiner, original.select)
+        sources = sources_of(examiner.texts, power)
         yield TextRead(
             sources=sources,
             self_written=examiner.texts.self_written,
@@ -203,123 +193,11 @@ class _Optimizer:
             possible_prefill_tokens_per_second=limit.prefill_tokens_per_second,
         )
 
-    def _examiner(self, original: Candidate) -> Run:
-        request, model = self.request, original.model
-        self_wrote = not request.text
-        if self_wrote and not model.spec.causal:
-            raise SnelloError("an encoder cannot write its own text", "give one: --text yours.txt")
-        if self_wrote:
-            yield Warned(
-                message="no text was given: the model writes its own, which says nothing about your work",
-                hint="--text yours.txt",
-            )
-            sources = [(yield from self._write_text(original))]
-        else:
-            sources = texts.read_documents(request.text, model)
-        ruler = texts.ruler_of(model, sources)
-        limits = request.limits or (yield from self._limits(original))
-        found = texts.cut(sources, model, seed=request.seed, limits=limits, self_written=self_wrote)
-        dropped = sum(source.dropped_blocks for source in found.sources)
-        if dropped:
-            yield Warned(message=f"{dropped} blocks share 13 tokens in a row with the calibration text: left out")
-        self._check_replay(original, found)
-        return Examiner(
-            request=dataclasses.replace(request, limits=limits),
-            bench=self.bench,
-            worker=self.worker,
-            runners=self.runners,
-            ruler=ruler,
-            texts=found,
-            workload=Workload.fitting(model.spec),
-            machine=self.machine,
-            original=original,
-        )
-
-    def _write_text(self, original: Candidate) -> Run:
-        def work(report: Report) -> Any:
-            def step(done: int, total: int) -> None:
-                report("write", done, total, "answer")
-
-            longest = min(1_024, original.spec.max_positions)
-            runner = self.bench.open(original.model, context=longest, streams=16)
-            try:
-                prompts = [prompt[: longest // 2] for prompt in model_prompts(original.model)]
-                return self_written.write(runner, prompts, seed=self.request.seed, step=step), {}
-            finally:
-                runner.close()
-
-        unit = yield from self.worker.unit("text", "write", {"model": original.digest}, work)
-        return revive(list[Document], unit.value)
-
-    def _limits(self, original: Candidate) -> Run:
-        """How much text the time budget allows to read, from the speed of a first window."""
-        seed = self.request.seed
-
-        def work(report: Report) -> Any:
-            report("measure", 0, 1, "window")
-            runner = self.runners(original)
-            length = min(WINDOW, runner.context, PILOT_TOKENS)
-            speed = texts.reading_speed(runner, length, seed)
-            cuts = {"select": SELECT_SHARE, "proof": PROOF_SHARE}
-            most = {name: int(speed * share * self.request.time_budget) for name, share in cuts.items()}
-            default = Limits()
-            return {
-                "calib": default.calib,
-                "select": min(default.select, max(LEAST_TOKENS, most["select"])),
-                "proof": min(default.proof, max(LEAST_TOKENS, most["proof"])),
-            }, {}
-
-        inputs = {"model": original.digest, "budget": self.request.time_budget}
-        unit = yield from self.worker.unit("text", "limits", inputs, work)
-        return Limits(**unit.value)
-
-    def _check_replay(self, original: Candidate, found: Texts) -> None:
-        replay = self.request.recipe.replay
-        if replay is None:
-            return
-        if replay.model_digest != original.digest:
-            raise SnelloError("the recipe was recorded on another model", "remove [replay] to decide afresh")
-        if replay.text_sha256 != found.sha256:
-            raise SnelloError("the recipe was recorded on another text", "remove [replay] to decide afresh")
-
-    def _power(self, examiner: Examiner, original: Reading) -> tuple[quality.Power, Reading]:
-        """What the text can prove: the smaller of select, as measured, and proof, by its number of tokens."""
-        request, blocks = self.request, examiner.texts.blocks("select")
-        fault = quality.plant(examiner.ruler, original, blocks, max_loss=request.max_loss, seed=request.seed)
-        power = quality.power(
-            examiner.ruler,
-            original,
-            fault,
-            blocks,
-            max_loss=request.max_loss,
-            total_tokens=sum(s.tokens("select") + s.tokens("proof") for s in examiner.texts.sources),
-            seed=request.seed,
-        )
-        smallest = {}
-        for source in examiner.texts.sources:
-            scale = source.tokens("select") / max(1, source.tokens("proof"))
-            smallest[source.name] = power.smallest[source.name] * max(1.0, scale)
-        return dataclasses.replace(power, smallest=smallest), fault
-
-    def _sources(self, found: Texts, power: quality.Power | None) -> tuple[TextSource, ...]:
-        return tuple(
-            TextSource(
-                name=source.name,
-                documents=source.documents,
-                calib_tokens=sum(map(len, source.calib)),
-                select_tokens=source.tokens("select"),
-                proof_tokens=source.tokens("proof"),
-                dropped_blocks=source.dropped_blocks,
-                smallest_provable=None if power is None else power.smallest[source.name],
-            )
-            for source in found.sources
-        )
-
     # ---- ends
 
     def _dry_run(self, examiner: Examiner) -> Iterator[Event]:
         yield TextRead(
-            sources=self._sources(examiner.texts, None),
+            sources=sources_of(examiner.texts, None),
             self_written=examiner.texts.self_written,
             smallest_provable=math.nan,
             max_loss=self.request.max_loss,

@@ -25,7 +25,7 @@ Answer = tuple[Any, Mapping[str, np.ndarray]]
 Function = Callable[[Report], Answer]
 
 
-class RunStopped(Exception):  # noqa: N818 - a wish, not an error
+class RunStopped(Exception):
     """Asked to stop, and everything that was finished is in the journal."""
 
 

@@ -9,16 +9,14 @@ import pytest
 
 from snello.errors import SnelloError
 from snello.measure.documents import Document, gather, order, read_labelled, read_source, split
+from snello.measure.overlap import ngrams, seen_ngrams, without_overlap
 from snello.measure.text import (
     Limits,
     assign,
     bos_prefix,
     cut_examples,
     cut_text,
-    ngrams,
-    seen_ngrams,
     windows,
-    without_overlap,
 )
 
 

@@ -14,7 +14,8 @@ from snello.measure.timing import Ratio
 from snello.optimize import files, receipts, sentence
 from snello.optimize.events import LadderRow, plain
 from snello.optimize.gate import judge_cost, judge_quality
-from snello.optimize.receipts import Passage, revive
+from snello.optimize.plain import revive
+from snello.optimize.receipts import Passage
 
 FINE = Interval(0.001, 0.002, 0.004)
 
@@ -58,7 +59,9 @@ def test_a_perplexity_gain_is_no_budget_for_later() -> None:
         (ratio(1.09, 1.1, 1.11), {}, "dropped", "latency is 10% worse"),
         (ratio(0.5, 0.51, 0.52), {"memory": 1.2}, "dropped", "memory is 20% worse"),
         (ratio(0.5, 0.51, 0.52), {"memory": 1.09}, "kept", ""),
-        (ratio(0.4, 0.5, 0.6, steady=False), {}, "cannot tell", "latency: too noisy to say"),
+        (ratio(0.7, 0.9, 1.1, steady=False), {}, "cannot tell", "latency: too noisy to say"),
+        (ratio(0.4, 0.5, 0.6, steady=False), {}, "kept", ""),
+        (ratio(1.2, 1.5, 1.9, steady=False), {}, "dropped", "latency is 50% worse"),
     ],
 )
 def test_cost_decides(gain: Ratio, others: dict[str, float], verdict: str, reason: str) -> None:

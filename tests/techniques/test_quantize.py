@@ -17,7 +17,7 @@ from snello.models import Model, load
 from snello.models.reference import Reference
 from snello.models.spec import Format, Spec, linear_names
 from snello.techniques.base import Context
-from snello.techniques.quantize import Quantize, sensitivity
+from snello.techniques.quantize import Quantize, loudness, sensitivity
 from snello.techniques.quantize.calibrate import Calibrator, Statistic
 from snello.techniques.quantize.size import average_bits, body_linears, stored_bytes, units
 from snello.techniques.quantize.solve import solve
@@ -130,15 +130,13 @@ def test_a_broken_layer_is_found_sensitive(tmp_path: Path) -> None:
     options, texts = Quantize(), random_windows(2, 30)
     format = options.format("int4")
 
-    def effective(weights: Any, formats: Any) -> dict[str, torch.Tensor]:
-        return solve(weights, formats, "rtn").effective()
-
-    measured = sensitivity.measure(model, texts, format, effective, lambda message, fraction: None)
+    measured = sensitivity.measure(model, texts, format, lambda message, fraction: None)
     unit = units(model.spec, body_linears(model.spec))[5]
     clean, other = Reference.from_model(model), Reference.from_model(model)
     with torch.inference_mode():
         plain = {linear: other.get_submodule(linear).weight for linear in unit.linears}
-        for linear, values in effective(plain, dict.fromkeys(unit.linears, format)).items():
+        formats, loud = dict.fromkeys(unit.linears, format), loudness.estimate(model, unit.input)
+        for linear, values in solve(plain, formats, loud).effective().items():
             other.get_submodule(linear).weight = torch.nn.Parameter(values)
         distances = []
         for window in texts:
@@ -215,8 +213,9 @@ def held_back_errors(layers: int = 2) -> dict[str, float]:
     for unit in units(model.spec, [n for n in body_linears(model.spec) if int(n.split(".")[1]) < layers]):
         weights = {name: torch.from_numpy(model.weights.values(f"{name}.weight")) for name in unit.linears}
         statistic, test = seen.statistic(unit.input), held_back.statistic(unit.input)
+        formats, loud = dict.fromkeys(weights, format), loudness.estimate(model, unit.input)
         for method in errors:
-            effective = solve(weights, dict.fromkeys(weights, format), method, statistic).effective()  # type: ignore[arg-type]
+            effective = solve(weights, formats, loud, method, statistic).effective()  # type: ignore[arg-type]
             errors[method] += sum(relative_error(weights[name], effective[name], test) for name in weights)
     return errors
 

@@ -62,7 +62,8 @@ class Quantize:
         default=True, metadata={"help": "Round in a Hadamard basis, which spreads outlier channels over their block."}
     )
     equalize: bool = field(
-        default=True, metadata={"help": "Scale input channels to equal weight first, which tames outlier channels."}
+        default=True,
+        metadata={"help": "Balance input channels against their weights first, which tames outlier channels."},
     )
     cache: Literal["int8"] | None = field(
         default=None, metadata={"help": "Type of cached keys and values; unset keeps the model's own."}

@@ -18,7 +18,7 @@ from snello.errors import SnelloError
 from snello.models import load, write_lean_folder
 from snello.models.parameters import matrix_names
 from snello.models.spec import Spec, linear_names
-from snello.techniques.quantize import sensitivity
+from snello.techniques.quantize import loudness, sensitivity
 from snello.techniques.quantize.calibrate import Calibrator
 from snello.techniques.quantize.rounding import Int4, Int8, round_int8
 from snello.techniques.quantize.size import Unit, units
@@ -59,9 +59,7 @@ def decide(options: Quantize, model: Model, context: Context) -> tuple[Spec, dic
     if options.weights != "mixed":
         return planned, {}
     narrow, wide = options.format("int4"), options.format("int8")
-    measured = sensitivity.measure(
-        model, context.windows, narrow, lambda w, formats: solve(w, formats, "rtn").effective(), context.progress
-    )
+    measured = sensitivity.measure(model, context.windows, narrow, context.progress)
     rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
     return sensitivity.distribute(planned, narrow, wide, measured), {"sensitivity": rounded}
 
@@ -89,7 +87,7 @@ def _write_unit(
     formats = {linear: spec.format(linear) for linear in unit.linears}
     calibrated = calibrator is not None and is_calibrated(spec, unit)
     statistic = calibrator.statistic(unit.input) if calibrator is not None and calibrated else None
-    solution = solve(weights, formats, options.method, statistic)
+    solution = solve(weights, formats, loudness.estimate(model, unit.input), options.method, statistic)
     if calibrator is not None and calibrated:
         for linear, effective in solution.effective().items():
             calibrator.replace(linear, effective)

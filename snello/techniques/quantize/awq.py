@@ -1,7 +1,7 @@
 """AWQ (arXiv:2306.00978) and SmoothQuant (arXiv:2211.10438) as one search: which input scale loses least.
 
-The scale is `x^a / w^b`, x the RMS of each channel's inputs on calibration text and w that of its weights. a = 0, b = 1
-equalizes weights; b = 0 is AWQ; a = b = 1/2 is SmoothQuant's. Each candidate is judged by the squared error of the
+The scale is `x^a / w^b`, x the RMS of each channel's inputs on calibration text and w that of its weights. b = 0 is
+AWQ; a = b = 1/2 is SmoothQuant's, and balanced. Each candidate is judged by the squared error of the
 outputs of all linears that read the input, 8-bit activations included where the model will have them.
 """
 

@@ -80,16 +80,22 @@ def hadamard(block: int) -> Tensor:
     return h / math.sqrt(block)
 
 
-def equal_weight_scale(consumers: Sequence[Tensor]) -> Tensor:
-    """Data-free: 1 / RMS of each input channel's weights over all linears that read it."""
-    return 1 / column_rms(consumers)
+def balanced_scale(loudness: Tensor, consumers: Sequence[Tensor]) -> Tensor:
+    """sqrt(x / w), x the loudness of each input channel (K), w the RMS of the weights that read it.
+
+    Rounding noise of a rotated block is sum (w s)^2 times sum (x / s)^2; by Cauchy and Schwarz this s makes it least.
+    """
+    return (away_from_zero(loudness) / column_rms(consumers)).sqrt()
+
+
+def away_from_zero(loudness: Tensor) -> Tensor:
+    return loudness.clamp(min=max(loudness.max().item() * RANGE, 1e-30))
 
 
 def column_rms(consumers: Sequence[Tensor]) -> Tensor:
-    """RMS of each channel (K) over all rows, kept away from zero. Rows count alike, however loud: each has its own scale."""
+    """RMS of each channel (K) over all rows, kept away from zero. Rows count alike: each has a scale of its own."""
     energy = torch.zeros(consumers[0].shape[1], dtype=torch.float64)
     for w in consumers:
         loudness = w.square().mean(1, keepdim=True)
         energy += torch.where(loudness > 0, w.square() / loudness, 0.0).sum(0, dtype=torch.float64)
-    rms = (energy / sum(len(w) for w in consumers)).sqrt().to(consumers[0].dtype)
-    return rms.clamp(min=max(rms.max().item() * RANGE, 1e-30))
+    return away_from_zero((energy / sum(len(w) for w in consumers)).sqrt().to(consumers[0].dtype))

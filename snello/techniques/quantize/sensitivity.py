@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from snello.models.model import Model
 from snello.models.reference import Block, Tail, build_block, build_embedding, build_head
 from snello.models.spec import Format, Spec, linear_shape
+from snello.techniques.quantize import loudness
 from snello.techniques.quantize.calibrate import Windows, check_windows
 from snello.techniques.quantize.size import Unit, body_linears, packed_bytes, stored_bytes, units, widen
+from snello.techniques.quantize.solve import solve
 
 MEASURED_TOKENS = 512
 WINDOW = 256
-
-Rounder = Callable[[Mapping[str, Tensor], Mapping[str, Format]], Mapping[str, Tensor]]
 
 
 def distribute(planned: Spec, narrow: Format, wide: Format, sensitivity: Mapping[str, float]) -> Spec:
@@ -40,10 +40,8 @@ def distribute(planned: Spec, narrow: Format, wide: Format, sensitivity: Mapping
     return widen(base, wide, order, stored_bytes(planned, body))
 
 
-def measure(
-    model: Model, windows: Windows, format: Format, effective: Rounder, progress: Callable[[str, float], None]
-) -> dict[str, float]:
-    """Distance of the answers, by input name of each unit rounded alone. `effective` rounds and comes back to plain."""
+def measure(model: Model, windows: Windows, format: Format, progress: Callable[[str, float], None]) -> dict[str, float]:
+    """Distance of the answers, by input name of each unit rounded to nearest alone."""
     spec, weights = model.spec, model.weights
     embedding = build_embedding(spec, weights)
     tokens = [torch.from_numpy(w[:WINDOW].astype(np.int64))[None] for w in _few(check_windows(model, windows))]
@@ -54,16 +52,16 @@ def measure(
         block = build_block(spec, index, weights)
         moved = {name: [block(x) for x in state] for name, state in states.items()}
         for unit in (unit for unit in grouped if unit.input.startswith(f"layers.{index}.")):
-            moved[unit.input] = _disturbed(block, unit, format, effective, states[""])
+            moved[unit.input] = _disturbed(block, unit, format, loudness.estimate(model, unit.input), states[""])
         states = moved
     return _distances(build_head(spec, weights), states)
 
 
-def _disturbed(block: Block, unit: Unit, format: Format, effective: Rounder, clean: list[Tensor]) -> list[Tensor]:
+def _disturbed(block: Block, unit: Unit, format: Format, loud: Tensor, clean: list[Tensor]) -> list[Tensor]:
     modules = {name: block.get_submodule(name.split(".", 2)[2]) for name in unit.linears}
     originals = {name: module.weight for name, module in modules.items()}
     plain = {name: weight.detach() for name, weight in originals.items() if isinstance(weight, Tensor)}
-    for name, values in effective(plain, dict.fromkeys(unit.linears, format)).items():
+    for name, values in solve(plain, dict.fromkeys(unit.linears, format), loud).effective().items():
         modules[name].weight = nn.Parameter(values, requires_grad=False)
     moved = [block(x) for x in clean]
     for name, module in modules.items():

@@ -1,6 +1,6 @@
 """One unit, the linears that read one input: its basis, and its integers by the chosen method.
 
-Round-to-nearest and GPTQ take the data-free input scale (weights of equal strength per channel); AWQ searches it.
+Round-to-nearest balances the input scale on what weights tell, GPTQ on what calibration saw; AWQ searches it.
 Results know both faces of a matrix: the integers that are stored, and the effective weights in the plain basis.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from snello.models.spec import Format
 from snello.techniques.quantize import Method
 from snello.techniques.quantize.awq import search_scale
-from snello.techniques.quantize.basis import Basis, equal_weight_scale
+from snello.techniques.quantize.basis import Basis, balanced_scale, column_rms
 from snello.techniques.quantize.calibrate import Statistic
 from snello.techniques.quantize.gptq import gptq
 from snello.techniques.quantize.rounding import (
@@ -45,25 +45,30 @@ class Solution:
 
 
 def solve(
-    consumers: Consumers, formats: Mapping[str, Format], method: Method, statistic: Statistic | None = None
+    consumers: Consumers,
+    formats: Mapping[str, Format],
+    loudness: Tensor,
+    method: Method = "rtn",
+    statistic: Statistic | None = None,
 ) -> Solution:
-    """Without a statistic every method is round-to-nearest in the data-free basis."""
-    basis = choose_basis(consumers, formats, statistic if method == "awq" else None)
+    """`loudness` (K) of the input as estimated from weights; without a statistic every method is round-to-nearest."""
+    basis = choose_basis(consumers, formats, loudness, method, statistic)
     if method == "gptq" and statistic is not None:
         return Solution(basis, _gptq_unit(consumers, formats, basis, basis.gram(statistic.gram)))
     return Solution(basis, {name: _nearest(basis.weights(w), formats[name]) for name, w in consumers.items()})
 
 
-def choose_basis(consumers: Consumers, formats: Mapping[str, Format], statistic: Statistic | None) -> Basis:
-    """The basis that these linears share; a statistic asks for the searched scale."""
+def choose_basis(
+    consumers: Consumers, formats: Mapping[str, Format], loudness: Tensor, method: Method, statistic: Statistic | None
+) -> Basis:
+    """The basis that these linears share. AWQ searches its scale; the others balance it, on what was seen if possible."""
     format = formats[next(iter(consumers))]
-    columns = next(iter(consumers.values())).shape[1]
-    scale = None
-    if format.equalize and statistic is not None:
-        scale = search_scale(consumers, formats, statistic.rows).scale
-    elif format.equalize:
-        scale = equal_weight_scale(list(consumers.values()))
-    return Basis(columns, scale, format.rotate)
+    if not format.equalize:
+        return Basis(len(loudness), None, format.rotate)
+    if method == "awq" and statistic is not None:
+        return Basis(len(loudness), search_scale(consumers, formats, statistic.rows).scale, format.rotate)
+    seen = loudness if statistic is None else column_rms([statistic.rows])
+    return Basis(len(loudness), balanced_scale(seen, list(consumers.values())), format.rotate)
 
 
 def _nearest(w: Tensor, format: Format) -> Int4 | Int8:

@@ -1,0 +1,149 @@
+"""Before work: the text is read or written, cut, and asked what it can prove at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from typing import Any, TypeAlias
+
+from snello.errors import SnelloError
+from snello.measure import quality, self_written
+from snello.measure.documents import Document
+from snello.measure.machine import Machine
+from snello.measure.rulers import Reading
+from snello.measure.speed import Workload
+from snello.measure.text import WINDOW, Limits, Texts
+from snello.optimize import texts
+from snello.optimize.candidate import Candidate, Runners
+from snello.optimize.events import Event, TextSource, Warned
+from snello.optimize.examine import Examiner, model_prompts
+from snello.optimize.plain import revive
+from snello.optimize.request import Request
+from snello.optimize.work import Report, Worker
+from snello.optimize.workbench import Workbench
+
+Run: TypeAlias = Generator[Event, None, Any]
+PILOT_TOKENS = 2_048
+SELECT_SHARE, PROOF_SHARE = 0.03, 0.06  # of the time budget, that reading a cut once may take
+LEAST_TOKENS = 8_192
+
+
+def prepare(
+    request: Request, bench: Workbench, worker: Worker, runners: Runners, machine: Machine, original: Candidate
+) -> Run:
+    """The text, cut, and everything that measuring on it needs: an `Examiner`."""
+    model = original.model
+    self_wrote = not request.text
+    if self_wrote and not model.spec.causal:
+        raise SnelloError("an encoder cannot write its own text", "give one: --text yours.txt")
+    if self_wrote:
+        yield Warned(
+            message="no text was given: the model writes its own, which says nothing about your work",
+            hint="--text yours.txt",
+        )
+        sources = [(yield from _write_text(request, bench, worker, original))]
+    else:
+        sources = texts.read_documents(request.text, model)
+    ruler = texts.ruler_of(model, sources)
+    limits = request.limits or (yield from _limits(request, worker, runners, original))
+    found = texts.cut(sources, model, seed=request.seed, limits=limits, self_written=self_wrote)
+    dropped = sum(source.dropped_blocks for source in found.sources)
+    if dropped:
+        yield Warned(message=f"{dropped} blocks share 13 tokens in a row with the calibration text: left out")
+    _check_replay(request, original, found)
+    return Examiner(
+        request=dataclasses.replace(request, limits=limits),
+        bench=bench,
+        worker=worker,
+        runners=runners,
+        ruler=ruler,
+        texts=found,
+        workload=Workload.fitting(model.spec),
+        machine=machine,
+        original=original,
+    )
+
+
+def _write_text(request: Request, bench: Workbench, worker: Worker, original: Candidate) -> Run:
+    def work(report: Report) -> Any:
+        def step(done: int, total: int) -> None:
+            report("write", done, total, "answer")
+
+        longest = min(1_024, original.spec.max_positions)
+        runner = bench.open(original.model, context=longest, streams=16)
+        try:
+            prompts = [prompt[: longest // 2] for prompt in model_prompts(original.model)]
+            return self_written.write(runner, prompts, seed=request.seed, step=step), {}
+        finally:
+            runner.close()
+
+    unit = yield from worker.unit("text", "write", {"model": original.digest}, work)
+    return revive(list[Document], unit.value)
+
+
+def _limits(request: Request, worker: Worker, runners: Runners, original: Candidate) -> Run:
+    """How much text the time budget allows to read, from the speed of a first window."""
+    seed = request.seed
+
+    def work(report: Report) -> Any:
+        report("measure", 0, 1, "window")
+        runner = runners(original)
+        length = min(WINDOW, runner.context, PILOT_TOKENS)
+        speed = texts.reading_speed(runner, length, seed)
+        cuts = {"select": SELECT_SHARE, "proof": PROOF_SHARE}
+        most = {name: int(speed * share * request.time_budget) for name, share in cuts.items()}
+        default = Limits()
+        return {
+            "calib": default.calib,
+            "select": min(default.select, max(LEAST_TOKENS, most["select"])),
+            "proof": min(default.proof, max(LEAST_TOKENS, most["proof"])),
+        }, {}
+
+    inputs = {"model": original.digest, "budget": request.time_budget}
+    unit = yield from worker.unit("text", "limits", inputs, work)
+    return Limits(**unit.value)
+
+
+def _check_replay(request: Request, original: Candidate, found: Texts) -> None:
+    replay = request.recipe.replay
+    if replay is None:
+        return
+    if replay.model_digest != original.digest:
+        raise SnelloError("the recipe was recorded on another model", "remove [replay] to decide afresh")
+    if replay.text_sha256 != found.sha256:
+        raise SnelloError("the recipe was recorded on another text", "remove [replay] to decide afresh")
+
+
+def power_of(examiner: Examiner, original: Reading) -> tuple[quality.Power, Reading]:
+    """What the text can prove: the smaller of select, as measured, and proof, by its number of tokens."""
+    request, blocks = examiner.request, examiner.texts.blocks("select")
+    fault = quality.plant(examiner.ruler, original, blocks, max_loss=request.max_loss, seed=request.seed)
+    power = quality.power(
+        examiner.ruler,
+        original,
+        fault,
+        blocks,
+        max_loss=request.max_loss,
+        total_tokens=sum(s.tokens("select") + s.tokens("proof") for s in examiner.texts.sources),
+        seed=request.seed,
+    )
+    smallest = {}
+    for source in examiner.texts.sources:
+        scale = source.tokens("select") / max(1, source.tokens("proof"))
+        smallest[source.name] = power.smallest[source.name] * max(1.0, scale)
+    return dataclasses.replace(power, smallest=smallest), fault
+
+
+def sources_of(found: Texts, power: quality.Power | None) -> tuple[TextSource, ...]:
+    return tuple(
+        TextSource(
+            name=source.name,
+            documents=source.documents,
+            calib_tokens=sum(map(len, source.calib)),
+            select_tokens=source.tokens("select"),
+            proof_tokens=source.tokens("proof"),
+            dropped_blocks=source.dropped_blocks,
+            smallest_provable=None if power is None else power.smallest[source.name],
+        )
+        for source in found.sources
+    )

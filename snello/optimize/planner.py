@@ -98,6 +98,8 @@ class Goals:
         """Seconds or bytes; no model of this spec can cost less."""
         if self.goal == "memory":
             return float(weights_bytes(spec))
+        if not spec.causal:
+            return self.workload.prompt / self.ceiling(spec).prefill_tokens_per_second
         if self.goal == "throughput":
             return 1 / self.ceiling(spec, self.workload.streams).decode_tokens_per_second
         return self.ceiling(spec).seconds(self.workload.prompt, self.workload.generate)

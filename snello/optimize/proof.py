@@ -24,6 +24,7 @@ from snello.optimize.climb import Climb
 from snello.optimize.events import Event
 from snello.optimize.examine import Examiner, cost_ratio
 from snello.optimize.gate import judge_quality
+from snello.optimize.plain import revive
 from snello.optimize.receipts import (
     Ablation,
     CostRatio,
@@ -122,7 +123,7 @@ def _engine(climb: Climb) -> Run:
     if isinstance(unit.value, str):
         return None, unit.value
     found: Ratio = revive(Ratio, unit.value)
-    return found.interval, "" if found.steady else "known to less than 1.5%"
+    return found.interval, "" if found.steady else "not known to 1.5%: the machine is noisy"
 
 
 # ---- what the report shows ----

@@ -66,6 +66,16 @@ def test_clusters_add_up_blocks_of_one_document() -> None:
     assert clusters.counts.tolist() == [5, 4]
 
 
+def test_many_clusters_are_gathered_without_losing_anything() -> None:
+    generator = np.random.default_rng(0)
+    many = Clusters(generator.normal(1, 3, 20_000), np.ones(20_000))
+    few = many.gathered(512, 0)
+    assert len(few.sums) == 512 and few.mean == pytest.approx(many.mean)
+    found = mean_interval(many, seed=0)
+    expected = 1.645 * many.sums.std() / math.sqrt(20_000)
+    assert found.high - found.mid == pytest.approx(expected, rel=0.1)
+
+
 def test_relative_survives_infinity() -> None:
     assert relative(Interval(-math.inf, 0.0, math.inf)) == Interval(-1.0, 0.0, math.inf)
 

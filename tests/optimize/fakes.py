@@ -62,6 +62,14 @@ def spec(layers: int = 2) -> Spec:
     )
 
 
+def encoder_spec(task: str) -> Spec:
+    """A classifier or an embedding model of the same size."""
+    classify = task == "sequence-classification"
+    head = Head(kind="classify", labels=("no", "yes")) if classify else Head(kind="embed", pooling="mean")
+    block = replaced(spec().layers[0], mixer=replaced(spec().layers[0].mixer, causal=False))
+    return replaced(spec(), task=task, head=head, layers=(block,) * 2, eos_tokens=())
+
+
 class FakeTokenizer:
     def chat(self, messages: Any) -> list[int]:
         raise SnelloError("fake has no chat template")
@@ -146,6 +154,16 @@ class FakeRunner:
         base = np.stack([2 * ROWS[int(ids[: int(r) + 1].sum()) % len(ROWS)][:64] for r in wanted])
         return base + self.model.loss * generator_of(self.model.digest).normal(0, 1, 64)
 
+    def encode(self, tokens: Any) -> np.ndarray:
+        FakeTime.spend(0.01 * self.model.pace)
+        ids = np.asarray(tokens)
+        own = generator_of("encode", self.model.digest, ids.tobytes())
+        if self.spec.head.kind == "embed":
+            vector = generator_of("vector", ids.tobytes()).normal(0, 1, 64)
+            return vector + np.sqrt(2 * self.model.loss) * own.normal(0, 1, 64)
+        right = int(ids.sum() % 2) ^ int(generator_of("wrong", ids.tobytes()).random() < 0.1)
+        return np.eye(2)[right ^ int(own.random() < self.model.loss)]
+
     def session(self) -> FakeSession:
         return FakeSession(self)
 
@@ -197,6 +215,7 @@ class FakeWorkbench:
     effects: dict[str, tuple[float, float]] = field(default_factory=lambda: dict(EFFECTS))
     applied: list[str] = field(default_factory=list)
     same_bits: bool = True  # the original gives the same numbers twice
+    base: Spec = field(default_factory=spec)
     free: int = 10**11
 
     def load(self, name: str | Path) -> FakeModel:
@@ -207,11 +226,11 @@ class FakeWorkbench:
             from snello.optimize.recipe import Step
 
             options = {key: value for key, value in facts["step"].items() if key != "use"}
-            planned = Step("quantize", options).technique.plan(spec())
+            planned = Step("quantize", options).technique.plan(self.base)
             return FakeModel(planned, path, facts["loss"], facts["pace"], facts["pace"], content)
         if str(name) != "fake":
             raise SnelloError(f"{name} does not exist", "give fake")
-        return FakeModel(spec(), self.root)
+        return FakeModel(self.base, self.root)
 
     def machine(self) -> Machine:
         return Machine(

@@ -90,7 +90,7 @@ def test_killed_before_and_after_every_rename_it_goes_on(tmp_path: Path) -> None
     facts = json.loads(done.stdout)
     expected = sha256_file(clean / "out" / "model.safetensors")
     assert facts["renames"] > 25
-    for limit in [*range(1, facts["renames"] + 1, 3), -facts["renames"], 1 - facts["renames"]]:
+    for limit in [*range(1, facts["renames"] + 1, 4), -facts["renames"], 1 - facts["renames"]]:
         folder = tmp_path / f"killed{limit}"
         folder.mkdir()
         killed = start(folder, text, limit)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from snello.errors import SnelloError
@@ -260,6 +261,40 @@ def test_the_report_hook_writes_into_the_folder_before_it_is_published(bed: Bed)
 
     result = bed.run(finish=finish)
     assert result.report == bed.output / "report.html"
+
+
+def test_a_classifier_is_judged_by_right_answers(bed: Bed, tmp_path: Path) -> None:
+    from tests.optimize import fakes
+
+    bed.bench.base = fakes.encoder_spec("sequence-classification")
+    bed.bench.effects = {"int8": (0.002, 0.5), "int4": (0.15, 0.3), "mixed": (0.15, 0.3)}
+    words, tokenizer = np.random.default_rng(0).integers(0, 3000, (4000, 8)), fakes.FakeTokenizer()
+    texts = [" ".join(f"word{n}" for n in row) for row in words]
+    rows = [f"{text}\t{sum(tokenizer.encode(text)) % 2}" for text in texts]
+    bed.text = tmp_path / "labelled.tsv"
+    bed.text.write_text("\n".join(["sentence\tlabel", *rows]))
+    result = bed.run()
+    assert result.exit_code == 0 and result.path is not None, result.sentence
+    assert bed.verdicts(result)["quantize int8"] == "kept"
+    assert bed.verdicts(result)["quantize int4, rtn"] == "dropped"
+    assert "less accurate" in result.sentence and "unseen texts" in result.sentence
+    found = receipts.read(bed.output)
+    assert found.run.measure == "accuracy points" and found.proof is not None and found.proof.fault_caught
+
+
+def test_an_embedding_model_is_judged_by_cosine(bed: Bed, tmp_path: Path) -> None:
+    from tests.optimize import fakes
+
+    bed.bench.base = fakes.encoder_spec("embedding")
+    words = np.random.default_rng(0).integers(0, 3000, (600, 8))
+    bed.text = tmp_path / "lines.txt"
+    bed.text.write_text("\n".join(" ".join(f"word{n}" for n in row) for row in words))
+    result = bed.run()
+    assert result.exit_code == 0 and result.path is not None, result.sentence
+    evidence = receipts.read(bed.output).steps[3].evidence
+    assert evidence is not None and evidence.measure == "1 - cosine"
+    assert evidence.guards.neighbours_kept is not None and 0.5 < evidence.guards.neighbours_kept < 1
+    assert evidence.guards.mean_cosine is not None and evidence.guards.mean_cosine > 0.99
 
 
 @pytest.mark.parametrize("goal", ["throughput", "memory"])

@@ -314,3 +314,12 @@ def test_fp16_that_would_overflow_is_refused(tmp_path: Path) -> None:
         Quantize(weights="fp16").apply(loud, Context(output=tmp_path / "lean"))
     assert caught.value.hint and not (tmp_path / "lean").exists()
     assert "layers.1.ffn.up" in linear_names(source.spec)
+
+
+# ---- documentation --------------------------------------------------------------------------------------------------
+
+
+def test_the_page_lists_every_option_as_the_code_has_it() -> None:
+    page = (Path(__file__).parents[2] / "docs/quantize.md").read_text()
+    for option in dataclasses.fields(Quantize):
+        assert f"| `{option.name}` | {option.default} | {option.metadata['help']} |" in page

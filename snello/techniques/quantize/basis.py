@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+PASSES = 3
 RANGE = 2.0**-20  # channels weaker than this, relative to the strongest, are scaled as if they had it
 
 
@@ -93,9 +94,16 @@ def away_from_zero(loudness: Tensor) -> Tensor:
 
 
 def column_rms(consumers: Sequence[Tensor]) -> Tensor:
-    """RMS of each channel (K) over all rows, kept away from zero. Rows count alike: each has a scale of its own."""
-    energy = torch.zeros(consumers[0].shape[1], dtype=torch.float64)
-    for w in consumers:
-        loudness = w.square().mean(1, keepdim=True)
-        energy += torch.where(loudness > 0, w.square() / loudness, 0.0).sum(0, dtype=torch.float64)
-    return away_from_zero((energy / sum(len(w) for w in consumers)).sqrt().to(consumers[0].dtype))
+    """RMS of each channel (K) over all rows, kept away from zero, up to a common factor.
+
+    Rows count alike, since each has a scale of its own; how loud a row is, is judged with its channels made equal. That
+    is a fixed point (Sinkhorn's), near after a few passes.
+    """
+    rms = torch.ones(consumers[0].shape[1], dtype=consumers[0].dtype)
+    for _ in range(PASSES):
+        energy = torch.zeros_like(rms)
+        for w in consumers:
+            loudness = (w / rms).square().mean(1, keepdim=True)
+            energy += torch.where(loudness > 0, w.square() / loudness, 0.0).sum(0)
+        rms = away_from_zero((energy / sum(len(w) for w in consumers)).sqrt())
+    return rms

@@ -61,7 +61,7 @@ def solve(
 def choose_basis(
     consumers: Consumers, formats: Mapping[str, Format], loudness: Tensor, method: Method, statistic: Statistic | None
 ) -> Basis:
-    """The basis that these linears share. AWQ searches its scale; the others balance it, on what was seen if possible."""
+    """The basis that these linears share. AWQ searches its scale; the others balance it, on what was seen if any."""
     format = formats[next(iter(consumers))]
     if not format.equalize:
         return Basis(len(loudness), None, format.rotate)

@@ -30,16 +30,23 @@ class Reading:
     choices: tuple[np.ndarray, ...] = ()
 
     def save(self) -> dict[str, np.ndarray]:
-        """As arrays of one .npz file."""
-        flat = {f"values{i}": value for i, value in enumerate(self.values)}
-        return flat | {f"choices{i}": value for i, value in enumerate(self.choices)}
+        """As few arrays of one .npz file."""
+        return _joined("values", self.values) | _joined("choices", self.choices)
 
     @classmethod
     def load(cls, arrays: dict[str, np.ndarray]) -> Reading:
-        def series(kind: str) -> tuple[np.ndarray, ...]:
-            return tuple(arrays[f"{kind}{i}"] for i in range(sum(name.startswith(kind) for name in arrays)))
+        return cls(_parted("values", arrays), _parted("choices", arrays))
 
-        return cls(series("values"), series("choices"))
+
+def _joined(name: str, pieces: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """1-D pieces as one array and their ends."""
+    if not pieces:
+        return {}
+    return {name: np.concatenate(pieces), f"{name}_ends": np.cumsum([len(piece) for piece in pieces])}
+
+
+def _parted(name: str, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    return tuple(np.split(arrays[name], arrays[f"{name}_ends"][:-1])) if name in arrays else ()
 
 
 class Ruler(Protocol):

@@ -6,6 +6,7 @@ at once; what was written is still whole.
 
 from __future__ import annotations
 
+import math
 import queue
 import signal
 import threading
@@ -19,6 +20,8 @@ import numpy as np
 
 from snello.optimize.events import Event, Progress
 from snello.optimize.journal import Journal, Unit, unit_key
+
+TELL_SECONDS = 0.1  # progress is told at most this often
 
 Report = Callable[[str, int, int, str], None]  # activity, done, total, unit
 Answer = tuple[Any, Mapping[str, np.ndarray]]
@@ -104,10 +107,18 @@ class Worker:
     def _threaded(self, stage: str, function: Function) -> Generator[Event, None, Answer]:
         """Runs `function` beside, yielding its progress."""
         told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        last = -math.inf
+
+        def report(activity: str, done: int, total: int, unit: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= TELL_SECONDS or done == total:
+                last = now
+                told.put(("progress", (activity, done, total, unit)))
 
         def work() -> None:
             try:
-                told.put(("answer", function(lambda *progress: told.put(("progress", progress)))))
+                told.put(("answer", function(report)))
             except BaseException as error:
                 told.put(("error", error))
 

@@ -130,6 +130,16 @@ def test_parameter_names_are_canonical(tmp_path: Path) -> None:
         assert sorted(names) == sorted(model.weights.names())
 
 
+def test_trains_after_inference(tmp_path: Path) -> None:
+    """Nothing that inference keeps (rotary tables) may spoil a later backward pass."""
+    reference = Reference.from_model(load(make_checkpoint(tmp_path / "qwen3", "qwen3")))
+    tokens = random_tokens(307, length=37)
+    with torch.inference_mode():
+        reference(tokens)
+    reference(tokens).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in reference.parameters())
+
+
 # ---- rotary tables --------------------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,7 @@ def quantize(options: Quantize, model: Model, context: Context) -> Model:
     return load(context.output)
 
 
+@torch.inference_mode()
 def decide(options: Quantize, model: Model, context: Context) -> tuple[Spec, dict[str, Any]]:
     """The spec of the result, and for the history what was measured to choose it."""
     planned = options.plan(model.spec)

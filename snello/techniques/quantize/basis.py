@@ -73,6 +73,7 @@ class Basis:
 
 
 @lru_cache
+@torch.inference_mode(False)
 def hadamard(block: int) -> Tensor:
     """Sylvester's matrix, orthonormal; symmetric, so its own inverse."""
     h = torch.ones(1, 1, dtype=torch.float64)

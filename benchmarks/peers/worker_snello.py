@@ -56,7 +56,7 @@ def main() -> None:
     lines = claim_stdout()
     parser = arguments(__doc__)
     parser.add_argument("--weights", default="int4")
-    parser.add_argument("--command", default=shlex.join([sys.executable, "-m", "snello.cli"]), help="how to start it")
+    parser.add_argument("--command", default=shlex.join([sys.executable, "-m", "snello"]), help="how to start it")
     options = parser.parse_args()
     command = [*shlex.split(options.command), "bench", "--shape", options.model.name, "--weights", options.weights]
     command += ["--prompt", str(options.prompt), "--generate", str(options.generate)]

@@ -226,7 +226,7 @@ def rotate(x: Tensor, rope: specs.Rope) -> Tensor:
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def _tables(rope: specs.Rope, positions: int) -> tuple[Tensor, Tensor]:
-    """Kept between calls, so ordinary tensors even if the first call is under inference mode: training uses them too."""
+    """Kept between calls, so ordinary tensors even if first asked for under inference mode: training uses them too."""
     cos, sin = rope_tables(rope, positions)
     return torch.from_numpy(cos), torch.from_numpy(sin)
 

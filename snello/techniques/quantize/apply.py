@@ -73,9 +73,9 @@ def fill(writer: Writer, options: Quantize, model: Model, spec: Spec, context: C
         _write_embedding(writer, model)
     integer = [name for name in linear_names(spec) if spec.format(name).weights in ("int8", "int4")]
     calibrator = Calibrator(model, context.windows) if integer and options.method != "rtn" else None
-    todo = units(spec, integer)
-    for done, unit in enumerate(todo):
-        context.progress(f"quantize {unit.input}", done / len(todo))
+    work = units(spec, integer)
+    for done, unit in enumerate(work):
+        context.progress(f"quantize {unit.input}", done / len(work))
         written |= _write_unit(writer, options, model, spec, unit, calibrator)
     _copy_rest(writer, model, spec, written)
 

@@ -4,7 +4,7 @@ Twins compute the same function with harder numbers: (scaled) 1% of channels mad
 outputs, up/down and V/O; (rotated) the residual stream turned to its principal basis. A format that handles outliers
 loses on the twins what it loses on the model; one scale per row does not (`rotate` and `equalize` off).
 
-    python -m benchmarks.outliers --model ../shared/data/models/novels-16m --text ../shared/data/text/english_novels_valid.txt
+    python -m benchmarks.outliers --model FOLDER --text held_out.txt
 
 writes benchmarks/results/outliers.json: loss in nats a token on the text, and its increase over the original.
 """

@@ -16,6 +16,7 @@ import numpy as np
 
 from snello.errors import Unsupported
 from snello.measure.machine import Ceiling, Machine, ceiling
+from snello.measure.memory import resident_bytes as current_resident_bytes
 from snello.measure.runner import Runner, Step, silent
 from snello.measure.sizes import bits_per_weight
 from snello.models.spec import Spec
@@ -123,7 +124,10 @@ def bench(
     seed: int = 0,
     step: Step = silent,
 ) -> dict[str, Any]:
-    """What `snello bench` prints: medians with their extremes, beside the ceiling."""
+    """What `snello bench` prints: medians with their extremes, beside the ceiling.
+
+    `resident_bytes`: of a process that serves (`memory.peak_while_serving`); without it, this process's own.
+    """
     workload = Workload.fitting(runner.spec)
     workload = Workload(prompt or workload.prompt, generate or workload.generate)
     clock = Clock(runner, workload, seed=seed)
@@ -142,7 +146,7 @@ def bench(
         "bytes_per_token": limit.bytes_per_token,
         "weights_bytes": runner.weights_bytes,
         "bits_per_weight": bits_per_weight(runner.weights_bytes, runner.spec),
-        "resident_bytes": resident_bytes,
+        "resident_bytes": resident_bytes or current_resident_bytes(),
         "first_token_seconds": float(np.median(first)),
     }
 

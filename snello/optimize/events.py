@@ -9,7 +9,9 @@ The last event is always `Finished`, also when the run was interrupted or could 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -23,7 +25,7 @@ Goal: TypeAlias = Literal["latency", "throughput", "memory"]
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as what JSON holds."""
+    """Dataclasses, tuples and paths as what JSON holds: an unbounded number is the largest there is."""
     if isinstance(value, Result):
         return value.to_json()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -32,6 +34,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else math.copysign(sys.float_info.max, value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -138,7 +142,7 @@ class Progress(Event):
     """
 
     stage: str
-    activity: str  # "apply", "score quantize int8", "time latency"
+    activity: str  # "apply", "score quantize int8", "time latency over original"
     done: int
     total: int
     unit: str  # "layer", "window", "pair"

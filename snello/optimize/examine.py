@@ -159,8 +159,7 @@ class Examiner:
         if not isinstance(self.ruler, NextTokens) or not candidate.spec.causal:
             return None, "for decoders only", None
         blocks = self.texts.blocks(cut)
-        chosen = reference_check.part(blocks, reference_check.MOST_TOKENS[cut])
-        part = [blocks[i] for i in chosen]
+        chosen, part = reference_check.part(blocks)
         first = yield from self._reference_reading(self.original, part, cut, stage)
         if isinstance(first, str):
             return None, first, None
@@ -168,7 +167,10 @@ class Examiner:
         if isinstance(second, str):
             return None, second, None
         weights = quality.compare(self.ruler, first, second, part, seed=self.seed)
-        pair = [Reading(tuple(r.values[i] for i in chosen)) for r in (against, reading)]
+        scored = [block.num_scored for block in part]
+        pair = [
+            Reading(tuple(r.values[i][:n] for i, n in zip(chosen, scored, strict=True))) for r in (against, reading)
+        ]
         executor = quality.compare(self.ruler, pair[0], pair[1], part, seed=self.seed)
         return weights.loss, f"on {weights.tokens:,} tokens", executor.loss
 
@@ -215,7 +217,7 @@ class Examiner:
 
         def work(report: Report) -> Any:
             def step(done: int, total: int) -> None:
-                report(f"time {goal}", done, total, "pair")
+                report(f"time {goal} over {a.name}", done, total, "pair")
 
             if goal == "memory":
                 return self._memory_ratio(a, b, step), {}

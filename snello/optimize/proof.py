@@ -32,6 +32,7 @@ from snello.optimize.receipts import (
     Evidence,
     ParetoPoint,
     Passage,
+    Perplexity,
 )
 from snello.optimize.work import Report
 
@@ -57,6 +58,8 @@ class Proof:
     steady: bool
     engine: Interval | None
     engine_note: str
+    perplexity: Perplexity | None
+    windows: dict[str, Any] | None  # what `verify.py` reads, decoders only
     worst: tuple[Passage, ...]
     documents: tuple[DocumentLoss, ...]
 
@@ -91,6 +94,8 @@ def prove(climb: Climb) -> Run:
         steady=timed.steady,
         engine=engine,
         engine_note=note,
+        perplexity=perplexity(examiner, evidence, original, lean, blocks),
+        windows=windows(examiner, evidence, blocks),
         worst=worst_passages(examiner, original, lean, blocks),
         documents=document_losses(examiner, original, lean, blocks),
     )
@@ -124,6 +129,38 @@ def _engine(climb: Climb) -> Run:
         return None, unit.value
     found: Ratio = revive(Ratio, unit.value)
     return found.interval, "" if found.steady else "not known to 1.5%: the machine is noisy"
+
+
+# ---- what others need to recompute it ----
+
+
+def perplexity(
+    examiner: Examiner, evidence: Evidence, original: Reading, lean: Reading, blocks: Sequence[Block]
+) -> Perplexity | None:
+    """Of both models on the source whose loss decided."""
+    if not examiner.original.spec.causal:
+        return None
+    source = _decisive(evidence)
+    chosen = [number for number, block in enumerate(blocks) if block.source == source]
+    means = [float(np.concatenate([r.values[i] for i in chosen]).mean(dtype=np.float64)) for r in (original, lean)]
+    return Perplexity(source=source, original=float(np.exp(means[0])), lean=float(np.exp(means[1])))
+
+
+def windows(examiner: Examiner, evidence: Evidence, blocks: Sequence[Block]) -> dict[str, Any] | None:
+    """The proof's token windows, from where each is scored, and the loss that was found."""
+    if not examiner.original.spec.causal:
+        return None
+    chosen = [block for block in blocks if block.source == _decisive(evidence)]
+    return {
+        "windows": [block.tokens.tolist() for block in chosen],
+        "scored_from": [block.scored_from for block in chosen],
+        "loss": evidence.loss.mid,
+        "loss_high": evidence.loss.high,
+    }
+
+
+def _decisive(evidence: Evidence) -> str:
+    return max(evidence.sources, key=lambda source: source.loss.high).source
 
 
 # ---- what the report shows ----

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import os
 import shlex
 import shutil
@@ -144,6 +145,9 @@ def write(climb: Climb, found: Proof | None, result: Result, finish: Callable[[P
         _link(climb.best.artifact, staged)
     write_atomically(staged / "recipe.toml", resolved_recipe(climb, result).to_toml())
     _write_receipts(climb, found, result, staged)
+    if found is not None and found.windows is not None and found.perplexity is not None and result.exit_code == 0:
+        facts_to_check = {**found.windows, "perplexity_original": found.perplexity.original}
+        write_atomically(staged / "proof.json", json.dumps(facts_to_check) + "\n")
     if finish is not None:
         finish(staged)
     write_atomically(request.work / PUBLISHING, "")
@@ -272,6 +276,7 @@ def proof_receipt(climb: Climb, found: Proof | None, result: Result, index: int,
         again=found.again if found else climb.ledger.rows[1].loss,
         fault=found.fault if found else climb.ledger.rows[2].loss,
         fault_caught=found.fault_caught if found else climb.ledger.rows[2].verdict == "caught",
+        perplexity=found.perplexity if found else None,
         sharper=found.sharper if found else None,
         speedup=found.speedup if found else None,
         engine_speedup=found.engine if found else None,

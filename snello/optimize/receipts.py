@@ -214,6 +214,15 @@ class Ablation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Both perplexities on the text that decided, for who recomputes them (`proof.json` holds the windows)."""
+
+    source: str
+    original: float
+    lean: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProofReceipt:
     kind: Literal["proof"] = "proof"
     schema: int = SCHEMA
@@ -227,6 +236,7 @@ class ProofReceipt:
     again: Interval | None  # the original against itself
     fault: Interval | None  # the planted fault
     fault_caught: bool | None
+    perplexity: Perplexity | None = None  # decoders only
     sharper: float | None  # how many times narrower than the unpaired interval the paired one is
     speedup: Interval | None
     engine_speedup: Interval | None

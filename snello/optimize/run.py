@@ -8,7 +8,6 @@ unit, and the output folder is the old one or the new one, never half of it.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -138,9 +137,6 @@ class _Optimizer:
         original = Candidate(name="original", model=model, prefixes=(model,))
         yield from self._introduce(original)
         examiner = yield from prepare(request, self.bench, self.worker, self.runners, self.machine, original)
-        if request.dry_run:
-            yield from self._dry_run(examiner)
-            return
         yield StageStarted(index=1, stage="original", predicted_seconds=0.0)
         original.select = yield from examiner.read(original, "select", "original")
         power, fault = power_of(examiner, original.select)
@@ -156,6 +152,9 @@ class _Optimizer:
             shutil.rmtree(request.work, ignore_errors=True)
             sentence = power.sentence
             yield Finished(result=Result(exit_code=4, sentence=sentence, reason=sentence, seconds=self._seconds))
+            return
+        if request.dry_run:
+            yield from self._dry_run(examiner)
             return
         climb = Climb(examiner, self.journal, power=power, fault=fault, sources=sources)
         yield from climb.events()
@@ -196,13 +195,7 @@ class _Optimizer:
     # ---- ends
 
     def _dry_run(self, examiner: Examiner) -> Iterator[Event]:
-        yield TextRead(
-            sources=sources_of(examiner.texts, None),
-            self_written=examiner.texts.self_written,
-            smallest_provable=math.nan,
-            max_loss=self.request.max_loss,
-            measure=examiner.ruler.name,
-        )
+        """The plan, with costs predicted from ceilings; the text was read once, to say what it can prove."""
         goals = Goals(self.request.goal, self.machine, examiner.workload)
         tokens = sum(source.tokens("select") for source in examiner.texts.sources)
         forecast = forecast_for(examiner.original.spec, goals, tokens, None, None)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from snello.measure.interval import Interval
 from snello.measure.timing import Ratio
 from snello.optimize.candidate import Candidate
 from snello.optimize.events import Event, Verdict
@@ -84,7 +82,11 @@ def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
     gain: Ratio = yield from examiner.ratio(best, candidate, request.goal, stage, quads=3 if refused else 12)
     candidate.costs = (cost_ratio(request.goal, best.name, gain),)
     candidate.cost = gain.b
-    candidate.speedup = compose(best.speedup, gain.interval.inverse())
+    over = gain
+    if not best.is_original:  # not composed of ratios that were measured minutes apart
+        over = yield from examiner.ratio(examiner.original, candidate, request.goal, stage, quads=3)
+        candidate.costs = (*candidate.costs, cost_ratio(request.goal, "original", over))
+    candidate.speedup = over.interval.inverse()
     recorded = _recorded(examiner, candidate.name)
     if recorded is not None:
         return recorded, gain
@@ -120,16 +122,3 @@ def _other_costs(examiner: Examiner, candidate: Candidate, stage: str) -> Run:
             if goal == "throughput" and candidate.speed is not None:
                 candidate.speed = dataclasses.replace(candidate.speed, throughput_tokens_per_second=1 / found.b)
     return others
-
-
-def compose(first: Interval, second: Interval) -> Interval:
-    """The product of two independent speed-ups: half-widths add in squares on the logarithmic scale."""
-    mid = first.mid * second.mid
-
-    def side(high: bool) -> float:
-        parts = [math.log((one.high if high else one.low) / one.mid) for one in (first, second)]
-        return math.hypot(*parts)
-
-    if not all(0 < value < math.inf for one in (first, second) for value in (one.low, one.high)):
-        return Interval(0.0, mid, math.inf)
-    return Interval(mid * math.exp(-side(False)), mid, mid * math.exp(side(True)))

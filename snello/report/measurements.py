@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from snello.measure.interval import Interval
-from snello.optimize.receipts import CostRatio, Evidence, ProofReceipt, Receipts, RunReceipt, Speed
+from snello.optimize.receipts import CostRatio, Evidence, Perplexity, ProofReceipt, Receipts, RunReceipt, Speed
 from snello.report import charts, numbers
 from snello.report.blocks import Block, Command, Section, Table, Text
 from snello.report.cells import both, optional, optional_percent, plain_number
@@ -94,7 +94,7 @@ def _cost(cost: CostRatio) -> str:
 def quality(proof: ProofReceipt) -> Section:
     blocks: list[Block] = []
     if proof.evidence is not None:
-        blocks.append(_evidence(proof.evidence))
+        blocks.append(_evidence(proof.evidence, proof.perplexity))
         blocks.append(_guards(proof.evidence))
         if proof.evidence.guards.divergence_quantiles:
             blocks.append(charts.divergence(proof.evidence.guards.divergence_quantiles))
@@ -113,7 +113,7 @@ def quality(proof: ProofReceipt) -> Section:
     return Section(key="quality", title="Where the loss sits", about=about, blocks=tuple(blocks))
 
 
-def _evidence(evidence: Evidence) -> Table:
+def _evidence(evidence: Evidence, perplexity: Perplexity | None = None) -> Table:
     rows = [
         (
             source.source,
@@ -122,6 +122,9 @@ def _evidence(evidence: Evidence) -> Table:
         )
         for source in evidence.sources
     ]
+    if perplexity is not None:
+        found = f"{perplexity.original:.4f} and {perplexity.lean:.4f}"
+        rows.append((f"perplexity on {perplexity.source}, original and lean", found, "recomputed by verify.py"))
     note = evidence.weights_only_note or "-"
     rows.append(("weights alone, in the reference", optional(evidence.weights_only, numbers.loss), note))
     if evidence.executor_on_same_part is not None:

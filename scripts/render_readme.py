@@ -19,7 +19,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-SHAPE = "tinyllama-1.1b"
 
 
 def demo() -> str:
@@ -32,15 +31,28 @@ def demo() -> str:
 def peers() -> str:
     measured = RESULTS / "decode_vs_peers.json"
     whole = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
-    if SHAPE not in whole:
+    if not whole:
         return "`python -m benchmarks.decode_vs_peers` measures Snello and its peers in turn, on your machine."
-    result = whole[SHAPE]
-    rows = sorted(result["rows"].items(), key=lambda row: -row[1]["decode"]["median"])
-    lines = ["| engine | tokens a second | of the memory's limit | ours over this (95%) |", "|---|---:|---:|---:|"]
-    lines += [f"| {name} | {_speed(row)} | {_share(row)} | {_ratio(row)} |" for name, row in rows]
-    machine = f"{result['threads']} threads, {result['processor']}, {result['when']}"
-    said = f"{SHAPE}, one stream, {machine}; all in turn in one run:"
-    return "\n".join([said, "", *lines, "", "Command: `python -m benchmarks.decode_vs_peers`."])
+    one = next(iter(whole.values()))
+    said = f"One stream, {one['threads']} threads, {one['processor']}, {one['when']}; each shape in turn in one run."
+    lines = [
+        "| shape | engine | tokens a second | of the memory's limit | ours over this (95%) |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for shape, result in sorted(whole.items(), reverse=True):
+        lines += [
+            f"| {shape} | {name} | {_speed(row)} | {_share(row)} | {_ratio(row)} |" for name, row in _best(result)
+        ]
+    return "\n".join([said, "", *lines, "", "Best settings of each; all in `benchmarks/results/decode_vs_peers.json`."])
+
+
+def _best(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Every engine at its fastest settings, the fastest engine first."""
+    ordered = sorted(result["rows"].items(), key=lambda row: -row[1]["decode"]["median"])
+    engines: dict[str, tuple[str, Any]] = {}
+    for name, row in ordered:
+        engines.setdefault(name.partition("-")[0], (name, row))
+    return list(engines.values())
 
 
 def _speed(row: Mapping[str, Any]) -> str:

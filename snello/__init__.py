@@ -41,7 +41,8 @@ __all__ = ["LLM", "Deployment", "Recipe", "SamplingParams", "SnelloError", "Spec
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'snello' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    home = import_module(_HOME[name])
+    return home if home.__name__ == f"snello.{name}" else getattr(home, name)  # snello.optimize is callable itself
 
 
 def __dir__() -> list[str]:

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", type=Path, metavar="FILE", help="these stages, instead of a search")
     add("--target", type=ratio, metavar="2x", help="exit 3 and leave nothing if less is reached")
     add("--strict", action="store_true", default=None, help="the guards decide too: divergence, looping, ending")
-    add("--metric", metavar="COMMAND", help="your own score per example; {url} is the model's address")
+    add("--metric", metavar="COMMAND", help="your own score per example; {model} is its folder")
     add("--seed", type=int, help="[0]")
     add("--dry-run", action="store_true", help="say what would be tried, and stop")
     add("--fresh", action="store_true", help="do not continue a run that was stopped")

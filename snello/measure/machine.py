@@ -75,6 +75,14 @@ class Machine:
         """Operations a second of this inner loop; a format that was not probed counts as FP32."""
         return self.compute.get(arithmetic) or self.compute.get("fp32", math.inf)
 
+    def better_of(self, other: Machine) -> Machine:
+        """The most that either probe saw."""
+        before = dict(other.bandwidth)
+        bandwidth = tuple((size, max(speed, before.get(size, 0.0))) for size, speed in self.bandwidth)
+        names = {*self.compute, *other.compute}
+        compute = {name: max(self.compute.get(name, 0.0), other.compute.get(name, 0.0)) for name in sorted(names)}
+        return dataclasses.replace(self, bandwidth=bandwidth, compute=compute)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "cpu": self.cpu,
@@ -145,16 +153,23 @@ def _row_seconds(spec: Spec, machine: Machine, context: float, *, head: float) -
 
 
 def machine(*, threads: int | None = None, refresh: bool = False) -> Machine:
-    """This machine, from the cache if it was probed in the last 30 days by this core with as many threads."""
+    """This machine, from the cache if it was probed in the last 30 days by this core with as many threads.
+
+    `refresh` probes again and keeps the better of both: a busy machine shows less than it can, never more.
+    """
     from snello.engine.resources import physical_cores
     from snello.native import core
 
     threads = threads or physical_cores()
     isa = core.select_isa(None)
     path = _path(isa, threads)
-    if not refresh and (known := _read(path)) is not None and known.age_seconds < MAX_AGE_SECONDS:
+    known = _read(path)
+    if known is not None and known.age_seconds >= MAX_AGE_SECONDS:
+        known = None
+    if known is not None and not refresh:
         return known
     probed = probe(threads, isa)
+    probed = probed if known is None else probed.better_of(known)
     _write(path, probed)
     return probed
 

@@ -121,14 +121,16 @@ def _engine(climb: Climb) -> Run:
         if isinstance(peer, str):
             return peer, {}
         clock = Clock(examiner.runners(climb.original), work, seed=examiner.seed)
-        return ratio(clock.latency, peer, most_quads=5), {}
+        return ratio(peer, clock.latency, most_quads=5), {}
 
     inputs = {"model": climb.original.digest, "workload": str(work), "machine": str(examiner.machine.cpu)}
     unit = yield from examiner.worker.unit("proof", "engine", inputs, measure)
     if isinstance(unit.value, str):
         return None, unit.value
     found: Ratio = revive(Ratio, unit.value)
-    return found.interval, "" if found.steady else "not known to 1.5%: the machine is noisy"
+    if not found.steady:
+        return None, "too noisy to say"
+    return found.interval.inverse(), ""
 
 
 # ---- what others need to recompute it ----

@@ -110,6 +110,13 @@ def test_the_cache_is_used_until_it_is_old(tmp_path: Path, monkeypatch: pytest.M
     assert probes == [2, 1, 2, 2]
 
 
+def test_the_better_of_two_probes() -> None:
+    busy = dataclasses.replace(MACHINE, bandwidth=((2**20, 9e9), (2**25, 60e9)), compute={"int8": 2e12})
+    found = busy.better_of(MACHINE)
+    assert found.bandwidth == ((2**20, 50e9), (2**25, 60e9))
+    assert found.compute == {"fp32": 1e11, "bf16": 1e11, "int8": 2e12, "int4": 1e12}
+
+
 def test_this_machine_can_be_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("snello.native.core")
     monkeypatch.setattr(machines, "LADDER", (2**18, 2**20))

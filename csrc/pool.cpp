@@ -93,7 +93,7 @@ void Pool::wake() noexcept {
   signal_.notify_all();
 }
 
-void Pool::run(Job job, void* context, int64_t num_items, int64_t chunk) noexcept {
+void Pool::run(Job job, void* context, int64_t num_items, int64_t chunk, int64_t first) noexcept {
   const FloatEnvironment environment;
   if (num_items <= 0) return;
   if (threads_.empty() || num_items <= chunk) return job(context, 0, 0, num_items);
@@ -101,7 +101,10 @@ void Pool::run(Job job, void* context, int64_t num_items, int64_t chunk) noexcep
   context_ = context;
   num_items_ = num_items;
   chunk_ = chunk;
-  num_chunks_ = static_cast<uint32_t>((num_items + chunk - 1) / chunk);
+  first_ = first;
+  const int64_t later = std::max<int64_t>(0, num_items - first * num_threads());
+  num_chunks_ =
+      static_cast<uint32_t>(later > 0 ? num_threads() + (later + chunk - 1) / chunk : (num_items + first - 1) / first);
   pending_.store(num_chunks_, std::memory_order_relaxed);
   cursor_.store(static_cast<uint64_t>(++epoch_) << 32 | num_chunks_, std::memory_order_release);
   signal_.fetch_add(1);  // sequentially consistent, as the count of sleepers is: one of the two sides sees the other
@@ -118,9 +121,10 @@ void Pool::help(int worker) noexcept {
   while (const uint32_t left = static_cast<uint32_t>(state)) {
     if (!cursor_.compare_exchange_weak(state, state - 1, std::memory_order_acq_rel, std::memory_order_acquire))
       continue;
-    const int64_t begin = static_cast<int64_t>(num_chunks_ - left) * chunk_;
-    const int64_t end = begin + chunk_ < num_items_ ? begin + chunk_ : num_items_;
-    job_(context_, worker, begin, end);
+    const int64_t claim = num_chunks_ - left, long_claims = std::min<int64_t>(claim, num_threads());
+    const int64_t begin = long_claims * first_ + (claim - long_claims) * chunk_;
+    const int64_t end = begin + (claim < num_threads() ? first_ : chunk_);
+    job_(context_, worker, begin, std::min(end, num_items_));
     ++finished;
     state = cursor_.load(std::memory_order_acquire);
   }

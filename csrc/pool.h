@@ -4,6 +4,7 @@
 // call.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <mutex>
@@ -40,8 +41,9 @@ class Pool {
   int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
   // Wakes sleeping workers ahead of a job that is about to come.
   void wake() noexcept;
-  // Returns when every item is done. One caller at a time: hold mutex().
-  void run(Job job, void* context, int64_t num_items, int64_t chunk) noexcept;
+  // Returns when every item is done. One caller at a time: hold mutex(). The first claims, one for each thread, are of
+  // `first` items, the others of `chunk`: long runs of memory for everybody, and small pieces for an even end.
+  void run(Job job, void* context, int64_t num_items, int64_t chunk, int64_t first) noexcept;
   std::mutex& mutex() { return mutex_; }
 
  private:
@@ -53,7 +55,7 @@ class Pool {
   // Of the job under way. Written by the leader while no chunk is pending, read by whoever has claimed a chunk.
   Job job_ = nullptr;
   void* context_ = nullptr;
-  int64_t num_items_ = 0, chunk_ = 1;
+  int64_t num_items_ = 0, chunk_ = 1, first_ = 1;
   uint32_t num_chunks_ = 0, epoch_ = 0;
 
   // The job's number in the high half, the chunks nobody has claimed yet in the low half: a worker that comes late
@@ -66,13 +68,14 @@ class Pool {
   std::vector<std::thread> threads_;
 };
 
-// Calls body(worker, begin, end) for chunks of [0, num_items) on all threads.
+// Calls body(worker, begin, end) for chunks of [0, num_items) on all threads; `first`: see Pool::run, 0: like the
+// others.
 template <typename Body>
-void parallel_for(Pool& pool, int64_t num_items, int64_t chunk, const Body& body) noexcept {
+void parallel_for(Pool& pool, int64_t num_items, int64_t chunk, const Body& body, int64_t first = 0) noexcept {
   const auto job = [](void* context, int worker, int64_t begin, int64_t end) {
     (*static_cast<const Body*>(context))(worker, begin, end);
   };
-  pool.run(job, const_cast<Body*>(&body), num_items, chunk);
+  pool.run(job, const_cast<Body*>(&body), num_items, chunk, std::max(first, chunk));
 }
 
 }  // namespace snello

@@ -32,10 +32,12 @@ constexpr int64_t kRowPiece = 8192;            // columns, weighted by how much 
 constexpr int64_t kAttendPiece = 1 << 17;      // multiply-adds
 constexpr int64_t kLinearPieceFew = 32 << 10;  // bytes of weights, for few rows and for many
 constexpr int64_t kLinearPieceMany = 128 << 10;
-constexpr int64_t kFewRows = 16;
-constexpr int kGroupPanels = 4;  // panels that a product unpacks together
+constexpr int64_t kFewRows = 16, kFewRowsFloat = 4;
+constexpr int kGroupPanels = 4;  // panels that a product of many rows unpacks together
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t panels_of(const snello_tensor& weights) { return divide_up(weights.rows, kPanel); }
 
 bool row_like(Action::Kind kind) { return kind == Action::kRow || kind == Action::kStore; }
 
@@ -367,43 +369,47 @@ LinearTask snello_program::linear_task(const snello_op& o, const Rows& r) const 
           r.count};
 }
 
-void snello_program::run_linears(const Part& part, const Stage& stage, const Rows& r) {
+// Products that run at once, as one job. Its unit is as many panels as belong together.
+struct snello_program::Linears {
   struct Share {
     LinearTask task;
-    int panels, chunk;   // panels in all and per claim
-    int64_t first_item;  // of the joined job
+    int64_t first, end;  // units of the job
   };
   std::array<Share, snello::kMaxJoinedLinears> shares;
-  const int count = stage.end - stage.begin;
-  const int64_t piece = r.count <= snello::kFewRows ? snello::kLinearPieceFew : snello::kLinearPieceMany;
-  int64_t items = 0, bytes = 0;
-  for (int i = 0; i < count; ++i) {
-    Share& share = shares[static_cast<size_t>(i)];
-    share.task = linear_task(op(part.actions[static_cast<size_t>(stage.begin + i)].op), r);
-    share.panels = static_cast<int>(snello::divide_up(share.task.weights->rows, snello::kPanel));
-    const int64_t panel_bytes = static_cast<int64_t>(share.task.weights->bytes) / share.panels;
-    // Whole groups of panels, but no more of them than leaves every thread something to do.
-    const int64_t groups = snello::divide_up(share.panels, snello::kGroupPanels);
-    const int64_t wanted = std::max<int64_t>(1, piece / (panel_bytes * snello::kGroupPanels));
-    const int64_t most = std::max<int64_t>(1, groups / (2 * pool_.num_threads()));
-    share.chunk = static_cast<int>(std::min(wanted, most)) * snello::kGroupPanels;
-    share.first_item = items;
-    items += snello::divide_up(share.panels, share.chunk);
-    bytes += static_cast<int64_t>(share.task.weights->bytes);
+  int count = 0, unit = 1;
+  int64_t units = 0, bytes = 0;
+
+  void add(const LinearTask& task) {
+    const int64_t first = units;
+    units += snello::divide_up(snello::panels_of(*task.weights), unit);
+    bytes += static_cast<int64_t>(task.weights->bytes);
+    shares[static_cast<size_t>(count++)] = {task, first, units};
   }
-  const snello::Kernels& k = snello::kernels();
-  const auto run_items = [&](int, int64_t begin, int64_t end) {
-    int i = count - 1;
-    while (shares[static_cast<size_t>(i)].first_item > begin) --i;
-    for (int64_t item = begin; item < end; ++item) {
-      if (i + 1 < count && item == shares[static_cast<size_t>(i + 1)].first_item) ++i;
+  void run(int64_t begin, int64_t end) const {
+    for (int i = 0; i < count; ++i) {
       const Share& share = shares[static_cast<size_t>(i)];
-      const int panel = static_cast<int>(item - share.first_item) * share.chunk;
-      k.linear(share.task, panel, std::min(panel + share.chunk, share.panels));
+      const int64_t from = std::max(begin, share.first) - share.first, to = std::min(end, share.end) - share.first;
+      if (from >= to) continue;
+      const int64_t last = std::min(to * unit, snello::panels_of(*share.task.weights));
+      snello::kernels().linear(share.task, static_cast<int>(from * unit), static_cast<int>(last));
     }
-  };
-  if (bytes * r.count <= piece) return run_items(0, 0, items);
-  snello::parallel_for(pool_, items, 1, run_items);
+  }
+};
+
+void snello_program::run_linears(const Part& part, const Stage& stage, const Rows& r) {
+  const auto task = [&](int action) { return linear_task(op(part.actions[static_cast<size_t>(action)].op), r); };
+  // Few rows are bound by memory, which is read fastest in long runs; many by arithmetic, which is shared in pieces.
+  const bool few = r.count <= (task(stage.begin).quantized ? snello::kFewRows : snello::kFewRowsFloat);
+  Linears job;
+  job.unit = few ? 1 : snello::kGroupPanels;
+  for (int a = stage.begin; a < stage.end; ++a) job.add(task(a));
+
+  const int64_t piece = few ? snello::kLinearPieceFew : snello::kLinearPieceMany;
+  if (job.bytes * r.count <= piece) return job.run(0, job.units);
+  const int64_t threads = pool_.num_threads(), most = snello::divide_up(job.units, 2 * threads);
+  const int64_t chunk = std::clamp<int64_t>(piece * job.units / job.bytes, 1, most);
+  const int64_t first = few ? job.units * 7 / 8 / threads : 0;
+  snello::parallel_for(pool_, job.units, chunk, [&](int, int64_t begin, int64_t end) { job.run(begin, end); }, first);
 }
 
 // ---- attention ----

@@ -82,6 +82,7 @@ struct snello_program {
   snello::Pool& pool() { return pool_; }
 
  private:
+  struct Linears;
   // Rows that a part runs over: `count` of them; for the part after GATHER, output rows from `first` on.
   struct Rows {
     int first, count;

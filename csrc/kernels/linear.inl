@@ -7,7 +7,9 @@
 #pragma once
 
 constexpr int kLineBytes = 64;
-constexpr int kPrefetchBytes = 8192;  // into L2: page-bound hardware prefetchers alone leave a fifth of the bandwidth
+// How far ahead weights are fetched into L2. One row reads as fast as memory gives and the hardware sees it coming:
+// there a long distance only fights it. With more rows the reading pauses, and the hardware loses the thread.
+constexpr int kPrefetchBytes = 8192, kPrefetchBytesOneRow = 1024;
 constexpr int kSuperRows = 96;        // rows whose partial sums are parked at once
 constexpr int kGroupPanels = 4;       // panels unpacked at once
 constexpr int kIntegerColumns = 512;  // columns unpacked at once, for INT8 and for FP32 operands
@@ -96,7 +98,7 @@ inline void direct_int8(const LinearTask& task, int m0, int p) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const uint8_t* at = panel.lines + static_cast<int64_t>(line + i) * kLineBytes;
-      prefetch(at + kPrefetchBytes);
+      prefetch(at + (rows == 1 ? kPrefetchBytesOneRow : kPrefetchBytes));
       const Quads w = as_weights(load_quads(at));
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
@@ -124,7 +126,7 @@ inline void direct_int4(const LinearTask& task, int m0, int p) {
   for (int k = 0; k < task.weights->columns; k += kBlock) {
     const uint8_t* at = panel.lines + static_cast<int64_t>(k / kBlock) * 8 * kLineBytes;
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) prefetch(at + kPrefetchBytes + kLineBytes * i);
+    for (int i = 0; i < 8; ++i) prefetch(at + (rows == 1 ? kPrefetchBytesOneRow : kPrefetchBytes) + kLineBytes * i);
     const Nibbles block = load_nibbles(at);
     const I32 low_scale = load_u8(panel.group_scale(k));
     const I32 high_scale = halves ? load_u8(panel.group_scale(k + kSumColumns)) : low_scale;

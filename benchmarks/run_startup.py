@@ -32,12 +32,12 @@ CHILD = """
 import json, resource, sys, time
 from snello.engine import generate as module
 first = []
-inner = module._Stream.draw
+inner = module.Answer._draw
 def draw(self, logits):
     result = inner(self, logits)
     first.append(time.time())
     return result
-module._Stream.draw = draw
+module.Answer._draw = draw
 from snello.cli import main
 code = main(sys.argv[1:])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,10 +1,11 @@
-"""Fills the marked blocks of README.md from benchmarks/results, so that no figure there was typed by hand.
+"""Fills the marked blocks of README.md and docs/ from benchmarks/results, so that no figure there was typed by hand.
 
     python scripts/render_readme.py            rewrites the blocks
     python scripts/render_readme.py --check    exits 1 if a block is not what the results say
 
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `demo` is what `make demo` printed, as recorded in
-results/demo.txt; `peers` are the rows of results/decode_vs_peers.json, those that we lose included.
+results/demo.txt; `peers` are the rows of results/decode_vs_peers.json, those that we lose included; `methods` and
+`outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -71,26 +71,61 @@ def _ratio(row: Mapping[str, Any]) -> str:
     return f"{row['ours_over_this']:.2f} ({low:.2f}-{high:.2f})"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"demo": demo, "peers": peers}
+def methods() -> str:
+    measured = _read("quantize_methods.json")
+    lines = ["| | added loss (95% bounds) | KL from the original | weights |", "|---|---:|---:|---:|"]
+    lines.append(f"| original, BF16 | | | {measured['original_bytes'] / 1e6:.1f} MB |")
+    lines += [
+        f"| {name} | {_added(row)} | {row['kl_nats']:.4f} | {row['weights_bytes'] / 1e6:.1f} MB |"
+        for name, row in measured["rows"].items()
+    ]
+    told = f"{measured['tokens']:,} held-out tokens, {measured['calibration_tokens']:,} of calibration"
+    return "\n".join([f"{told}; `{measured['command']}`:", "", *lines])
 
 
-def rendered(text: str) -> str:
-    """`text` with every block filled anew."""
-    for name, fill in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        assert pattern.search(text), f"README.md has no block {name}"
+def outliers() -> str:
+    measured = _read("outliers.json")
+    models = measured["rows"]
+    lines = [f"| | {' | '.join(models)} |", "|---|" + "---:|" * len(models)]
+    for recipe in next(iter(models.values())):
+        lines.append(f"| {recipe} | {' | '.join(_added(rows[recipe]) for rows in models.values())} |")
+    return "\n".join([f"Added loss on {measured['tokens']:,} tokens; `{measured['command']}`:", "", *lines])
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _added(row: Mapping[str, Any]) -> str:
+    found = row["increase_nats"]
+    return f"{found['mid']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
+
+
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"demo": demo, "peers": peers},
+    "docs/quantize.md": {"methods": methods, "outliers": outliers},
+}
+
+
+def rendered(name: str, text: str) -> str:
+    """`text` of this file with every block filled anew."""
+    for block, fill in BLOCKS[name].items():
+        pattern = re.compile(rf"(<!-- begin {block} -->\n).*?(<!-- end {block} -->)", re.DOTALL)
+        assert pattern.search(text), f"{name} has no block {block}"
         content = fill()
         text = pattern.sub(lambda found, content=content: f"{found[1]}{content}\n{found[2]}", text)  # type: ignore[misc]
     return text
 
 
 def main() -> int:
-    before = README.read_text(encoding="utf-8")
-    after = rendered(before)
-    if "--check" in sys.argv:
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
-    return 0
+    stale = 0
+    for name in BLOCKS:
+        before = (ROOT / name).read_text(encoding="utf-8")
+        after = rendered(name, before)
+        stale += before != after
+        if "--check" not in sys.argv:
+            (ROOT / name).write_text(after, encoding="utf-8")
+    return int("--check" in sys.argv and stale > 0)
 
 
 if __name__ == "__main__":

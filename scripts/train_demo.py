@@ -1,4 +1,6 @@
-"""Trains the embedded model `demo`: owns its data, its tokenizer, its shape and its schedule.
+"""Trains the embedded model `demo`: owns its schedule, its run and what is written at the end.
+
+`demo_data` has the text, the tokenizer and the rows, `demo_model` the shape, the optimizer and the loss.
 
 The model is shipped, so anyone must be able to make it again: the data is the standard library of the
 running Python, the order follows from a seed, and every number that matters is a constant below or an
@@ -6,7 +8,7 @@ option.  It is a plain Llama with as many key-value heads as heads, because the 
 lean have the most to show on a model that nobody has made lean before.
 
 The schedule is warm-up, constant, linear decay to zero.  The constant part has no fixed end, so a run can
-be stopped at any step and finished with a decay of any length:
+be stopped at any step and finished with a decay of any length. In the root of the repository:
 
     python -m scripts.train_demo --steps 3000 --decay-steps 750       a whole run
     kill -TERM <pid>                                                  saves a checkpoint and ends
@@ -17,297 +19,27 @@ be stopped at any step and finished with a decay of any length:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
-import platform
 import signal
 import sys
 import time
-import tokenize
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, LlamaForCausalLM
 
-from snello.models.demo.held_out import is_held_out, read_held_out, read_source, stdlib_directory
+from scripts.demo_data import CONTEXT, END_ID, END_TOKEN, Corpus, HeldOut, batches, load_held_out, prepare
+from scripts.demo_model import PEAK_RATE, Optimizer, losses, measure, new_model
 
-Tokens = npt.NDArray[np.uint16]
-
-CONTEXT = 1024
-VOCABULARY = 4096
-END_TOKEN = "<|endoftext|>"
-END_ID = 0
-PEAK_RATE = 3e-3
 WARM_UP_STEPS = 40
 CLIP_NORM = 1.0
 SAVE_EVERY = 200
 LOG_EVERY = 20
-
-# Newlines and indentation are tokens of their own, never glued to a word: a prompt that ends with a colon,
-# a newline or an indentation is then cut exactly as the training text was.  Digits stand alone, and a word
-# takes at most one sign before it ("(self", ".join", " in", "_name").
-SPLIT = r"\n+| {2,}|\d|[^\s\p{L}\d]?\p{L}+| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
-
-# Installed packages are not the standard library, and the last two are made by the build of the
-# interpreter: they hold its paths and compiler options.
-FOREIGN = ("site-packages", "dist-packages", "ensurepip", "__pycache__")
-GENERATED = ("config-", "_sysconfigdata")
-
-
-# --- The training text -------------------------------------------------------------------------------
-
-
-def source_files(root: Path) -> list[Path]:
-    """The Python files to learn from, in a fixed order: no bundles, nothing generated, nothing held out."""
-    chosen = []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root).as_posix()
-        foreign = not set(FOREIGN).isdisjoint(relative.split("/")) or relative.startswith(GENERATED)
-        if not foreign and not is_held_out(relative):
-            chosen.append(path)
-    return sorted(chosen, key=lambda path: path.relative_to(root).as_posix())
-
-
-def is_python(path: Path) -> bool:
-    """Whether the file decodes and splits into Python tokens; the test suite holds some that do not."""
-    try:
-        with path.open("rb") as stream:
-            for _ in tokenize.tokenize(stream.readline):
-                pass
-    except (SyntaxError, UnicodeDecodeError, tokenize.TokenError):
-        return False
-    return True
-
-
-def training_texts() -> list[str]:
-    """Every distinct text to learn from, in the order of the files."""
-    root = stdlib_directory()
-    texts = (read_source(path) for path in source_files(root) if is_python(path))
-    return list(dict.fromkeys(text for text in texts if text.strip()))
-
-
-# --- The tokenizer -----------------------------------------------------------------------------------
-
-
-def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE on the training texts; every text comes back byte for byte."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END_TOKEN],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def bytes_per_token(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """How many bytes of text each token stands for; the byte-level alphabet has one letter per byte."""
-    lengths = [len(tokenizer.id_to_token(index) or "") for index in range(tokenizer.get_vocab_size())]
-    lengths[END_ID] = 0
-    return np.array(lengths, dtype=np.int64)
-
-
-# --- Tokens, rows, batches ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """All documents as one array: number `i` is `tokens[bounds[i]:bounds[i + 1]]`, its end token included."""
-
-    tokens: Tokens
-    bounds: npt.NDArray[np.int64]
-    facts: dict[str, Any]
-
-
-def encode_corpus(tokenizer: Tokenizer, texts: list[str]) -> Corpus:
-    """The training texts as tokens, with the facts that the training record repeats."""
-    encoded = [[*encoding.ids, END_ID] for encoding in tokenizer.encode_batch(texts)]
-    tokens = np.array([token for ids in encoded for token in ids], dtype=np.uint16)
-    bounds = np.cumsum([0] + [len(ids) for ids in encoded], dtype=np.int64)
-    data = [text.encode() for text in texts]
-    facts = {
-        "python_version": platform.python_version(),
-        "files": len(texts),
-        "bytes": sum(map(len, data)),
-        "tokens_per_epoch": len(tokens),
-        "sha256": hashlib.sha256(b"\0".join(data)).hexdigest(),
-    }
-    return Corpus(tokens, bounds, facts)
-
-
-def prepare(work: Path) -> tuple[Tokenizer, Corpus]:
-    """Tokenizer and corpus, made once and then read back, so that a resumed run sees the same rows."""
-    tokenizer_file, corpus_file = work / "tokenizer.json", work / "corpus.npz"
-    facts_file = work / "corpus.json"
-    if facts_file.is_file():
-        stored = np.load(corpus_file)
-        facts = json.loads(facts_file.read_text())
-        return Tokenizer.from_file(str(tokenizer_file)), Corpus(stored["tokens"], stored["bounds"], facts)
-    texts = training_texts()
-    tokenizer = train_tokenizer(texts)
-    corpus = encode_corpus(tokenizer, texts)
-    tokenizer.save(str(tokenizer_file), pretty=False)
-    np.savez(corpus_file, tokens=corpus.tokens, bounds=corpus.bounds)
-    facts_file.write_text(json.dumps(corpus.facts, indent=2) + "\n")
-    return tokenizer, corpus
-
-
-def epoch_rows(corpus: Corpus, seed: int, epoch: int) -> Tokens:
-    """One epoch as packed rows of CONTEXT + 1 tokens in random order; a short last row is lost."""
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(corpus.bounds) - 1)
-    pieces = [corpus.tokens[corpus.bounds[i] : corpus.bounds[i + 1]] for i in order]
-    stream = np.concatenate([np.array([END_ID], dtype=np.uint16), *pieces])
-    # Neighbouring rows share one token: the last target of a row is the first input of the next.
-    rows = np.lib.stride_tricks.sliding_window_view(stream, CONTEXT + 1)[::CONTEXT]
-    # A long file fills many rows on end; left in place they would make whole steps about one file only.
-    return rows[generator.permutation(len(rows))]
-
-
-def batches(corpus: Corpus, seed: int, size: int, first_row: int) -> Iterator[torch.Tensor]:
-    """Batches for ever, from a position that is counted in rows over all epochs."""
-    rows_per_epoch = len(epoch_rows(corpus, seed, 0))
-    epoch, row = divmod(first_row, rows_per_epoch)
-    rows = epoch_rows(corpus, seed, epoch)
-    while True:
-        batch = [rows[row : row + size]]
-        row += size
-        if row >= len(rows):
-            epoch, row = epoch + 1, row - len(rows)
-            rows = epoch_rows(corpus, seed, epoch)
-            batch.append(rows[:row])
-        yield torch.from_numpy(np.concatenate(batch).astype(np.int64))
-
-
-# --- The model ---------------------------------------------------------------------------------------
-
-
-def demo_config() -> LlamaConfig:
-    """The shape of `demo`: about 9.7 million parameters, one key-value head for each head."""
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=384,
-        intermediate_size=896,
-        num_hidden_layers=5,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        head_dim=64,
-        max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=True,
-        bos_token_id=END_ID,
-        eos_token_id=END_ID,
-    )
-
-
-def new_model(seed: int) -> LlamaForCausalLM:
-    """A model with random weights; what writes into the residual stream starts smaller with depth."""
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(demo_config())
-    scale = 1.0 / math.sqrt(2 * model.config.num_hidden_layers)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.mul_(scale)
-    return model
-
-
-class Optimizer:
-    """Muon for the matrices of the blocks, AdamW for the embedding and the gains, stepped as one.
-
-    Muon (Jordan et al. 2024) orthogonalizes the momentum of a matrix; on a small budget of tokens it reaches a loss
-    with far fewer of them than AdamW. Its rate is matched to AdamW's update size (Liu et al. 2025), so both share one
-    schedule.
-    """
-
-    def __init__(self, model: LlamaForCausalLM) -> None:
-        named = dict(model.named_parameters())
-        matrices = [value for name, value in named.items() if value.ndim == 2 and "embed" not in name]
-        others = [value for name, value in named.items() if value.ndim != 2 or "embed" in name]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=PEAK_RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-        ]
-
-    def step(self, rate: float) -> None:
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = rate
-            part.step()
-            part.zero_grad()
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
-
-
-def losses(model: LlamaForCausalLM, rows: torch.Tensor, bf16: bool) -> torch.Tensor:
-    """Nats of every target token of the rows, flat."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        logits = model(input_ids=rows[:, :-1], use_cache=False).logits
-    return cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
-
-
-# --- The held-out measure ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out modules as windows of at most CONTEXT + 1 tokens, and the bytes behind each token."""
-
-    windows: list[list[int]]
-    openings: list[list[int]]
-    token_bytes: npt.NDArray[np.int64]
-
-
-def load_held_out(tokenizer: Tokenizer) -> HeldOut:
-    """Every module starts after an end token, as a file does in training; every token is a target once."""
-    windows: list[list[int]] = []
-    openings: list[list[int]] = []
-    for _, text in read_held_out():
-        ids = [END_ID, *tokenizer.encode(text).ids]
-        pieces = [ids[at : at + CONTEXT + 1] for at in range(0, len(ids) - 1, CONTEXT)]
-        windows += pieces
-        openings.append(pieces[0])
-    return HeldOut(windows, openings, bytes_per_token(tokenizer))
-
-
-@torch.no_grad()
-def measure(
-    model: LlamaForCausalLM, windows: list[list[int]], token_bytes: npt.NDArray[np.int64], bf16: bool
-) -> dict[str, float]:
-    """Nats per token and bits per byte over the windows; `bf16` is fast, without it the result is exact."""
-    nats, tokens, size = 0.0, 0, 0
-    model.eval()
-    for window in windows:
-        nats += float(losses(model, torch.tensor([window]), bf16).sum())
-        tokens += len(window) - 1
-        size += int(token_bytes[window[1:]].sum())
-    model.train()
-    bits = nats / math.log(2)
-    return {"nats_per_token": nats / tokens, "bits_per_byte": bits / size, "tokens": tokens, "bytes": size}
 
 
 # --- The run -----------------------------------------------------------------------------------------

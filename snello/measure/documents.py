@@ -48,23 +48,34 @@ SUFFIXES = frozenset({".txt", ".md", ".raw", ".jsonl"})
 
 
 def read_file(path: Path, source: str, end_token: str | None) -> list[Document]:
+    text = _text(path)
+    pieces = _rows(path, text) if path.suffix == ".jsonl" else split(text, end_token)
+    return [Document(source=source, name=f"{path.name}#{i}", text=piece) for i, piece in enumerate(pieces)]
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except UnicodeDecodeError as error:
         hint = f"convert it: iconv -f latin1 -t utf-8 {path} > {path.stem}.utf8.txt"
         raise SnelloError(f"{path} is not UTF-8 (byte {error.start})", hint) from error
-    pieces = _rows(path, text) if path.suffix == ".jsonl" else split(text, end_token)
-    return [Document(source=source, name=f"{path.name}#{i}", text=piece) for i, piece in enumerate(pieces)]
+    except OSError as error:
+        raise SnelloError(f"{path} cannot be read: {error.strerror}", "give a text that may be read") from error
 
 
 def _rows(path: Path, text: str) -> list[str]:
     """A JSONL row's "text"; any other row is the user's to mend."""
     pieces = []
-    for number, line in enumerate(filter(str.strip, text.splitlines()), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 in a string ends no row
+        if not line.strip():
+            continue
         try:
-            pieces.append(str(json.loads(line)["text"]))
+            piece = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise SnelloError(f'{path} line {number} has no "text"', 'each row is {"text": "..."}') from error
+        if not isinstance(piece, str):
+            raise SnelloError(f'{path} line {number}: "text" is {json.dumps(piece)[:40]}', "it must be a string")
+        pieces.append(piece)
     return pieces
 
 
@@ -118,7 +129,7 @@ def read_labelled(path: Path) -> list[Document]:
     """
     if not path.is_file():
         raise SnelloError(f"there is no text at {path}", "give a TSV file: text, tab, label")
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.split("\t") for line in _text(path).split("\n") if line.strip()]
     if rows and rows[0][-1].strip().lower() in ("label", "score", "gold"):
         rows = rows[1:]
     if not rows or not all(len(row) == len(rows[0]) for row in rows) or len(rows[0]) not in (2, 3):
@@ -141,8 +152,10 @@ def read_lines(path: Path) -> list[Document]:
     """One document a line (encoders without labels); lines under 20 characters are left out."""
     if not path.is_file():
         raise SnelloError(f"there is no text at {path}", "give a file with one text a line")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in _text(path).splitlines()]
     kept = [(i, line) for i, line in enumerate(lines) if len(line) >= 20]
+    if not kept:
+        raise SnelloError(f"{path} holds no text", "give a file with one text of at least 20 characters a line")
     return [Document(source=path.name, name=f"{path.name}#{i}", text=line) for i, line in kept]
 
 

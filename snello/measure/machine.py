@@ -179,13 +179,7 @@ def probe_again(known: Machine) -> Machine:
 
     A probe that shared the machine with other work sees too little; a ceiling is the most that was ever seen.
     """
-    fresh = probe(known.threads, known.isa)
-    before = dict(known.bandwidth)
-    better = dataclasses.replace(
-        fresh,
-        bandwidth=tuple((size, max(speed, before.get(size, 0.0))) for size, speed in fresh.bandwidth),
-        compute={name: max(speed, known.compute.get(name, 0.0)) for name, speed in fresh.compute.items()},
-    )
+    better = probe(known.threads, known.isa).better_of(known)
     _write(_path(known.isa, known.threads), better)
     return better
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def check_command(command: str) -> None:
         raise Unsupported("--metric with {url} needs a server, which this command does not start", hint)
     if "{model}" not in command:
         raise SnelloError("--metric names no {model}", "for example --metric 'python score.py {model}'")
+    try:
+        program = shlex.split(command)[0]
+    except ValueError as error:
+        raise SnelloError(f"--metric cannot be read: {error}", "close every quote") from error
+    if shutil.which(program) is None:
+        raise SnelloError(f"--metric: there is no program {program}", "give its path, and make it executable")
 
 
 def run(command: str, model: Path, *, timeout_seconds: float | None = None) -> np.ndarray:

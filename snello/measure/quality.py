@@ -1,8 +1,9 @@
 """The verdict on quality: how much worse on the user's text, with a bound; what the text can prove; does the test work.
 
 Two readings of the same blocks are paired token by token; the loss and its one-sided 95% bound come from redrawing
-whole documents. Beside every verdict stand the instrument's own checks: the original against itself, which must be
-exactly zero, and a planted fault whose loss on this very text is 1.1 times the budget, which must be caught.
+whole documents (windows, where a few documents are most of the text). Beside every verdict stand the instrument's own
+checks: the original against itself, which must be exactly zero, and a planted fault whose loss on this very text is 1.1
+times the budget, which must be caught.
 
 Power. The noise of a candidate is not known before it exists, so it is taken from the planted fault: its differences,
 centred, bound a candidate without any loss at h. That noise grows with the root of the loss (a disturbance of size s
@@ -78,9 +79,15 @@ def compare_differences(
 
 
 def clusters(blocks: Sequence[Block]) -> list[int]:
-    """The unit of resampling: the document, or the window where there are too few documents."""
+    """The unit of resampling: the document, or the window where too few documents carry the text.
+
+    Two long documents among six short ones are hardly more than two, so they are counted by Kish's effective number,
+    (sum n)^2 / sum n^2 of their tokens.
+    """
     documents = [block.cluster for block in blocks]
-    return documents if len(set(documents)) >= LEAST_CLUSTERS else list(range(len(blocks)))
+    sizes = np.bincount(np.unique(documents, return_inverse=True)[1], [block.num_scored for block in blocks])
+    effective = float(sizes.sum()) ** 2 / max(1.0, float((sizes**2).sum()))
+    return documents if effective >= LEAST_CLUSTERS else list(range(len(blocks)))
 
 
 def sharpness(ruler: Ruler, original: Reading, other: Reading, blocks: Sequence[Block], *, seed: int) -> float | None:

@@ -1,4 +1,4 @@
-"""Is one really faster? Two costs measured in turn, A B B A, until their ratio is known to 1.5% or it is too noisy.
+"""Is one really faster? Two costs in turn, A B B A, until their ratio is known to 1.5% of A's cost or it is too noisy.
 
 Machines drift (heat, neighbours), so nothing is compared across minutes: each quad of runs gives one ratio in which a
 steady drift cancels, and the interval is Student's over the logarithms of those ratios.
@@ -26,7 +26,7 @@ Cost = Callable[[], float]
 
 @dataclass(frozen=True)
 class Ratio:
-    """Cost of B over cost of A. `steady`: known to 1.5%; else it is too noisy to say."""
+    """Cost of B over cost of A. `steady`: known to 1.5% of A's cost; else it is too noisy to say."""
 
     interval: Interval
     steady: bool

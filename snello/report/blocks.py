@@ -15,8 +15,15 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Items:
+    """A list of sentences."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Command:
-    """A line that can be pasted into a shell."""
+    """Lines that can be pasted into a shell."""
 
     text: str
 
@@ -41,15 +48,19 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Excerpt:
-    """A passage where the lean model lost most. Weights are underline thicknesses 0..5 of each token, per model."""
+    """A passage where the lean model lost most: underline thicknesses 0..5 of each token per model, and where the lean
+    one was clearly worse. `peaks`: the tokens that lost most, in words.
+    """
 
     caption: str
+    peaks: str
     tokens: tuple[str, ...]
     original: tuple[int, ...]
     lean: tuple[int, ...]
+    lost: tuple[bool, ...]
 
 
-Block: TypeAlias = Text | Command | Table | Chart | Excerpt
+Block: TypeAlias = Text | Items | Command | Table | Chart | Excerpt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from snello.report.blocks import Block, Chart, Command, Excerpt, Page, Section, Table, Text
+from snello.report.blocks import Block, Chart, Command, Excerpt, Items, Page, Section, Table, Text
 
 
 def render(page: Page) -> str:
@@ -19,6 +19,8 @@ def _section(section: Section) -> str:
 def _block(block: Block) -> str:
     if isinstance(block, Text):
         return _escape(block.text) + "\n"
+    if isinstance(block, Items):
+        return "".join(f"- {_escape(line)}\n" for line in block.lines)
     if isinstance(block, Command):
         return fenced(block.text)
     if isinstance(block, Table):
@@ -36,7 +38,7 @@ def _table(table: Table) -> str:
 
 
 def _excerpt(excerpt: Excerpt) -> str:
-    return f"{_escape(excerpt.caption)}\n\n{fenced(''.join(excerpt.tokens))}"
+    return f"{_escape(excerpt.caption)}\n{_escape(excerpt.peaks)}\n\n{fenced(''.join(excerpt.tokens))}"
 
 
 def fenced(text: str) -> str:
@@ -52,4 +54,4 @@ def _cell(text: str) -> str:
 
 def _escape(text: str) -> str:
     """Text that Markdown leaves alone: no markup, no HTML."""
-    return re.sub(r"([\\`*_\[\]<>#])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]<>#&~$])", r"\\\1", text)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from snello.measure.bootstrap import DRAWS
 from snello.measure.interval import Interval
-from snello.optimize.receipts import CostRatio, Evidence, Perplexity, ProofReceipt, Receipts, RunReceipt, Speed
+from snello.optimize.receipts import CostRatio, Evidence, ProofReceipt, Receipts, RunReceipt, Speed
 from snello.report import charts, numbers
 from snello.report.blocks import Block, Command, Section, Table, Text
 from snello.report.cells import both, optional, optional_percent, plain_number
 
-# ---- 6: the front and the ablation ----------------------------------------------------------------------------------
+# ---- 5: the front and the ablation ----------------------------------------------------------------------------------
 
 
-def pareto(proof: ProofReceipt) -> Section:
-    blocks: list[Block] = [charts.pareto(proof.pareto)] if proof.pareto else [Text("Fewer than two candidates.")]
+def pareto(run: RunReceipt, proof: ProofReceipt) -> Section:
+    enough = len(proof.pareto) > 1
+    blocks: list[Block] = [
+        charts.pareto(proof.pareto, run.max_loss) if enough else Text("No candidate but the original was measured.")
+    ]
     if proof.ablation:
         rows = tuple(
             (f"without {item.without}", numbers.times_interval(item.speedup), numbers.loss(item.loss), item.note or "-")
@@ -31,48 +36,64 @@ def pareto(proof: ProofReceipt) -> Section:
     return Section(key="pareto", title="Speed against loss", about=about, blocks=tuple(blocks))
 
 
-# ---- 7: speed -------------------------------------------------------------------------------------------------------
+# ---- 6: speed -------------------------------------------------------------------------------------------------------
 
 
 def speed(run: RunReceipt, proof: ProofReceipt) -> Section:
     blocks: list[Block] = [Text(f"Workload: {run.workload}")]
-    sides = (("original", proof.speed_original), ("lean", proof.speed_lean))
-    rows = tuple(row for name, speed in sides if speed is not None for row in _speed_rows(name, speed))
-    columns = ("what", "measured", "ceiling")
-    if rows:
-        blocks.append(Table(columns=columns, rows=rows, right=(1, 2)))
+    sides = [(name, side) for name, side in (("original", proof.speed_original), ("lean", proof.speed_lean)) if side]
+    if sides:
+        blocks.append(_speeds(dict(sides)))
+    if any(_beats_its_ceiling(side) for _, side in sides):
+        blocks.append(
+            Text(
+                "A speed above its ceiling means that the machine was busy when it was probed: that ceiling is too "
+                "low. On a quiet machine: snello doctor --refresh, then the command of this run again."
+            )
+        )
     blocks += [charts.pairs(cost) for cost in proof.costs if len(cost.pairs) > 1]
     if proof.costs:
         blocks.append(_costs(proof.costs))
     about = (
-        "Tokens a second beside the most that this machine's measured bandwidth and arithmetic allow. The two models "
-        "ran in turn (A B B A); a ratio is stated where the 95% half-width is at most 1.5%."
+        "Tokens a second beside the most that this machine's measured bandwidth and arithmetic allow: the median, "
+        "then the least and the most of the runs. The ratio is measured apart: the two models ran in turn (A B B A), "
+        "until its 95% half-width was at most 1.5% of the original's cost (steady) or the tries were used up."
     )
     return Section(key="speed", title="Speed against the ceiling", about=about, blocks=tuple(blocks))
 
 
-def _speed_rows(name: str, speed: Speed) -> list[tuple[str, str, str]]:
-    rows = [
+def _speeds(sides: Mapping[str, Speed]) -> Table:
+    """One row a quantity; each model beside its own ceiling."""
+    rows: list[tuple[str, Callable[[Speed], tuple[str, str]]]] = [
         (
-            f"{name}: prompt, tokens a second",
-            _range(speed.prefill_tokens_per_second),
-            speed.ceiling_prefill_tokens_per_second,
+            "prompt, tokens a second",
+            lambda s: (_range(s.prefill_tokens_per_second), numbers.rate(s.ceiling_prefill_tokens_per_second)),
         ),
         (
-            f"{name}: answer, tokens a second",
-            _range(speed.decode_tokens_per_second),
-            speed.ceiling_decode_tokens_per_second,
+            "answer, tokens a second",
+            lambda s: (_range(s.decode_tokens_per_second), numbers.rate(s.ceiling_decode_tokens_per_second)),
         ),
+        ("first token, median", lambda s: (numbers.seconds(s.first_token_seconds), "-")),
+        ("whole answer, median", lambda s: (numbers.seconds(s.latency_seconds), "-")),
+        ("bytes read a token", lambda s: (numbers.size(s.bytes_per_token), "-")),
+        ("all streams, tokens a second", lambda s: (_optional(s.throughput_tokens_per_second, numbers.rate), "-")),
+        ("peak memory", lambda s: (_optional(s.peak_resident_bytes, numbers.size), "-")),
     ]
-    cells = [(what, measured, numbers.rate(ceiling)) for what, measured, ceiling in rows]
-    cells.append((f"{name}: first token", numbers.seconds(speed.first_token_seconds), "-"))
-    cells.append((f"{name}: whole answer", numbers.seconds(speed.latency_seconds), "-"))
-    cells.append((f"{name}: bytes read a token", numbers.size(speed.bytes_per_token), "-"))
-    if speed.throughput_tokens_per_second is not None:
-        cells.append((f"{name}: all streams, tokens a second", numbers.rate(speed.throughput_tokens_per_second), "-"))
-    if speed.peak_resident_bytes is not None:
-        cells.append((f"{name}: peak memory", numbers.size(speed.peak_resident_bytes), "-"))
-    return cells
+    cells = [(name, *(cell for side in sides.values() for cell in write(side))) for name, write in rows]
+    shown = tuple(row for row in cells if set(row[1:]) != {"-"})
+    columns = ("what", *(name for side in sides for name in (side, "its ceiling")))
+    return Table(columns=columns, rows=shown, right=tuple(range(1, len(columns))))
+
+
+def _beats_its_ceiling(speed: Speed) -> bool:
+    return (
+        speed.prefill_tokens_per_second.mid > speed.ceiling_prefill_tokens_per_second
+        or speed.decode_tokens_per_second.mid > speed.ceiling_decode_tokens_per_second
+    )
+
+
+def _optional(value: float | None, write: Callable[[float], str]) -> str:
+    return "-" if value is None else write(value)
 
 
 def _range(interval: Interval) -> str:
@@ -88,13 +109,13 @@ def _cost(cost: CostRatio) -> str:
     return f"{cost.ratio.mid:.3f} ({cost.ratio.low:.3f}-{cost.ratio.high:.3f})" if cost.steady else "too noisy to say"
 
 
-# ---- 8: quality -----------------------------------------------------------------------------------------------------
+# ---- 7: quality -----------------------------------------------------------------------------------------------------
 
 
 def quality(proof: ProofReceipt) -> Section:
     blocks: list[Block] = []
     if proof.evidence is not None:
-        blocks.append(_evidence(proof.evidence, proof.perplexity))
+        blocks.append(_evidence(proof.evidence))
         blocks.append(_guards(proof.evidence))
         if proof.evidence.guards.divergence_quantiles:
             blocks.append(charts.divergence(proof.evidence.guards.divergence_quantiles))
@@ -106,14 +127,14 @@ def quality(proof: ProofReceipt) -> Section:
         )
     about = (
         "Where the loss sits: by text, by document, by token, and how much of it comes from the weights alone "
-        "(dequantized, in the reference) rather than from integer activations and cache. Rates of looping and ending "
-        "are of fixed prompts."
+        "(dequantized, in the reference) rather than from integer activations and cache. Divergence is read at a fixed "
+        "sample of positions; rates of looping and ending are of fixed prompts."
     )
     blocks = blocks or [Text("Nothing was proved, so there is nothing to show.")]
     return Section(key="quality", title="Where the loss sits", about=about, blocks=tuple(blocks))
 
 
-def _evidence(evidence: Evidence, perplexity: Perplexity | None = None) -> Table:
+def _evidence(evidence: Evidence) -> Table:
     rows = [
         (
             source.source,
@@ -122,9 +143,6 @@ def _evidence(evidence: Evidence, perplexity: Perplexity | None = None) -> Table
         )
         for source in evidence.sources
     ]
-    if perplexity is not None:
-        found = f"{perplexity.original:.4f} and {perplexity.lean:.4f}"
-        rows.append((f"perplexity on {perplexity.source}, original and lean", found, "recomputed by verify.py"))
     note = evidence.weights_only_note or "-"
     rows.append(("weights alone, in the reference", optional(evidence.weights_only, numbers.loss), note))
     if evidence.executor_on_same_part is not None:
@@ -156,7 +174,7 @@ def _guards(evidence: Evidence) -> Table:
 
 def method(receipts: Receipts) -> Section:
     run = receipts.run
-    asked = (
+    asked: tuple[tuple[str, str], ...] = (
         ("budget", f"at most {numbers.percent(run.max_loss)} {run.measure}"),
         ("goal", run.goal + (", strict" if run.strict else "")),
         ("time budget", numbers.clock(run.time_budget_seconds)),
@@ -170,17 +188,19 @@ def method(receipts: Receipts) -> Section:
             f"{numbers.size(run.model.weights_bytes)}, {run.model.bits_per_weight:.2f} bits a weight",
         ),
     )
+    asked += (("target", f"{run.target:g}x"),) if run.target is not None else ()
+    asked += (("your own score", run.metric),) if run.metric is not None else ()
     blocks: list[Block] = [Table(columns=("asked", "value"), rows=asked), _texts(run)]
     blocks += [_machine(run.machine), _facts("version", run.versions)]
-    if receipts.proof is not None and receipts.proof.files:
-        blocks.append(_facts("file, SHA-256", receipts.proof.files))
     margins = tuple((step.stage, step.margin) for step in receipts.steps if step.margin)
     if margins:
         blocks.append(Table(columns=("decision", "how near it was"), rows=margins))
-    blocks += [Text("The command of this run:"), Command(" ".join(run.command))]
+    blocks += [Text("The command of this run:"), Command(shlex.join(run.command))]
     about = (
-        "Texts are cut by document into calibration, selection and proof; blocks that share thirteen words in a row "
-        "with the calibration cut are dropped. The proof cut is read once, at the end."
+        "Texts are cut by document into calibration, selection and proof; blocks that share thirteen tokens in a row "
+        "with the calibration cut are dropped. The proof cut is read once, at the end. Bounds come from redrawing "
+        f"whole documents {numbers.count(DRAWS)} times; where a few documents are most of a cut, its windows (blocks) "
+        "are redrawn instead."
     )
     return Section(key="method", title="Method, machine, versions", about=about, blocks=tuple(blocks))
 

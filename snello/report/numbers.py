@@ -1,7 +1,8 @@
 """How numbers are written, everywhere: in the terminal, on the page, in Markdown.
 
 Digits follow the uncertainty: an interval is shown to two digits of its half-width, never finer. Units are decimal
-(1 GB is 1e9 bytes), a speed-up carries an x, a loss a percent sign.
+(1 GB is 1e9 bytes), a speed-up carries an x, a loss a percent sign. A bound that measuring could not give (JSON holds
+it as the largest number there is) is "no bound".
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ import math
 
 from snello.measure.interval import Interval
 
+BEYOND = 1e9  # no loss or speed-up is this large: there is no bound
+
 
 def percent(value: float, digits: int = 2) -> str:
     """0.0052 -> "0.52%". A zero never carries a minus sign."""
+    if abs(value) >= BEYOND:
+        return "no bound"
     text = f"{100 * value:.{digits}f}%"
     return text[1:] if text.startswith("-") and not text.strip("-0.%") else text
 
@@ -25,8 +30,8 @@ def loss(interval: Interval) -> str:
 
 def at_most(bound: float) -> str:
     """An upper bound rounded *up* to two significant digits: 0.00713 -> "0.72%"."""
-    if bound <= 0:
-        return "0.00%"
+    if bound <= 0 or bound >= BEYOND:
+        return percent(max(bound, 0.0))
     digits = max(0, min(3, 1 - math.floor(math.log10(100 * bound))))
     scale = 10**digits
     return f"{math.ceil(100 * bound * scale - 1e-9) / scale:.{digits}f}%"
@@ -39,6 +44,8 @@ def times(value: float) -> str:
 
 def times_interval(interval: Interval) -> str:
     """ "3.3x (3.2-3.4)", to two digits of the half-width."""
+    if interval.high >= BEYOND:
+        return f"{times(interval.mid)} (no bound)"
     digits = min(2, _digits(interval.half_width))
     return f"{interval.mid:.{digits}f}x ({interval.low:.{digits}f}-{interval.high:.{digits}f})"
 
@@ -88,4 +95,4 @@ def clock(value: float) -> str:
 
 def _digits(width: float) -> int:
     """Decimals that show two digits of `width`, at least one and at most three."""
-    return 2 if width <= 0 else max(1, min(3, 1 - math.floor(math.log10(width))))
+    return 2 if width <= 0 or width >= BEYOND else max(1, min(3, 1 - math.floor(math.log10(width))))

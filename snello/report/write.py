@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from snello.optimize.events import plain
 from snello.optimize.files import write_atomically
 from snello.optimize.receipts import Receipts, read
 from snello.report import html, markdown
-from snello.report.blocks import Chart, Page
+from snello.report.blocks import Block, Page, Section
 from snello.report.sections import page
 
 SCHEMA = 1
@@ -28,7 +28,9 @@ def write_report(folder: Path) -> Path:
     arranged = page(receipts)
     write_atomically(folder / "report.html", html.render(arranged))
     write_atomically(folder / "report.md", markdown.render(arranged))
-    write_atomically(folder / "report.json", json.dumps(to_json(arranged, receipts), indent=1) + "\n")
+    write_atomically(
+        folder / "report.json", json.dumps(to_json(arranged, receipts), indent=1, ensure_ascii=False) + "\n"
+    )
     if (folder / "proof.json").exists():
         write_atomically(folder / "verify.py", VERIFY.read_text(encoding="utf-8"))
     return folder / "report.html"
@@ -39,13 +41,17 @@ def to_json(arranged: Page, receipts: Receipts) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "title": arranged.title,
-        "sections": [
-            asdict(replace(section, blocks=_without_drawings(section.blocks))) for section in arranged.sections
-        ],
+        "sections": [_section(section) for section in arranged.sections],
         "run": plain(receipts.run),
         "proof": plain(receipts.proof),
     }
 
 
-def _without_drawings(blocks: Any) -> Any:
-    return tuple(replace(block, svg="") if isinstance(block, Chart) else block for block in blocks)
+def _section(section: Section) -> dict[str, Any]:
+    return {**asdict(section), "blocks": [_block(block) for block in section.blocks]}
+
+
+def _block(block: Block) -> dict[str, Any]:
+    """Named by its kind, without the drawing: its table holds what it shows."""
+    fields = {key: value for key, value in asdict(block).items() if key != "svg"}
+    return {"kind": type(block).__name__.lower(), **fields}

@@ -20,15 +20,11 @@ from snello.measure.sizes import (
 )
 from snello.models.spec import Format, Spec
 from snello.techniques.quantize import Quantize
+from tests.optimize import fakes
 from tests.optimize.fakes import spec
 
-MACHINE = Machine(
-    cpu="Test",
-    features=(),
-    cores=2,
-    threads=2,
-    memory_bytes=10**10,
-    isa="scalar",
+MACHINE = dataclasses.replace(
+    fakes.MACHINE,
     bandwidth=((2**20, 50e9), (2**25, 50e9), (2**30, 20e9)),
     compute={"fp32": 1e11, "bf16": 1e11, "int8": 1e12, "int4": 1e12},
 )
@@ -115,6 +111,17 @@ def test_the_better_of_two_probes() -> None:
     found = busy.better_of(MACHINE)
     assert found.bandwidth == ((2**20, 50e9), (2**25, 60e9))
     assert found.compute == {"fp32": 1e11, "bf16": 1e11, "int8": 2e12, "int4": 1e12}
+
+
+def test_a_beaten_ceiling_is_probed_again_and_never_lowered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("snello.native.core")
+    monkeypatch.setenv("SNELLO_CACHE", str(tmp_path))
+    fresh = dataclasses.replace(MACHINE, bandwidth=((2**20, 9e9), (2**30, 30e9)), measured_at=time.time())
+    monkeypatch.setattr(machines, "probe", lambda threads, isa: fresh)
+    monkeypatch.setattr(machines, "_path", lambda isa, threads: tmp_path / "machine.json")
+    found = machines.probe_again(dataclasses.replace(MACHINE, compute={"int8": 2e12}))
+    assert found.bandwidth == ((2**20, 50e9), (2**30, 30e9)) and found.compute["int8"] == 2e12
+    assert machines.machine(threads=2) == found
 
 
 def test_this_machine_can_be_probed(monkeypatch: pytest.MonkeyPatch) -> None:

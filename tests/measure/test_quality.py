@@ -124,6 +124,11 @@ def test_few_documents_fall_back_to_windows() -> None:
     assert quality.clusters(make_blocks(12)) == list(range(12))
 
 
+def test_two_long_documents_among_short_ones_fall_back_to_windows() -> None:
+    blocks = [block for i, block in enumerate(make_blocks(10)) for _ in range(20 if i < 2 else 1)]
+    assert quality.clusters(blocks) == list(range(48))
+
+
 def test_pairing_is_sharper() -> None:
     blocks, original = make_blocks(60), losses(60)
     factor = quality.sharpness(NextTokens(), original, worse_by(original, 0.005), blocks, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,19 @@ def test_read_source_jsonl_and_errors(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_bytes(b"caf\xe9")
     with pytest.raises(SnelloError, match="not UTF-8"):
         read_source(tmp_path / "c.txt")
+
+
+def test_a_row_is_a_line_whatever_its_text_holds(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": "one\u2028two \x85 three"}, {"text": "caf\u00e9"}]
+    path.write_bytes("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode("utf-8-sig"))
+    assert [document.text for document in read_source(path)] == [row["text"] for row in rows]
+
+
+def test_a_text_that_is_no_string_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": null}\n')
+    with pytest.raises(SnelloError, match='line 3: "text" is null'):
+        read_source(tmp_path / "a.jsonl")
 
 
 def test_read_labelled(tmp_path: Path) -> None:

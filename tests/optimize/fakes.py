@@ -24,6 +24,16 @@ from snello.measure.rulers import Reading
 from snello.models.spec import Attention, Embedding, FeedForward, Format, Head, Layer, Norm, Rope, Spec
 from snello.techniques.base import Context
 
+MACHINE = Machine(
+    cpu="Fake CPU",
+    features=(),
+    cores=2,
+    threads=2,
+    memory_bytes=10**10,
+    isa="scalar",
+    bandwidth=((2**18, 1e10), (2**30, 1e10)),
+    compute={"fp32": 1e12, "bf16": 1e12, "int8": 1e13, "int4": 1e13},
+)
 VOCABULARY = 512
 
 
@@ -233,16 +243,7 @@ class FakeWorkbench:
         return FakeModel(self.base, self.root)
 
     def machine(self) -> Machine:
-        return Machine(
-            cpu="Fake CPU",
-            features=(),
-            cores=2,
-            threads=2,
-            memory_bytes=10**10,
-            isa="scalar",
-            bandwidth=((2**18, 1e10), (2**30, 1e10)),
-            compute={"fp32": 1e12, "bf16": 1e12, "int8": 1e13, "int4": 1e13},
-        )
+        return MACHINE
 
     def open(self, model: FakeModel, *, context: int, streams: int = 1) -> FakeRunner:
         runner = FakeRunner(model)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from snello.measure import timing
 from snello.measure.interval import Interval
 from snello.optimize import receipts
 from snello.optimize.events import LadderRow, PlannedStage, TextSource
+from snello.optimize.examine import cost_ratio
 
 EVIL = "<script>alert('x')</script> | `tick` *star*"
 VERSIONS = {"snello": "0.1.0", "python": "3.11.7"}
@@ -181,13 +183,8 @@ def proof() -> receipts.ProofReceipt:
             on_front=True,
         ),
     )
-    ratio = receipts.CostRatio(
-        goal="latency",
-        against="original",
-        ratio=Interval(0.328, 0.331, 0.334),
-        steady=True,
-        pairs=((1.89, 5.71), (1.9, 5.73), (1.88, 5.7)),
-    )
+    pairs = [(5.71, 1.89), (5.73, 1.9), (5.7, 1.88), (5.72, 1.89), (5.71, 1.9), (5.7, 1.89)]  # original, lean
+    ratio = cost_ratio("latency", "original", timing.summarize(pairs))
     return receipts.ProofReceipt(
         index=7,
         exit_code=0,
@@ -199,6 +196,7 @@ def proof() -> receipts.ProofReceipt:
         again=Interval(-0.0002, 0.0, 0.0002),
         fault=Interval(0.011, 0.013, 0.015),
         fault_caught=True,
+        perplexity=receipts.Perplexity(source="support.txt", original=14.3312, lean=14.4059),
         sharper=13.2,
         speedup=Interval(3.0, 3.02, 3.05),
         engine_speedup=None,

@@ -2,8 +2,9 @@
 
 Every engine runs the same checkpoint's shape in a worker of its own (`benchmarks/peers`), all loaded at once, and is
 measured in turn: A B C, then C B A, for every round, so that drift falls on all alike.  Beside each speed stand the
-bytes it reads per token and the share of the memory bandwidth, measured before and after by a program that belongs to
-no engine.  Attention's cache is left out of the bytes: at these lengths it is under one percent.
+bytes it reads per token and the share of the memory bandwidth, which a program that belongs to no engine measures
+right before and right after each turn: other tenants of a machine move it by half within seconds.  Attention's cache is
+left out of the bytes: at these lengths it is under one percent.
 
     python -m benchmarks.decode_vs_peers --shape tinyllama-1.1b
 """
@@ -41,6 +42,7 @@ class Contender:
     environment: str | None = None  # of the peer; ours runs in the Python that runs this program
     model: str = "{shape}"  # below the models of its peer
     options: tuple[str, ...] = ()
+    ours: str = OURS  # what stands against it: as many bits in the body and in the head
 
     def python(self) -> Path:
         return PEERS / self.environment / "bin" / "python" if self.environment else Path(sys.executable)
@@ -70,35 +72,36 @@ class Contender:
         return [str(self.python()), "-m", module, str(self.model_path(shape)), *lengths, *self.options]
 
 
-def llamacpp(kind: str) -> Contender:
-    return Contender(worker="worker_llamacpp", environment="llamacpp", model=f"{{shape}}-{kind}.gguf")
+OURS_ALL, OURS_INT8 = "snello-int4-all", "snello-int8"
 
 
-def openvino(variant: str, precision: str) -> Contender:
-    options = ("--precision", precision)
-    return Contender(worker="worker_openvino", environment="openvino", model=f"{{shape}}-{variant}", options=options)
+def snello(weights: str, name: str) -> Contender:
+    return Contender(worker="worker_snello", options=("--weights", weights), ours=name)
+
+
+def llamacpp(kind: str, ours: str) -> Contender:
+    return Contender(worker="worker_llamacpp", environment="llamacpp", model=f"{{shape}}-{kind}.gguf", ours=ours)
+
+
+def openvino(variant: str, precision: str, ours: str) -> Contender:
+    options, model = ("--precision", precision), f"{{shape}}-{variant}"
+    return Contender(worker="worker_openvino", environment="openvino", model=model, options=options, ours=ours)
 
 
 CONTENDERS = {
-    "snello-int4": Contender(worker="worker_snello", options=("--weights", "int4")),
-    "snello-int8": Contender(worker="worker_snello", options=("--weights", "int8")),
-    "llamacpp-q4_0": llamacpp("q4_0"),
-    "llamacpp-q8_0": llamacpp("q8_0"),
-    "openvino-int4-f32": openvino("int4", "f32"),
-    "openvino-int4-bf16": openvino("int4", "bf16"),
-    "openvino-int4-all-f32": openvino("int4-all", "f32"),
-    "openvino-int4-all-bf16": openvino("int4-all", "bf16"),
-    "openvino-int8-f32": openvino("int8", "f32"),
-    "openvino-int8-bf16": openvino("int8", "bf16"),
+    OURS: snello("int4", OURS),
+    OURS_ALL: snello("int4-all", OURS_ALL),
+    OURS_INT8: snello("int8", OURS_INT8),
+    "llamacpp-q4_0": llamacpp("q4_0", OURS),
+    "llamacpp-q4_0-all": llamacpp("q4_0-all", OURS_ALL),
+    "llamacpp-q8_0": llamacpp("q8_0", OURS_INT8),
+    "openvino-int4-f32": openvino("int4", "f32", OURS),
+    "openvino-int4-bf16": openvino("int4", "bf16", OURS),
+    "openvino-int4-all-f32": openvino("int4-all", "f32", OURS_ALL),
+    "openvino-int4-all-bf16": openvino("int4-all", "bf16", OURS_ALL),
+    "openvino-int8-f32": openvino("int8", "f32", OURS_INT8),
+    "openvino-int8-bf16": openvino("int8", "bf16", OURS_INT8),
 }
-FOUR_BITS = [
-    OURS,
-    "llamacpp-q4_0",
-    "openvino-int4-f32",
-    "openvino-int4-bf16",
-    "openvino-int4-all-f32",
-    "openvino-int4-all-bf16",
-]
 
 
 class Worker:
@@ -136,13 +139,15 @@ class Worker:
 
 @dataclass
 class Series:
-    """What one contender said: its last description, and its speeds, one of each per measurement."""
+    """What one contender said: its last description, its speeds and the bandwidth around them, one per measurement."""
 
     description: dict[str, Any]
     decode: list[float] = field(default_factory=list)
     prefill: list[float] = field(default_factory=list)
+    bandwidth: list[float] = field(default_factory=list)
 
-    def add(self, answer: dict[str, Any]) -> None:
+    def add(self, answer: dict[str, Any], bandwidth: float) -> None:
+        self.bandwidth += [bandwidth] * len(answer["decode_tokens_per_second"])
         self.decode += answer.pop("decode_tokens_per_second")
         self.prefill += answer.pop("prefill_tokens_per_second")
         answer.pop("first_tokens")
@@ -159,26 +164,32 @@ def refuse_noise(force: bool) -> None:
         )
 
 
-def measure_bandwidth() -> list[dict[str, Any]]:
+def measure_bandwidth(*, mebibytes: int = 1024, repeats: int = 15) -> list[dict[str, Any]]:
     """GB/s of the independent program, built first if need be; one entry per way of reading."""
     subprocess.run(["make", "--silent", "-C", str(ROOT / "benchmarks" / "bandwidth")], check=True)
-    done = subprocess.run([str(BANDWIDTH)], stdout=subprocess.PIPE, text=True, check=True)
+    command = [str(BANDWIDTH), str(mebibytes), str(repeats)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     entries: list[dict[str, Any]] = json.loads(done.stdout)["gigabytes_per_second"]
     return entries
 
 
-def best_bandwidth(entries: list[dict[str, Any]], threads: int) -> float:
-    """The best median at that many threads, or at as many as were measured."""
+def bandwidth_now(threads: int) -> float:
+    """GB/s at this moment with that many threads, or as many as the program has: its best way of reading."""
+    entries = measure_bandwidth(mebibytes=512, repeats=3)
     most = min(threads, max(entry["threads"] for entry in entries))
     return max(float(entry["median"]) for entry in entries if entry["threads"] == most)
 
 
-def run_in_turn(workers: dict[str, Worker], rounds: int) -> dict[str, Series]:
-    """A B C C B A, so often."""
+def run_in_turn(workers: dict[str, Worker], rounds: int, threads: int) -> dict[str, Series]:
+    """A B C C B A, so often, with a look at the bandwidth between any two."""
     series = {name: Series(worker.ready) for name, worker in workers.items()}
     for number in range(rounds):
+        before = bandwidth_now(threads)
         for name in [*workers, *reversed(workers)]:
-            series[name].add(workers[name].go())
+            answer = workers[name].go()
+            after = bandwidth_now(threads)
+            series[name].add(answer, (before + after) / 2)
+            before = after
         speeds = ", ".join(f"{name} {series[name].decode[-1]:.1f}" for name in workers)
         print(f"round {number + 1} of {rounds}: {speeds}", file=sys.stderr, flush=True)
     return series
@@ -200,16 +211,20 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": values}
 
 
-def judge(series: dict[str, Series], bandwidth: float, seed: int) -> dict[str, dict[str, Any]]:
+def judge(series: dict[str, Series], seed: int) -> dict[str, dict[str, Any]]:
     """Each contender's row: speeds, bytes, bandwidth used, and how much faster ours is."""
     rows = {}
     for name, one in series.items():
         row = {**one.description, "decode": spread(one.decode), "prefill": spread(one.prefill)}
         if size := one.description["bytes_per_token"]:
+            shares = [speed * size / 1e9 / limit for speed, limit in zip(one.decode, one.bandwidth, strict=True)]
             row["gigabytes_per_second"] = row["decode"]["median"] * size / 1e9
-            row["share_of_bandwidth"] = row["gigabytes_per_second"] / bandwidth
-        if OURS in series and name != OURS:
-            ours = series[OURS].decode
+            row["bandwidth_gigabytes_per_second"] = one.bandwidth
+            row["share_of_bandwidth"] = statistics.median(shares)
+        rival = CONTENDERS[name].ours
+        if rival in series and name != rival:
+            row["ours"] = rival
+            ours = series[rival].decode
             row["ours_over_this"] = statistics.median(ours) / row["decode"]["median"]
             row["ours_over_this_95"] = paired_interval(ours, one.decode, seed)
         rows[name] = row
@@ -253,21 +268,19 @@ def save(path: Path, shape: str, result: dict[str, Any]) -> None:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Loads every contender, measures all in turn between two looks at the bandwidth."""
+    """Loads every contender and measures all in turn."""
     load = os.getloadavg()[0]
-    before = measure_bandwidth()
     workers: dict[str, Worker] = {}
     try:
         for name in options.engines:
             command = CONTENDERS[name].command(options.shape, options)
             workers[name] = Worker(name, command, PEERS / "logs" / f"{name}.log")
             print(f"loaded {name}", file=sys.stderr, flush=True)
-        series = run_in_turn(workers, options.rounds)
+        series = run_in_turn(workers, options.rounds, options.threads)
     finally:
         for worker in workers.values():
             worker.close()
-    after = measure_bandwidth()
-    bandwidth = best_bandwidth(before + after, options.threads)
+    around = [limit for one in series.values() for limit in one.bandwidth]
     return {
         "when": time.strftime("%Y-%m-%d"),
         "processor": processor(),
@@ -276,17 +289,15 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "prompt_tokens": options.prompt,
         "generated_tokens": options.generate,
         "rounds": options.rounds,
-        "bandwidth_gigabytes_per_second": bandwidth,
-        "bandwidth_before": before,
-        "bandwidth_after": after,
-        "rows": judge(series, bandwidth, options.seed),
+        "bandwidth_gigabytes_per_second": spread(around),
+        "rows": judge(series, options.seed),
     }
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
-    parser.add_argument("--engines", nargs="+", choices=CONTENDERS, default=FOUR_BITS, metavar="ENGINE")
+    parser.add_argument("--engines", nargs="+", choices=CONTENDERS, default=[*CONTENDERS], metavar="ENGINE")
     parser.add_argument("--rounds", type=int, default=5, help="each measures every engine twice")
     parser.add_argument("--prompt", type=int, default=32, metavar="TOKENS")
     parser.add_argument("--generate", type=int, default=64, metavar="TOKENS")
@@ -305,7 +316,9 @@ def main() -> None:
     refuse_noise(options.force)
     result = compare(options)
     print(f"{options.shape}, {options.threads} threads, prompt {options.prompt}, {options.generate} tokens generated")
-    print(f"memory read by the independent program: {result['bandwidth_gigabytes_per_second']:.1f} GB/s")
+    limit = result["bandwidth_gigabytes_per_second"]
+    read = f"{limit['median']:.1f} GB/s ({limit['min']:.1f}-{limit['max']:.1f})"
+    print(f"memory read by the independent program meanwhile: {read}")
     print("\n".join(table(result["rows"])))
     save(options.out, options.shape, result)
     print(json.dumps({"results": str(options.out)}))

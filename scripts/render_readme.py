@@ -4,8 +4,8 @@
     python scripts/render_readme.py --check    exits 1 if a block is not what the results say
 
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `demo` is what `make demo` printed, as recorded in
-results/demo.txt; `peers` are the rows of results/decode_vs_peers.json, those that we lose included; `methods` and
-`outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json.
+results/demo.txt; `peers` are ours over the best of others in results/decode_vs_peers.json, those that we lose included;
+`methods` and `outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+WEIGHTS = {"snello-int4": "INT4, head INT8", "snello-int4-all": "INT4", "snello-int8": "INT8"}
 
 
 def demo() -> str:
@@ -36,23 +37,26 @@ def peers() -> str:
     one = next(iter(whole.values()))
     said = f"One stream, {one['threads']} threads, {one['processor']}, {one['when']}; each shape in turn in one run."
     lines = [
-        "| shape | engine | tokens a second | of the memory's limit | ours over this (95%) |",
-        "|---|---|---:|---:|---:|",
+        "| shape | weights | tokens a second | of the memory's limit | over llama.cpp (95%) | over OpenVINO (95%) |",
+        "|---|---|---:|---:|---:|---:|",
     ]
     for shape, result in sorted(whole.items(), reverse=True):
-        lines += [
-            f"| {shape} | {name} | {_speed(row)} | {_share(row)} | {_ratio(row)} |" for name, row in _best(result)
-        ]
-    return "\n".join([said, "", *lines, "", "Best settings of each; all in `benchmarks/results/decode_vs_peers.json`."])
+        lines += [f"| {shape} | {_pairs(result['rows'], ours, bits)} |" for ours, bits in WEIGHTS.items()]
+    told = "Ratios at the same bits, the other at its best settings; all in `benchmarks/results/decode_vs_peers.json`."
+    return "\n".join([said, "", *lines, "", told])
 
 
-def _best(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Every engine at its fastest settings, the fastest engine first."""
-    ordered = sorted(result["rows"].items(), key=lambda row: -row[1]["decode"]["median"])
-    engines: dict[str, tuple[str, Any]] = {}
-    for name, row in ordered:
-        engines.setdefault(name.partition("-")[0], (name, row))
-    return list(engines.values())
+def _pairs(rows: Mapping[str, Any], ours: str, bits: str) -> str:
+    """Our row, and how much faster it is than the fastest row of each peer with as many bits."""
+    against = [
+        max(
+            (row for name, row in rows.items() if name.startswith(peer) and row.get("ours") == ours),
+            key=lambda row: row["decode"]["median"],
+        )
+        for peer in ("llamacpp", "openvino")
+    ]
+    row = rows[ours]
+    return " | ".join([bits, _speed(row), _share(row), *map(_ratio, against)])
 
 
 def _speed(row: Mapping[str, Any]) -> str:

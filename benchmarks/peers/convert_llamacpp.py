@@ -1,10 +1,10 @@
-"""Turns a checkpoint into a GGUF file in which every matrix has one type, for llama.cpp.
+"""Turns a checkpoint into GGUF files for llama.cpp: in one type throughout, and as its own quantizer mixes them.
 
-A pure file (embedding and output head in the same type as the rest) reads the fewest bytes per token that the type
-allows; llama.cpp's own mixes keep the head in six bits.  Norms and RoPE factors stay float32.  Runs in the peer's
-environment, one tensor at a time.
+A file in one type (embedding and output head like the rest: `q4_0-all`, `q8_0`) reads the fewest bytes per token that
+the type allows.  What people run is `q4_0`, made from `q8_0` by llama.cpp itself, with the head in six bits.  Norms and
+RoPE factors stay float32.  Runs in the peer's environment, one tensor at a time.
 
-    build/peers/llamacpp/bin/python -m benchmarks.peers.convert_llamacpp tinyllama-1.1b q4_0 q8_0
+    build/peers/llamacpp/bin/python -m benchmarks.peers.convert_llamacpp tinyllama-1.1b q8_0 q4_0 q4_0-all
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
@@ -25,9 +26,10 @@ from benchmarks.peers.setup import PEERS
 
 MODELS = PEERS / "models" / "llamacpp"
 TYPES = {
-    "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+    "q4_0-all": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
+MIXED = "q4_0"
 Array = npt.NDArray[Any]
 
 
@@ -178,20 +180,39 @@ def convert(shape: str, type_name: str, path: Path) -> None:
     partial.rename(path)
 
 
+def quantize(shape: str, path: Path) -> None:
+    """llama.cpp's own Q4_0 of the shape's `q8_0` file, which is made first if need be."""
+    source = MODELS / f"{shape}-q8_0.gguf"
+    if not source.exists():
+        convert(shape, "q8_0", source)
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    settings.allow_requantize = True  # random weights: only their types matter here
+    partial = path.with_suffix(".partial")
+    status = llama_cpp.llama_model_quantize(str(source).encode(), str(partial).encode(), settings)
+    if status != 0:
+        raise RuntimeError(f"llama_model_quantize failed with {status}")
+    partial.rename(path)
+
+
 def main() -> None:
+    known = [*TYPES, MIXED]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("types", nargs="*", default=[*TYPES], help=f"of: {', '.join(TYPES)}")
+    parser.add_argument("types", nargs="*", default=known, help=f"of: {', '.join(known)}")
     parser.add_argument("--force", action="store_true", help="convert again what is there already")
     options = parser.parse_args()
-    if unknown := set(options.types) - set(TYPES):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(TYPES)}")
+    if unknown := set(options.types) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     for type_name in options.types:
         path = MODELS / f"{options.shape}-{type_name}.gguf"
         if path.exists() and not options.force:
             print(f"{path}: there already", flush=True)
             continue
-        convert(options.shape, type_name, path)
+        if type_name == MIXED:
+            quantize(options.shape, path)
+        else:
+            convert(options.shape, type_name, path)
         print(f"{path}: written", flush=True)
 
 

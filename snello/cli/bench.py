@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape", metavar="NAME", help="instead of MODEL: tinyllama-1.1b, qwen3-0.6b, llama-3.2-1b, ..."
     )
-    parser.add_argument("--weights", choices=("bf16", "int8", "int4"), default="int4", help="of --shape [int4]")
+    parser.add_argument(
+        "--weights",
+        choices=("bf16", "int8", "int4", "int4-all"),
+        default="int4",
+        help="of --shape [int4, whose head is INT8]",
+    )
     parser.add_argument("--prompt", type=at_least(1), metavar="N", help="prompt tokens [512, or what fits]")
     parser.add_argument("--generate", type=at_least(2), metavar="N", help="answer tokens [128, or what fits]")
     parser.add_argument("--streams", type=at_least(1), default=1, metavar="N", help="answers at once [1]")

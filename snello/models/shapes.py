@@ -20,8 +20,8 @@ from snello.models.packed import VECTOR, Layout, PackedWeights, layouts
 from snello.models.packed_writer import PackedWriter
 from snello.models.spec import Format, Spec, linear_names
 
-RandomWeights = Literal["bf16", "int8", "int4"]
-PRESETS: tuple[RandomWeights, ...] = ("bf16", "int8", "int4")
+RandomWeights = Literal["bf16", "int8", "int4", "int4-all"]  # int4: an INT8 head; int4-all: an INT4 head too
+PRESETS: tuple[RandomWeights, ...] = ("bf16", "int8", "int4", "int4-all")
 GROUP_SIZE: Literal[128] = 128
 
 
@@ -83,7 +83,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def spec_of_shape(name: str, weights: RandomWeights = "bf16") -> Spec:
-    """The `Spec` of a published shape, as `quantize` would leave it: INT8 head and embedding, INT8 activations."""
+    """The `Spec` of a published shape, as `quantize` would leave it: INT8 activations, embedding and, mostly, head."""
     if name not in SHAPES:
         raise SnelloError(f"no shape is named {name}", f"choose from: {', '.join(SHAPES)}")
     if weights not in PRESETS:
@@ -91,8 +91,10 @@ def spec_of_shape(name: str, weights: RandomWeights = "bf16") -> Spec:
     spec = spec_from_config(SHAPES[name])
     if weights == "bf16":
         return spec
-    head = Format(weights="int8", activations="int8", rotate=True, equalize=True)
-    body = dataclasses.replace(head, weights="int4", group_size=GROUP_SIZE) if weights == "int4" else head
+    int8 = Format(weights="int8", activations="int8", rotate=True, equalize=True)
+    int4 = dataclasses.replace(int8, weights="int4", group_size=GROUP_SIZE)
+    head = int4 if weights == "int4-all" else int8
+    body = int8 if weights == "int8" else int4
     formats = {linear: head if linear == "head" else body for linear in linear_names(spec)}
     return spec.with_formats(formats if spec.head.tied else {**formats, "embedding": Format(weights="int8")})
 

@@ -101,18 +101,23 @@ def _closing(llm: LLM, usage: Usage, terminal: Terminal) -> dict[str, Any]:
         measured_bytes=executor.bytes_per_token(),
     ).decode_tokens_per_second
     decode = usage.decode_tokens_per_second
-    prefill = usage.prompt_tokens / max(usage.first_token_seconds, 1e-9)
+    prefill = (usage.prompt_tokens - usage.cached_tokens) / max(usage.first_token_seconds, 1e-9)
     peak, used = _peak_bytes(), usage.prompt_tokens + usage.completion_tokens
     speed = f", {numbers.rate(decode)} tok/s, {decode / possible:.0%} of the {numbers.rate(possible)} possible here"
+    known = f" ({numbers.count(usage.cached_tokens)} known)" if usage.cached_tokens else ""
     parts = (
-        f"prompt {numbers.count(usage.prompt_tokens)} tokens, {numbers.seconds(usage.first_token_seconds)} "
+        f"prompt {numbers.count(usage.prompt_tokens)} tokens{known}, {numbers.seconds(usage.first_token_seconds)} "
         f"({numbers.rate(prefill)}/s)",
         f"answer {numbers.count(usage.completion_tokens)} tokens" + (speed if decode else ""),
         f"peak {numbers.size(peak)}, context {numbers.count(used)} of {numbers.count(executor.context)}",
     )
     terminal.say(terminal.glyph(" · ", " | ").join(parts))
     return {
-        "usage": {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "cached_tokens": usage.cached_tokens,
+        },
         "prefill_tokens_per_second": prefill,
         "decode_tokens_per_second": decode,
         "possible_decode_tokens_per_second": possible,

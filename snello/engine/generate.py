@@ -1,127 +1,155 @@
-"""One stream of tokens: prompt in, chunks out, as a generator that everything consumes.
+"""One answer: logits in, tokens and text out, until something ends it.
 
-Command line, Python API and server read the same generator. It owns the order of things: feed, sample, decode to text,
-look for stop strings, finish. Text that may be the beginning of a stop string or of a character is held back.
+It owns the order of things: draw, decode to text, look for stop strings, finish. Text that may be the beginning of a
+stop string or of a character is held back. It knows nothing of other answers or of where its logits come from; a draw
+depends on (seed, position, logits) alone, so guesses that were verified change nothing.
 """
 
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from snello.engine.native import NativeExecutor, Session
 from snello.engine.request import Chunk, FinishReason, SamplingParams, TokenLogprob, Usage
 from snello.errors import SnelloError
+from snello.models.spec import Spec
 from snello.models.tokenizer import StreamDecoder
 from snello.native import core
 
 
-def generate(
-    executor: NativeExecutor, prompt: Sequence[int], params: SamplingParams, decoder: StreamDecoder
-) -> Iterator[Chunk]:
-    """Draws tokens until an end token, a stop string, `max_tokens` or the end of the context.
+class Answer:
+    """One answer in the making.
 
-    Yields:
-        Chunk: text as it becomes certain; the last one carries `finish_reason` and `usage`.
+    Args:
+        spec: of the model: its vocabulary and end tokens.
+        prompt: its tokens; `context` is how long prompt and answer may be together.
+        seed: of the draws. `index`: which of the `params.n` answers this is.
+
+    Raises:
+        SnelloError: `logit_bias` names a token that the model does not have.
     """
-    with executor.session() as session:
-        yield from _Stream(executor, session, list(prompt), params, decoder).run()
 
-
-class _Stream:
     def __init__(
         self,
-        executor: NativeExecutor,
-        session: Session,
-        prompt: list[int],
+        spec: Spec,
+        prompt: Sequence[int],
         params: SamplingParams,
         decoder: StreamDecoder,
+        *,
+        context: int,
+        seed: int,
+        index: int = 0,
     ) -> None:
-        self.executor, self.session, self.params, self.decoder = executor, session, params, decoder
-        self.history = prompt
+        self.params, self.index, self._decoder = params, index, decoder
+        self.history = array("i", prompt)
         self.num_prompt = len(prompt)
-        self.sampling = core.Sampling(
-            temperature=params.temperature,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            top_k=params.top_k,
-            repetition_penalty=params.repetition_penalty,
-            presence_penalty=params.presence_penalty,
-            frequency_penalty=params.frequency_penalty,
-            biases=dict(params.logit_bias),
-            seed=params.drawn_seed,
+        self.max_length = min(context, self.num_prompt + params.max_tokens)
+        self.num_cached = 0
+        self._sampling = _sampling(params, spec, seed)
+        penalties = (params.repetition_penalty - 1, params.presence_penalty, params.frequency_penalty)
+        self._penalized = any(penalties)  # only then the core looks at the history
+        self._ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(spec.eos_tokens))
+        self._pending = ""
+        self._started = time.perf_counter()
+        self._first_token_seconds = 0.0
+        self.finished = False
+
+    def take(self, logits: np.ndarray, guesses: Sequence[int] = ()) -> tuple[list[int], list[Chunk]]:
+        """Draws the tokens after these rows of logits (1 + guesses, V).
+
+        The row after a guess counts only if the guess was drawn. Returns the tokens and what can be shown of them.
+
+        Raises:
+            SnelloError: the settings exclude every token.
+        """
+        tokens: list[int] = []
+        chunks: list[Chunk] = []
+        for row, logit in enumerate(logits):
+            token, logprob = self._draw(logit)
+            tokens.append(token)
+            chunks += self._after(token, logprob)
+            if self.finished or row >= len(guesses) or token != guesses[row]:
+                break
+        return tokens, chunks
+
+    def fail(self, error: SnelloError) -> Chunk:
+        """The last chunk of an answer that cannot go on."""
+        self.finished = True
+        return Chunk(text="", index=self.index, finish_reason="error", usage=self.usage(), error=error)
+
+    def usage(self) -> Usage:
+        """Tokens and seconds so far."""
+        return Usage(
+            prompt_tokens=self.num_prompt,
+            completion_tokens=len(self.history) - self.num_prompt,
+            cached_tokens=self.num_cached,
+            first_token_seconds=self._first_token_seconds,
+            seconds=time.perf_counter() - self._started,
         )
-        self.ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(executor.spec.eos_tokens))
-        self.pending = ""
-        self.first_token_seconds = 0.0
-        self.started = time.perf_counter()
 
-    def run(self) -> Iterator[Chunk]:
-        self.check()
-        logits = self.session.feed(self.history)
-        self.first_token_seconds = time.perf_counter() - self.started
-        while True:
-            token, logprob = self.draw(logits)
-            self.history.append(token)
-            if token in self.ends:
-                yield from self.finish("stop")
-                return
-            text, stopped = self.text_of(token)
-            yield Chunk(text=text, token_id=token, logprob=logprob)
-            if stopped:
-                yield Chunk(text="", finish_reason="stop", usage=self.usage())
-                return
-            answered = len(self.history) - self.num_prompt
-            if answered >= self.params.max_tokens or len(self.history) >= self.executor.context:
-                yield from self.finish("length")
-                return
-            logits = self.session.feed([token])
-
-    def check(self) -> None:
-        if self.num_prompt >= self.executor.context:
-            raise self.executor.overflow(self.num_prompt)
-        vocabulary = self.executor.spec.vocab_size
-        outside = [token for token in self.params.logit_bias if not 0 <= token < vocabulary]
-        if outside:
-            raise SnelloError(f"logit_bias names token {outside[0]}", f"the vocabulary has {vocabulary:,} tokens")
-
-    def draw(self, logits: np.ndarray) -> tuple[int, TokenLogprob | None]:
-        token, logprob = core.sample(logits, self.sampling, self.history, self.num_prompt, len(self.history))
+    def _draw(self, logits: np.ndarray) -> tuple[int, TokenLogprob | None]:
+        history, num_prompt = (self.history, self.num_prompt) if self._penalized else ((), 0)
+        token, logprob = core.sample(logits, self._sampling, history, num_prompt, len(self.history))
+        if not self._first_token_seconds:
+            self._first_token_seconds = time.perf_counter() - self._started
         if self.params.logprobs is None:
             return token, None
         return token, TokenLogprob(token_id=token, logprob=logprob, top=_top(logits, self.params.logprobs))
 
-    def text_of(self, token: int) -> tuple[str, bool]:
-        """The text that is certain after this token, and whether a stop string ended the answer."""
-        self.pending += self.decoder.feed(token)
-        return self.release(final=False)
+    def _after(self, token: int, logprob: TokenLogprob | None) -> Iterator[Chunk]:
+        self.history.append(token)
+        if token in self._ends:
+            yield self._finish("stop")
+            return
+        self._pending += self._decoder.feed(token)
+        text, stopped = self._release(final=False)
+        yield Chunk(text=text, index=self.index, token_id=token, logprob=logprob)
+        if stopped:
+            yield self._last("", "stop")
+        elif len(self.history) >= self.max_length:
+            yield self._finish("length")
 
-    def release(self, *, final: bool) -> tuple[str, bool]:
-        cut = _find_stop(self.pending, self.params.stops)
+    def _finish(self, reason: FinishReason) -> Chunk:
+        self._pending += self._decoder.flush()
+        text, stopped = self._release(final=True)
+        return self._last(text, "stop" if stopped else reason)
+
+    def _last(self, text: str, reason: FinishReason) -> Chunk:
+        self.finished = True
+        return Chunk(text=text, index=self.index, finish_reason=reason, usage=self.usage())
+
+    def _release(self, *, final: bool) -> tuple[str, bool]:
+        """The text that is certain now, and whether a stop string ended the answer."""
+        cut = _find_stop(self._pending, self.params.stops)
         if cut is not None:
             start, end = cut
-            text = self.pending[: end if self.params.include_stop_str_in_output else start]
-            self.pending = ""
+            text = self._pending[: end if self.params.include_stop_str_in_output else start]
+            self._pending = ""
             return text, True
-        held = 0 if final else _held_back(self.pending, self.params.stops)
-        text = self.pending[: len(self.pending) - held]
-        self.pending = self.pending[len(text) :]
+        held = 0 if final else _held_back(self._pending, self.params.stops)
+        text = self._pending[: len(self._pending) - held]
+        self._pending = self._pending[len(text) :]
         return text, False
 
-    def finish(self, reason: FinishReason) -> Iterator[Chunk]:
-        self.pending += self.decoder.flush()
-        text, stopped = self.release(final=True)
-        yield Chunk(text=text, finish_reason="stop" if stopped else reason, usage=self.usage())
 
-    def usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=self.num_prompt,
-            completion_tokens=len(self.history) - self.num_prompt,
-            first_token_seconds=self.first_token_seconds,
-            seconds=time.perf_counter() - self.started,
-        )
+def _sampling(params: SamplingParams, spec: Spec, seed: int) -> core.Sampling:
+    outside = [token for token in params.logit_bias if not 0 <= token < spec.vocab_size]
+    if outside:
+        raise SnelloError(f"logit_bias names token {outside[0]}", f"the vocabulary has {spec.vocab_size:,} tokens")
+    return core.Sampling(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        top_k=params.top_k,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        biases=dict(params.logit_bias),
+        seed=seed,
+    )
 
 
 def _find_stop(text: str, stops: tuple[str, ...]) -> tuple[int, int] | None:

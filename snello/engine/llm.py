@@ -6,16 +6,23 @@ Names are vLLM's. Everything runs in the caller's thread; nothing happens at imp
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
 import numpy as np
 
-from snello.engine.generate import generate
+from snello.engine.engine import Engine, EngineOptions
 from snello.engine.native import NativeExecutor, TokenScores
-from snello.engine.request import Chunk, Completion, Output, SamplingParams, TokenLogprob, defaults_from_generation
+from snello.engine.request import (
+    Chunk,
+    Completion,
+    Output,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+    defaults_from_generation,
+)
 from snello.errors import SnelloError
 from snello.models import load
 from snello.models.model import Model
@@ -30,6 +37,7 @@ class LLM:
     Args:
         model: a folder, a Hugging Face Hub name, "demo", or a loaded `Model`.
         threads, context: None takes the physical cores, and the model's context or what a quarter of free memory holds.
+        max_num_seqs: answers that run at the same time; more wait in order.
 
     Raises:
         SnelloError: no such model, or it cannot run here.
@@ -42,10 +50,14 @@ class LLM:
         threads: int | None = None,
         context: int | None = None,
         isa: str | None = None,
+        max_num_seqs: int = 32,
     ) -> None:
         self.model = model if isinstance(model, Model) else load(model)
-        self.executor = NativeExecutor(self.model, Deployment(threads=threads, context=context, isa=isa))
+        options = EngineOptions(max_num_seqs=max_num_seqs)
+        deployment = Deployment(threads=threads, context=context, isa=isa, max_num_seqs=max_num_seqs)
+        self.executor = NativeExecutor(self.model, deployment)
         self.tokenizer = self.model.tokenizer
+        self.engine = Engine(self.executor, self.tokenizer, options)
         self.default_params: dict[str, Any] = defaults_from_generation(self.model.generation)
 
     def __repr__(self) -> str:
@@ -64,11 +76,11 @@ class LLM:
     def generate(
         self, prompts: str | Sequence[str], params: SamplingParams | None = None, **names: Any
     ) -> Output | list[Output]:
-        """Answers to one prompt or to several, in their order."""
+        """Answers to one prompt or to several, in their order; several run together, each as if it were alone."""
         chosen = self.params(params, names)
         if isinstance(prompts, str):
             return self.answer(self.encode(prompts), chosen)
-        return [self.answer(self.encode(prompt), chosen) for prompt in prompts]
+        return self.answers([self.encode(prompt) for prompt in prompts], chosen)
 
     def chat(self, messages: Messages, params: SamplingParams | None = None, **names: Any) -> Output:
         """The answer to a conversation, through the checkpoint's own chat template."""
@@ -80,20 +92,19 @@ class LLM:
         return self.stream_tokens(ids, self.params(params, names))
 
     def stream_tokens(self, ids: Sequence[int], params: SamplingParams) -> Iterator[Chunk]:
-        """Chunks of the answer to these prompt tokens."""
+        """Chunks of the answer to these prompt tokens. Several streams taken in turn run together."""
         self.check_decoder()
-        return generate(self.executor, ids, params, self.tokenizer.stream())
+        return self.engine.stream(ids, params)
 
     def answer(self, ids: Sequence[int], params: SamplingParams) -> Output:
         """`params.n` whole answers to these prompt tokens; the i-th is drawn with seed + i."""
-        seed = params.drawn_seed
-        completions, usage = [], None
-        for index in range(params.n):
-            chunks = list(self.stream_tokens(ids, replace(params, seed=seed + index)))
-            usage = usage or chunks[-1].usage
-            completions.append(_completion(chunks, params))
-        assert usage is not None
-        return Output(prompt_token_ids=tuple(ids), outputs=tuple(completions), usage=usage)
+        return self.answers([ids], params)[0]
+
+    def answers(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Output]:
+        """The same for several prompts."""
+        self.check_decoder()
+        gathered = self.engine.gather(prompts, params)
+        return [_output(ids, chunks, params) for ids, chunks in zip(prompts, gathered, strict=True)]
 
     def score(self, text: str | Sequence[int]) -> TokenScores:
         """Log-probabilities of all tokens but the first."""
@@ -139,6 +150,21 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _output(ids: Sequence[int], chunks: list[Chunk], params: SamplingParams) -> Output:
+    each = [[chunk for chunk in chunks if chunk.index == index] for index in range(params.n)]
+    usages = [usage for chunk in chunks if (usage := chunk.usage) is not None]
+    usage = Usage(
+        prompt_tokens=len(ids),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cached_tokens=min(usage.cached_tokens for usage in usages),
+        first_token_seconds=min(usage.first_token_seconds for usage in usages),
+        seconds=max(usage.seconds for usage in usages),
+    )
+    return Output(
+        prompt_token_ids=tuple(ids), outputs=tuple(_completion(chunks, params) for chunks in each), usage=usage
+    )
 
 
 def _completion(chunks: list[Chunk], params: SamplingParams) -> Completion:

@@ -1,8 +1,9 @@
 """The native executor: a model on this CPU, through the C++ core.
 
-Opens a model (packing a checkpoint on first use), lowers its `Spec` once, and answers three kinds of question: sessions
-(one growing sequence: `feed` returns the next logits), whole texts (`score`, `logits`) and encoders (`encode`). All of
-them are batches of rows over pages, so they agree to the bit. Shapes: T tokens, V vocabulary, D hidden size.
+Opens a model (packing a checkpoint on first use), lowers its `Spec` once, and answers four kinds of question: steps of
+many requests (`run`), sessions (one growing sequence: `feed` returns the next logits), whole texts (`score`, `logits`)
+and encoders (`encode`). All of them are batches of rows over pages, so they agree to the bit. Shapes: T tokens, V
+vocabulary, D hidden size.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 
 from snello.engine.lowering import lower
 from snello.engine.pages import PagePool
-from snello.engine.resources import choose_context, choose_threads
+from snello.engine.resources import choose_context, choose_pages, choose_threads
+from snello.engine.rows import batch_of
+from snello.engine.sequence import Step
 from snello.errors import SnelloError
 from snello.models.model import Model
 from snello.models.pack_cache import packed
@@ -51,7 +54,7 @@ class NativeExecutor:
         self._page_bytes = core.cache_page_bytes(_cache_layers(self.spec))
         self.context = self._choose_context()
         lowered = lower(self.spec, self.weights, positions=self.context)
-        num_pages = -(-self.context // core.PAGE_POSITIONS) * self.deployment.streams
+        num_pages = choose_pages(self.deployment, self.context, self._page_bytes)
         self.pages = PagePool(num_pages)
         self._pool = core.Pool(self.threads)
         self._cache = core.Cache(lowered.cache_layers, num_pages)
@@ -89,6 +92,21 @@ class NativeExecutor:
         """Bytes that one decoded token must read: linears, head, and keys and values at this context."""
         cached = sum(_cached_bytes(layer.mixer, self.spec, context) for layer in self.spec.layers)
         return self.weights.linear_bytes + cached
+
+    # ---- steps of many requests
+
+    def run(self, step: Step) -> np.ndarray:
+        """Copies pages, then runs all rows at once; logits (outputs, V) float32, piece by piece.
+
+        Raises:
+            NotFinite: a row's activations are not finite; the other sequences' rows can be run again without it.
+        """
+        for source, destination in step.copies:
+            self._cache.copy_page(destination, source)
+        if not step.pieces:
+            return np.empty((0, self.program.output_width), np.float32)
+        logits: np.ndarray = self.program.step(batch_of(step))
+        return logits
 
     # ---- sessions
 

@@ -108,10 +108,13 @@ class TokenLogprob:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
+    """Of one answer, or of all answers to one prompt. Seconds count from when it was asked."""
+
     prompt_tokens: int
     completion_tokens: int
     first_token_seconds: float
     seconds: float  # of the whole answer
+    cached_tokens: int = 0  # of the prompt: not computed, their keys and values were there
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -151,13 +154,18 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """One piece of a streamed answer; `finish_reason` and `usage` come with the last, whose text may be empty."""
+    """One piece of a streamed answer; `finish_reason` and `usage` come with the last, whose text may be empty.
+
+    `index` tells the `n` answers to one prompt apart. `error` comes with the finish reason "error".
+    """
 
     text: str
+    index: int = 0
     token_id: int | None = None
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    error: SnelloError | None = None
 
 
 def _check(name: str, value: float, low: float, high: float | None, *, open_low: bool = False) -> None:

@@ -71,3 +71,13 @@ def choose_context(deployment: Deployment, spec: Spec, page_bytes: int) -> int:
         hint = f"use --context {fits} or an INT8 cache"
         raise SnelloError(f"context {asked:,} needs {needed / 1e9:.1f} GB for keys and values, more than is free", hint)
     return asked
+
+
+def choose_pages(deployment: Deployment, context: int, page_bytes: int) -> int:
+    """Pages of the cache: `streams` whole contexts, and up to `max_num_seqs` where a quarter of free memory holds them.
+
+    Memory that is not used is not taken: a page becomes resident when it is first written.
+    """
+    whole = -(-context // core.PAGE_POSITIONS)
+    affordable = free_memory_bytes() // SHARE_OF_FREE_MEMORY // page_bytes
+    return max(whole * deployment.streams, min(whole * deployment.max_num_seqs, affordable))

@@ -209,12 +209,14 @@ class Deployment:
     """How a model runs *here*: this machine's side. Not part of the model's identity.
 
     `context`: positions to make room for, for each of `streams` sequences at once; None: the model's own, or what a
-    quarter of free memory holds.
+    quarter of free memory holds. `max_num_seqs`: sequences that may share the cache; it is made larger for them where
+    a quarter of free memory allows.
     """
 
     threads: int | None = None  # None: the physical cores
     context: int | None = None
     streams: int = 1
+    max_num_seqs: int = 1
     chunk_rows: int = 256  # prompt rows of one step
     isa: str | None = None
 

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,18 @@ ALIGNMENT = 64
 
 class CoreError(RuntimeError):
     """The core refused a call: a bug in what called it."""
+
+
+class NotFinite(SnelloError):
+    """The activations of a row of a batch overflowed, and all that follows from it; `row` is the first.
+
+    The rows of other sequences are right: without this one the batch can be run again, to the same bits.
+    """
+
+    def __init__(self, row: int) -> None:
+        hint = "the weights or the input are damaged, or the model overflows its number type"
+        super().__init__(f"the activations of row {row} are not finite", hint)
+        self.row = row
 
 
 class OpKind(IntEnum):
@@ -328,7 +341,7 @@ class Program:
         """Output rows (outputs, width).
 
         Raises:
-            SnelloError: the activations of a row are not finite (its `row`).
+            NotFinite: the activations of a row are not finite.
         """
         outputs = np.empty((len(batch.output_rows), self.output_width), np.float32)
         self._finite(library().snello_step(self.handle, c.byref(batch.to_c()), outputs.ctypes.data))
@@ -353,8 +366,7 @@ class Program:
     def _finite(status: int) -> None:
         _check(status)
         if status > 0:
-            hint = "the weights or the input are damaged, or the model overflows its number type"
-            raise SnelloError(f"the activations of row {status - 1} are not finite", hint)
+            raise NotFinite(status - 1)
 
 
 # ---- logits
@@ -374,6 +386,26 @@ class Sampling:
     biases: Mapping[int, float] = field(default_factory=dict)
     seed: int = 0
 
+    @cached_property
+    def as_c(self) -> tuple[CSampling, Ints, Floats]:
+        """For the core, made once for all draws, and the arrays that it points into."""
+        tokens = np.array(list(self.biases), np.int32)
+        values = np.array(list(self.biases.values()), np.float32)
+        settings = CSampling(
+            self.temperature,
+            self.top_p,
+            self.min_p,
+            self.repetition_penalty,
+            self.presence_penalty,
+            self.frequency_penalty,
+            self.top_k,
+            len(tokens),
+            tokens.ctypes.data,
+            values.ctypes.data,
+            self.seed,
+        )
+        return settings, tokens, values
+
 
 def sample(
     logits: Floats, sampling: Sampling, history: Sequence[int], num_prompt: int, position: int
@@ -385,21 +417,7 @@ def sample(
     """
     logits = np.ascontiguousarray(logits, np.float32)
     past = np.asarray(history, np.int32)
-    tokens = np.array(list(sampling.biases), np.int32)
-    values = np.array(list(sampling.biases.values()), np.float32)
-    settings = CSampling(
-        sampling.temperature,
-        sampling.top_p,
-        sampling.min_p,
-        sampling.repetition_penalty,
-        sampling.presence_penalty,
-        sampling.frequency_penalty,
-        sampling.top_k,
-        len(tokens),
-        tokens.ctypes.data,
-        values.ctypes.data,
-        sampling.seed,
-    )
+    settings, _, _ = sampling.as_c
     log_probability = np.empty(1, np.float32)
     rest = (past.ctypes.data, len(past), num_prompt, position, log_probability.ctypes.data)
     token = library().snello_sample(logits.ctypes.data, len(logits), c.byref(settings), *rest)

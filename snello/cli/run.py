@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="the system message of a conversation")
     parser.add_argument("--context", type=int, help="positions to make room for [the model's own, if memory allows]")
     parser.add_argument("--threads", type=int, help="[the physical cores]")
+    parser.add_argument(
+        "--speculate", choices=("prompt-lookup",), help="guess what the text repeats: the same answer, sooner"
+    )
     add_sampling(parser)
 
 
@@ -59,7 +62,7 @@ def _open(name: str, arguments: argparse.Namespace) -> LLM:
         verb = f"snello embed {name} TEXT" if model.spec.head.kind == "embed" else None
         message = f"{name} is an encoder ({model.spec.task}): it reads texts and writes none"
         raise SnelloError(message, verb or "it scores masked words or classes; run needs a decoder")
-    return LLM(model, threads=arguments.threads, context=arguments.context)
+    return LLM(model, threads=arguments.threads, context=arguments.context, speculate=arguments.speculate)
 
 
 def _messages(system: str | None, text: str) -> list[Mapping[str, str]]:

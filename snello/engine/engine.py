@@ -12,7 +12,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -26,12 +26,12 @@ from snello.engine.request import Chunk, SamplingParams
 from snello.engine.scheduler import Counters, Scheduler
 from snello.engine.sequence import Sequence as Running
 from snello.engine.sequence import Step
+from snello.engine.speculate import Drafter, Governor
 from snello.errors import SnelloError
 from snello.models.spec import Attention, Spec
 from snello.models.tokenizer import Tokenizer
 from snello.native.core import NotFinite
 
-Drafter = Callable[[Sequence[int]], Sequence[int]]  # tokens so far -> guesses of those that follow
 OBSERVE_EVERY = 16  # steps without a prompt: they hardly differ
 FIRST_GUESS_GB_PER_S = 15.0
 
@@ -80,7 +80,8 @@ class Engine:
 
     Args:
         executor, tokenizer: of the same model. The executor's pages may be used by sessions beside the engine.
-        drafter: guesses tokens that follow; a right guess saves a step and none changes a token.
+        drafter: guesses tokens that follow; a right guess saves a step and none changes a token. The governor decides
+            how many of them run.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Engine:
         most = min(options.max_num_seqs, executor.chunk_rows)
         limits = Limits(max_rows=executor.chunk_rows, max_num_seqs=most, step_ms=options.step_ms)
         self._executor, self._tokenizer, self._drafter = executor, tokenizer, drafter
+        self.governor = Governor()
         self._scheduler = Scheduler(executor.pages, retention_of(executor.spec), limits)
         self._cost = _first_guess(executor)
         self._answers: dict[int, tuple[int, Answer]] = {}  # by sequence: its request, and what it has said
@@ -149,6 +151,7 @@ class Engine:
             self._boxes.pop(request, None)
             for number in self._sequences.pop(request, ()):
                 if self._answers.pop(number, None):
+                    self.governor.forget(number)
                     self._scheduler.end(number)
 
     def step(self) -> list[Event]:
@@ -268,6 +271,7 @@ class Engine:
             guesses = piece.tokens[len(piece.tokens) - piece.num_drafts :]
             try:
                 drawn[number], chunks = answer.take(rows, guesses)
+                self.governor.observe(number, piece.num_drafts, len(drawn[number]) - 1)
             except SnelloError as error:
                 self._fail(number, error)
                 continue
@@ -291,6 +295,7 @@ class Engine:
 
     def _forget(self, number: int) -> None:
         request, _ = self._answers.pop(number)
+        self.governor.forget(number)
         self._sequences[request].remove(number)
         if not self._sequences[request]:
             del self._sequences[request]
@@ -303,9 +308,12 @@ class Engine:
             box.append(chunk)
 
     def _draft(self, drafter: Drafter) -> None:
-        for sequence in self._scheduler.running:
-            if sequence.decoding:
-                self._scheduler.propose(sequence.id, drafter(sequence.tokens))
+        decoding = [sequence for sequence in self._scheduler.running if sequence.decoding]
+        reads = sum(self._scheduler.retention.reads(sequence.num_computed, 1) for sequence in decoding)
+        for sequence in decoding:
+            guesses = drafter(sequence.tokens)
+            count = self.governor.choose(sequence.id, len(guesses), len(decoding), reads, self._cost)
+            self._scheduler.propose(sequence.id, guesses[:count])
 
     def _observe(self, step: Step, milliseconds: float) -> None:
         rows = step.num_rows

@@ -23,6 +23,7 @@ from snello.engine.request import (
     Usage,
     defaults_from_generation,
 )
+from snello.engine.speculate import PromptLookup
 from snello.errors import SnelloError
 from snello.models import load
 from snello.models.model import Model
@@ -38,9 +39,11 @@ class LLM:
         model: a folder, a Hugging Face Hub name, "demo", or a loaded `Model`.
         threads, context: None takes the physical cores, and the model's context or what a quarter of free memory holds.
         max_num_seqs: answers that run at the same time; more wait in order.
+        speculate: None, or "prompt-lookup": guess what follows from what the text repeats. Answers stay the same, token
+            for token; repetitive ones come faster.
 
     Raises:
-        SnelloError: no such model, or it cannot run here.
+        SnelloError: no such model or way to guess, or the model cannot run here.
     """
 
     def __init__(
@@ -51,13 +54,16 @@ class LLM:
         context: int | None = None,
         isa: str | None = None,
         max_num_seqs: int = 32,
+        speculate: str | None = None,
     ) -> None:
+        if speculate not in (None, "prompt-lookup"):
+            raise SnelloError(f"no way to guess is named {speculate!r}", "choose prompt-lookup, or leave it out")
         self.model = model if isinstance(model, Model) else load(model)
         options = EngineOptions(max_num_seqs=max_num_seqs)
         deployment = Deployment(threads=threads, context=context, isa=isa, max_num_seqs=max_num_seqs)
         self.executor = NativeExecutor(self.model, deployment)
         self.tokenizer = self.model.tokenizer
-        self.engine = Engine(self.executor, self.tokenizer, options)
+        self.engine = Engine(self.executor, self.tokenizer, options, PromptLookup() if speculate else None)
         self.default_params: dict[str, Any] = defaults_from_generation(self.model.generation)
 
     def __repr__(self) -> str:

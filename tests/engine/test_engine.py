@@ -15,8 +15,10 @@ import snello
 from snello.engine.engine import Engine, EngineOptions, retention_of
 from snello.engine.native import NativeExecutor
 from snello.engine.pages import Retention
+from snello.engine.plan import StepCost
 from snello.engine.request import Chunk, SamplingParams
 from snello.engine.sequence import Step
+from snello.engine.speculate import Governor
 from snello.errors import SnelloError
 from snello.models import load
 from snello.models.model import Model
@@ -170,6 +172,13 @@ def test_a_small_cache_forces_preemption(alone: tuple[Model, list[list[object]]]
         assert engine.counters.preemptions or retention_of(model.spec).window is not None
 
 
+class AllThatIsGuessed(Governor):
+    """Does not look at the clock."""
+
+    def choose(self, id: int, most: int, sequences: int, reads: int, cost: StepCost) -> int:
+        return most
+
+
 def test_guesses_change_no_token(alone: tuple[Model, list[list[object]]]) -> None:
     model, expected = alone
     wanted = requests(model.spec.vocab_size)
@@ -189,6 +198,7 @@ def test_guesses_change_no_token(alone: tuple[Model, list[list[object]]]) -> Non
     for guesser in (None, drafter):
         with Recorder(model, Deployment(context=CONTEXT, streams=9)) as executor:
             engine = Engine(executor, model.tokenizer, EngineOptions(step_ms=1000), guesser)
+            engine.governor = AllThatIsGuessed()
             assert [said(chunks) for chunks in collect(engine, wanted)] == expected
             steps.append(engine.counters.steps)
     assert steps[1] < 0.5 * steps[0], "and they save steps"

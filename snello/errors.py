@@ -6,6 +6,8 @@ bug and stays an ordinary exception. The command line prints `error: message` an
 
 from __future__ import annotations
 
+import errno
+
 
 class SnelloError(Exception):
     """An error that its reader can act on.
@@ -25,3 +27,22 @@ class SnelloError(Exception):
 
 class Unsupported(SnelloError):
     """Something that a model or an option says and that this version does not do."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+
+
+def storage_error(error: OSError, place: object, hint: str) -> SnelloError | None:
+    """A full, read-only or forbidden disk as the user's to mend; None for any other failure.
+
+    Args:
+        place: what was being written, where the system does not name it.
+        hint: what a full disk leaves to do.
+    """
+    where = error.filename or place
+    if error.errno in _FULL:
+        return SnelloError(f"the disk is full: {where} could not be written", hint)
+    if error.errno in _CLOSED:
+        return SnelloError(f"{where}: {error.strerror}", "use a folder that may be read and written")
+    return None

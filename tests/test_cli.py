@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -81,6 +82,14 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["apply", "quantize", "demo", "-o", "x", "--weights", "int5"], 2, "did you mean int"),
         (["explain", "prayer"], 2, "there are: quantize"),
         (["optimize", "demo", "--max-loss", "lots"], 2, "write 1% or 0.01"),
+        (["optimize", "demo", "--max-loss", "900%"], 2, "'900%' is not more than 0% and less than 100%"),
+        (["optimize", "demo", "--max-loss", "-1"], 2, "write 1% or 0.01"),
+        (["optimize", "demo", "--time-budget", "0"], 2, "a time above zero"),
+        (["optimize", "demo", "--target", "0.5"], 2, "at least 1x"),
+        (["optimize", "demo", "--seed", "-1"], 2, "a whole number of at least 0"),
+        (["optimize"], 2, "no model was given"),
+        (["export", "demo", "--to", "hf", "-o", "x", "--shard-size", "-1"], 2, "gigabytes of at least 0.001"),
+        (["doctor", "--threads", "0"], 2, "a whole number of at least 1"),
         (["report", "/nowhere/at/all"], 1, "no receipts"),
         (["run", "/nowhere/at/all", "x"], 1, "does not exist"),
     ],
@@ -114,6 +123,16 @@ def test_a_bug_is_one_line_and_a_log(monkeypatch: pytest.MonkeyPatch, capsys: py
     log.unlink()
 
 
+def test_a_full_disk_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "lean/report.html")
+
+    monkeypatch.setattr("snello.report.write.write_report", fail)
+    assert main(["report", "."]) == 1
+    err = capsys.readouterr().err
+    assert "error: the disk is full: lean/report.html could not be written\nhint:  free" in err
+
+
 def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
@@ -129,6 +148,14 @@ def test_optimize_without_torch_says_what_to_install(
     monkeypatch.setattr("snello.cli.techniques.importlib.util.find_spec", lambda name: None)
     assert main(["optimize", "demo"]) == 1
     assert "pip install 'snello[optimize]'" in capsys.readouterr().err
+
+
+def test_a_torch_that_does_not_load_is_told_before_work(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libgomp.so.1: no such file')")
+    done = snello("optimize", "demo", cwd=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 1
+    assert "needs torch, which does not load: libgomp.so.1: no such file" in done.stderr
+    assert "pip install 'snello[optimize]'" in done.stderr and not (tmp_path / "lean").exists()
 
 
 # ---- streams --------------------------------------------------------------------------------------------------------
@@ -257,6 +284,19 @@ def test_the_ladder_in_a_log_has_no_control_characters(monkeypatch: pytest.Monke
     assert "\x1b" not in text and "[#" not in text
     assert "kept" in text and "note: a thing" in text
     text.encode("ascii")
+
+
+@pytest.mark.parametrize(("smallest", "said"), [(0.004, True), (float("inf"), False), (float("nan"), False)])
+def test_what_a_text_can_prove_is_a_number_or_not_said(smallest: float, said: bool) -> None:
+    source = events.TextSource(name="t", documents=3, calib_tokens=1, select_tokens=1, proof_tokens=1, dropped_blocks=0)
+    screen = Screen(False)
+    Ladder(Terminal(err=screen, out=Screen(False)), "latency").show(
+        events.TextRead(
+            sources=(source,), self_written=False, smallest_provable=smallest, max_loss=0.01, measure="loss"
+        )
+    )
+    assert ("can prove 0.40% or more" in screen.getvalue()) == said
+    assert "nan" not in screen.getvalue() and "no bound" not in screen.getvalue()
 
 
 def test_rows_say_the_verdict_in_words() -> None:

@@ -131,7 +131,9 @@ def test_apply_then_run_then_export(home: Path) -> None:
 
 def test_embed_gives_a_vector_a_line(home: Path) -> None:
     done = snello(home, "embed", "bert", "x")
-    assert done.returncode == 1 and "no embedding model" in done.stderr
+    assert done.returncode == 1 and "gives no vectors of texts: it is made for masked-lm" in done.stderr
+    done = snello(home, "embed", "llama", "x")
+    assert done.returncode == 1 and "hint:  snello run llama TEXT" in done.stderr
 
 
 def test_a_conversation_in_a_terminal(home: Path) -> None:

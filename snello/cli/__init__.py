@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from snello.errors import SnelloError
+from snello.errors import SnelloError, storage_error
 from snello.terminal import Terminal, prepare_streams
 
 if TYPE_CHECKING:
@@ -71,13 +72,16 @@ def _guarded(words: list[str], terminal: Terminal) -> int:
     except SnelloError as error:
         return _fail(terminal, error.message, error.hint, error.exit_code)
     except KeyboardInterrupt as interrupt:
-        return _fail(terminal, "interrupted", str(interrupt) or None, 130)
+        return _leave(_fail(terminal, "interrupted", str(interrupt) or None, 130))
     except BrokenPipeError:  # the reader has what it wanted (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
         return _fail(terminal, "out of memory", "a smaller --context, or a model in fewer bits, needs less", 1)
     except Exception as error:
+        known = storage_error(error, "output", "free some space, then again") if isinstance(error, OSError) else None
+        if known is not None:
+            return _fail(terminal, known.message, known.hint, known.exit_code)
         if verbose:
             raise
         hint = f"this is a bug; {write_log(words)} has the details (-v prints them)"
@@ -133,6 +137,15 @@ def _fail(terminal: Terminal, message: str, hint: str | None, code: int) -> int:
     terminal.always("\n".join(lines))
     if terminal.json:
         terminal.document({"event": "result", "exit": code, "error": message, "hint": hint})
+    return code
+
+
+def _leave(code: int) -> int:
+    """Where a unit of work would not stop, the process ends under it: unwinding would wait for it, or abort."""
+    if any(thread.daemon and thread.name.startswith("snello ") for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
     return code
 
 

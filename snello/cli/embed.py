@@ -27,11 +27,16 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     import time
 
     from snello.engine.llm import LLM
+    from snello.models import load
 
     texts = arguments.texts or [line for line in sys.stdin.read().splitlines() if line.strip()]
     if not texts:
         raise SnelloError("there are no texts", 'snello embed MODEL "a text", or lines on standard input', exit_code=2)
-    with LLM(arguments.model, threads=arguments.threads) as llm:
+    model = load(arguments.model)
+    if model.spec.head.kind != "embed":
+        hint = f"snello run {arguments.model} TEXT" if model.spec.causal else "embed needs a model with pooling"
+        raise SnelloError(f"{arguments.model} gives no vectors of texts: it is made for {model.spec.task}", hint)
+    with LLM(model, threads=arguments.threads) as llm:
         started = time.perf_counter()
         vectors = llm.embed(texts)  # (texts, D)
         seconds = time.perf_counter() - started

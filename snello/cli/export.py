@@ -22,8 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the folder goes")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="numbers of the file [fp32]")
-    parser.add_argument("--shard-size", type=float, default=5.0, metavar="GB", help="most of one file [5]")
+    parser.add_argument("--shard-size", type=gigabytes, default=5.0, metavar="GB", help="most of one file [5]")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
+
+
+def gigabytes(text: str) -> float:
+    """A size for argparse; less than a thousandth would be a file a tensor."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes of at least 0.001")
+    return value
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:

@@ -83,7 +83,8 @@ class Ladder:
         for source in event.sources:
             documents, proof = numbers.count(source.documents), numbers.count(source.proof_tokens)
             self.terminal.say(f"text     {source.name}, {documents} documents; {proof} tokens for the proof")
-        self.terminal.say(f"         can prove {numbers.at_most(event.smallest_provable)} or more")
+        if 0 <= event.smallest_provable < numbers.BEYOND:  # else the sentence at the end says what is missing
+            self.terminal.say(f"         can prove {numbers.at_most(event.smallest_provable)} or more")
 
     def _plan(self, event: Planned) -> None:
         running = sum(stage.runs for stage in event.stages)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from snello.cli.options import duration, percent, ratio
+from snello.cli.options import at_least, duration, percent, ratio
 from snello.cli.techniques import require_torch
 from snello.terminal import Terminal
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target", type=ratio, metavar="2x", help="exit 3 and leave nothing if less is reached")
     add("--strict", action="store_true", default=None, help="the guards decide too: divergence, looping, ending")
     add("--metric", metavar="COMMAND", help="your own score per example; {model} is its folder")
-    add("--seed", type=int, help="[0]")
+    add("--seed", type=at_least(0), help="[0]")
     add("--dry-run", action="store_true", help="say what would be tried, and stop")
     add("--fresh", action="store_true", help="do not continue a run that was stopped")
     add("--overwrite", action="store_true", help="replace the folder if it is there")
@@ -71,7 +71,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
             elif terminal.json:
                 terminal.document(event.to_json())
             ladder.show(event)
-    except KeyboardInterrupt:  # the second: at once
+    except KeyboardInterrupt:  # the second, or SIGTERM: at once
         terminal.clear_footer()
         raise KeyboardInterrupt(f"what was finished is kept; this continues: {command_line()}") from None
     assert result is not None, "a run ends with its result"

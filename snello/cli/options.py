@@ -53,12 +53,17 @@ def make_parser(verb: str, summary: str, examples: Sequence[str]) -> Parser:
 # ---- values with units ----------------------------------------------------------------------------------------------
 
 
-def _pattern(regex: str, meaning: str, convert: Callable[[re.Match[str]], float]) -> Callable[[str], float]:
+def _pattern(
+    regex: str, meaning: str, convert: Callable[[re.Match[str]], float], inside: Callable[[float], bool], bounds: str
+) -> Callable[[str], float]:
     def parse(text: str) -> float:
         match = re.fullmatch(regex, text.strip())
         if match is None:
             raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
-        return convert(match)
+        value = convert(match)
+        if not inside(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {bounds}")
+        return value
 
     return parse
 
@@ -68,11 +73,23 @@ percent = _pattern(
     r"(\d+(?:\.\d+)?)(%?)",
     "a loss: write 1% or 0.01",
     lambda m: float(m[1]) / (100 if m[2] else 1),
+    lambda value: 0 < value < 1,
+    "more than 0% and less than 100%",
 )
 duration = _pattern(
-    r"(\d+(?:\.\d+)?)\s*(s|min|m|h|)", "a time: write 90s, 30m or 2h", lambda m: float(m[1]) * _UNITS[m[2]]
+    r"(\d+(?:\.\d+)?)\s*(s|min|m|h|)",
+    "a time: write 90s, 30m or 2h",
+    lambda m: float(m[1]) * _UNITS[m[2]],
+    lambda value: value > 0,
+    "a time above zero",
 )
-ratio = _pattern(r"(\d+(?:\.\d+)?)x?", "a ratio: write 2x", lambda m: float(m[1]))
+ratio = _pattern(
+    r"(\d+(?:\.\d+)?)x?",
+    "a ratio: write 2x",
+    lambda m: float(m[1]),
+    lambda value: 1 <= value < 1000,
+    "at least 1x and less than 1000x",
+)
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 from typing import Any
 
@@ -30,11 +31,16 @@ def require_torch(purpose: str) -> None:
     """Calibration and training use torch, which the base install leaves out.
 
     Raises:
-        SnelloError: torch is not installed; the hint is the line that installs it.
+        SnelloError: torch is not installed, or does not load; the hint is the line that installs it.
     """
+    lines = (
+        f"{INSTALL}",
+        "on Linux without a GPU this is 10 times smaller: uv pip install 'snello[optimize]' --torch-backend=cpu",
+    )
     if importlib.util.find_spec("torch") is None:
-        lines = (
-            f"{INSTALL}",
-            "on Linux without a GPU this is 10 times smaller: uv pip install 'snello[optimize]' --torch-backend=cpu",
-        )
         raise SnelloError(f"{purpose} needs torch, which is not installed", "\n".join(lines))
+    try:
+        importlib.import_module("torch")
+    except (ImportError, OSError) as error:  # half installed, or for another machine: said now, not after minutes
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SnelloError(f"{purpose} needs torch, which does not load: {first}", "\n".join(lines)) from error

@@ -32,6 +32,8 @@ def original_row(examiner: Examiner, ledger: Ledger) -> Run:
     original.speed = yield from examiner.speed(original, "original")
     if original.spec.causal:
         original.habits = yield from examiner.habits(original, "original")
+    if examiner.request.metric is not None:  # one that does not work is told before any stage
+        yield from examiner.metric(original, "original")
     own = examiner.runners(original).weights_bytes
     row = LadderRow(index=1, name="original", kind="original", verdict="original", reason="", weights_bytes=own)
     ledger.receipts.append(ledger.receipt(row, original))

@@ -2,14 +2,14 @@
 
 A stage is applied to the best model (or replaces the end of its chain where it uses the same technique again),
 measured, and kept or dropped. Alternatives stand in one list; the best so far is carried on, and only a candidate that
-pays over it takes its place.
+pays over it, or loses less at the same cost, takes its place.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +31,7 @@ from snello.optimize.events import (
     Warned,
 )
 from snello.optimize.examine import Examiner
+from snello.optimize.files import folder_bytes
 from snello.optimize.journal import Journal, Unit, unit_key
 from snello.optimize.ledger import Ledger
 from snello.optimize.plain import revive
@@ -45,12 +46,12 @@ from snello.optimize.planner import (
     why_not_run,
 )
 from snello.optimize.receipts import StepReceipt
-from snello.optimize.recipe import Stage
-from snello.optimize.trial import judge, make
+from snello.optimize.recipe import Stage, Step
+from snello.optimize.trial import costs_the_same, judge, make
 
 Run: TypeAlias = Generator[Event, None, Any]
 MODEL_FILE = "model.safetensors"
-AGAIN_BLOCKS = 16
+TOO_LONG = "needs about"
 
 
 class Climb:
@@ -142,22 +143,22 @@ class Climb:
             time_budget_seconds=self.request.time_budget,
             memory_bytes=own + 2 * largest + 2_000_000_000 * (own > 200_000_000) + 400_000_000,
             memory_available_bytes=bench.free_memory(),
-            disk_bytes=total,
+            disk_bytes=max(0, total - folder_bytes(self.journal.artifacts)),  # a resumed run has made some
             disk_available_bytes=bench.free_disk(self.request.output.parent),
         )
 
     def _preflight(self, plan: Planned) -> Iterator[Event]:
         if plan.disk_bytes > plan.disk_available_bytes:
-            needed, free = plan.disk_bytes / 1e9, plan.disk_available_bytes / 1e9
-            message = f"the stages need {needed:.1f} GB of disk and {free:.1f} GB are free"
+            needed, free = _bytes(plan.disk_bytes), _bytes(plan.disk_available_bytes)
+            message = f"the stages need {needed} of disk and {free} are free"
             raise SnelloError(message, "free some, or use --output on another disk")
         if plan.memory_bytes > plan.memory_available_bytes:
-            needed, free = plan.memory_bytes / 1e9, plan.memory_available_bytes / 1e9
-            yield Warned(message=f"the plan may need {needed:.1f} GB of memory and {free:.1f} GB are free")
+            needed, free = _bytes(plan.memory_bytes), _bytes(plan.memory_available_bytes)
+            yield Warned(message=f"the plan may need {needed} of memory and {free} are free")
         if plan.predicted_seconds > plan.time_budget_seconds:
-            needed, allowed = plan.predicted_seconds / 60, plan.time_budget_seconds / 60
-            message = f"all stages would take about {needed:.0f} min; later ones may not start within {allowed:.0f}"
-            yield Warned(message=message, hint=f"--time-budget {math.ceil(needed)}m")
+            minutes, allowed = plan.predicted_seconds / 60, plan.time_budget_seconds / 60
+            message = f"all stages would take about {minutes:.0f} min; later ones may not start within {allowed:.0f}"
+            yield Warned(message=message, hint=f"--time-budget {math.ceil(minutes)}m")
 
     # ---- one stage
 
@@ -165,14 +166,21 @@ class Climb:
         index = self.ledger.next_index
         base_model, kept, prefixes = self.best.base_for(stage.steps)
         found = prospect(stage, base_model.spec, self.original.spec, goals, self.examiner.bench.plan)
-        predicted = forecast.stage(stage, found.speedup)
+        steps = (*kept, *stage.steps)
+        equal = found.spec is not None and costs_the_same(found.spec, self.best)
+        predicted = forecast.stage(stage, found.speedup, timed=not equal)
         inputs = self._stage_inputs(stage)
         known = self.worker.known("stage", inputs)
-        reason = self._why_not(found, goals, predicted) if known is None else ""
+        reason = ""
+        if known is None and equal and same_steps(steps, self.best.steps):
+            reason = f"same as {self.best.name}"
+        elif known is None:
+            reserved = self._reserve(steps, goals, forecast) if equal else 0.0
+            reason = self._why_not(found, goals, predicted, reserved, equal=equal)
         if reason:
             yield self._not_run(index, stage, reason)
             return
-        candidate = Candidate(name=stage.name, model=base_model, steps=(*kept, *stage.steps), prefixes=prefixes)
+        candidate = Candidate(name=stage.name, model=base_model, steps=steps, prefixes=prefixes)
         candidate.applied_to = "original" if not kept else self.best.name
         if known is None:
             yield StageStarted(index=index, stage=stage.name, predicted_seconds=predicted)
@@ -253,15 +261,26 @@ class Climb:
             candidate.prefixes = (*candidate.prefixes, candidate.model)
             candidate.artifact = folder
 
-    def _why_not(self, found: Prospect, goals: Goals, predicted: float) -> str:
+    def _why_not(self, found: Prospect, goals: Goals, predicted: float, reserved: float, *, equal: bool) -> str:
+        """`reserved`: seconds that others get first."""
         replay = self.request.recipe.replay
         if replay is not None:
             return found.reason
-        reason = why_not_run(found, self.best.spec, self.best.name, self.best.cost, goals)
-        left = self.worker.left_seconds - self.proof_seconds
+        reason = "" if equal else why_not_run(found, self.best.spec, self.best.name, self.best.cost, goals)
+        left = self.worker.left_seconds - self.proof_seconds - reserved
         if not reason and predicted > left:
-            return f"needs about {_minutes(predicted)}, {_minutes(max(0.0, left))} left"
+            return f"{TOO_LONG} {in_words(predicted)}, {in_words(max(0.0, left))} left"
         return reason
+
+    def _reserve(self, steps: Sequence[Step], goals: Goals, forecast: Forecast) -> float:
+        """Seconds for the INT8 cache on top of these steps, which may still pay where an equal cost cannot."""
+        extra = cache_stage(self.original.spec, steps) if self._searches else None
+        if extra is None:
+            return 0.0
+        original = self.original.spec
+        found = prospect(extra, original, original, goals, self.examiner.bench.plan)
+        could_pay = not why_not_run(found, self.best.spec, self.best.name, self.best.cost, goals)
+        return forecast.stage(extra, found.speedup) if could_pay else 0.0
 
     # ---- bookkeeping
 
@@ -278,5 +297,14 @@ class Climb:
         return self.ledger.judged(row, self.best)
 
 
-def _minutes(seconds: float) -> str:
+def same_steps(one: Sequence[Step], other: Sequence[Step]) -> bool:
+    return [step.resolved() for step in one] == [step.resolved() for step in other]
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def in_words(seconds: float) -> str:
+    """ "80 s", "12 min"."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

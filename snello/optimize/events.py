@@ -166,7 +166,7 @@ class LadderRow:
     speedup: Interval | None = None  # by the goal, over the original
     gain: Interval | None = None  # by the goal, over the best until then
     weights_bytes: int | None = None
-    replaces: str | None = None
+    replaces: str | None = None  # the stage whose place it took: by paying over it, or by losing less at equal cost
     seconds: float = 0.0
 
 

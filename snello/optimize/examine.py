@@ -80,7 +80,7 @@ class Examiner:
         found = quality.compare(self.ruler, against, reading, blocks, seed=self.seed)
         increment = None
         if base is not None and base.select is not None and cut == "select":
-            increment = quality.compare(self.ruler, base.select, reading, blocks, seed=self.seed).loss
+            increment = self.change(against, base.select, reading, blocks)
         checked = yield from self.guards(candidate, reading, against, cut, stage)
         weights_only, note, executor = yield from self.reference(candidate, against, reading, cut, stage)
         scored = None
@@ -98,6 +98,12 @@ class Examiner:
             executor_on_same_part=executor,
             metric=scored,
         )
+
+    def change(self, original: Reading, before: Reading, after: Reading, blocks: Sequence[Block]) -> Interval:
+        """How much more `after` loses than `before`, paired; both losses are against the original."""
+        losses = [self.ruler.differences(original, reading, blocks) for reading in (before, after)]
+        paired = [new - old for old, new in zip(*losses, strict=True)]
+        return quality.compare_differences(self.ruler, paired, blocks, seed=self.seed).loss
 
     def guards(self, candidate: Candidate, reading: Reading, against: Reading, cut: str, stage: str) -> Run:
         agreed = guards.agreement(against, reading)

@@ -21,11 +21,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     data = content.encode() if isinstance(content, str) else content
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:  # a full disk is not told by name
+        partial.unlink(missing_ok=True)
+        if error.errno:
+            error.filename = str(path)
+        raise
     flush_folder(path.parent)
 
 

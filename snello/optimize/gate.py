@@ -3,7 +3,8 @@
 A stage is kept only if the upper bound of its loss is within the budget, the upper bound of its cost ratio over the
 best until then is at most 0.97, and no other goal became over 10% worse than the original's. "cannot tell" is a verdict
 too: a ratio that is still not known to 1.5% when the tries are used up, and whose interval includes 0.97, is neither
-kept nor called slow.
+kept nor called slow. A stage of the same formats as the best costs the same, so there only the loss is left to differ:
+it takes the best's place if it loses measurably less.
 """
 
 from __future__ import annotations
@@ -65,6 +66,14 @@ def judge_cost(goal: str, gain: Ratio, others: Mapping[str, float]) -> Judgement
         if other > WORSE:
             return Judgement("dropped", f"{name} is {percent(other - 1)} worse", margin)
     return Judgement("kept", "", margin)
+
+
+def judge_equal(best: str, change: Interval) -> Judgement:
+    """A stage that costs exactly what the best does. `change`: its loss minus the best's, one-sided 95% bounds."""
+    margin = f"loss {change.mid:+.2%} over {best}'s, at most {change.high:+.2%}; taken below 0"
+    if change.high < 0:
+        return Judgement("kept", "loses less at the same cost", margin)
+    return Judgement("dropped", f"costs the same as {best} and does not lose measurably less", margin)
 
 
 def percent(value: float) -> str:

@@ -7,16 +7,20 @@ arrays an .npz beside it that is written first; both appear by a rename, whole o
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from snello.errors import SnelloError
 from snello.optimize.events import plain
 from snello.optimize.files import write_atomically
 
@@ -44,8 +48,42 @@ class Journal:
         self.folder = folder
         self.units = folder / "units"
         self.artifacts = folder / "artifacts"
+        self._made_parent = not folder.parent.exists()
         self.units.mkdir(parents=True, exist_ok=True)
         self.artifacts.mkdir(exist_ok=True)
+        self._lock = self._locked()
+        self._sweep()
+
+    def _locked(self) -> IO[bytes]:
+        """Two runs in one folder would take each other's files for their own."""
+        file = open(self.folder / "lock", "wb")  # noqa: SIM115 - held as long as the journal
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            message = f"another run is at work in {self.folder}"
+            raise SnelloError(message, "wait for it, or give another --output") from None
+        return file
+
+    def _sweep(self) -> None:
+        """What a killed run left half written."""
+        for partial in (*self.artifacts.glob(".*.partial"), *self.artifacts.glob("*.state")):
+            shutil.rmtree(partial, ignore_errors=True)
+        for partial in self.units.glob("*.partial"):
+            partial.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Lets others in. A folder that holds nothing finished goes."""
+        if self.folder.is_dir() and self.is_new:
+            self.clear()
+        self._lock.close()
+
+    def clear(self) -> None:
+        """Nothing of this run is worth going on from."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._made_parent:
+            with suppress(OSError):  # something else is in it
+                self.folder.parent.rmdir()
 
     @property
     def is_new(self) -> bool:

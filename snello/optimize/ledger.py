@@ -38,9 +38,10 @@ class Ledger:
         )
 
     def stage_row(
-        self, index: int, candidate: Candidate, best: Candidate, judgement: Judgement, gain: Ratio
+        self, index: int, candidate: Candidate, best: Candidate, judgement: Judgement, gain: Ratio | None
     ) -> LadderRow:
-        """The row of a stage that was made and measured."""
+        """The row of a stage that was made and measured; without a gain it costs what the best does."""
+        told = gain is None or gain.steady or judgement.verdict == "kept"
         extends = candidate.steps[: len(best.steps)] == best.steps
         replaces = judgement.verdict == "kept" and not best.is_original and not extends
         return LadderRow(
@@ -51,8 +52,8 @@ class Ledger:
             reason=judgement.reason,
             loss=candidate.loss,
             increment=candidate.evidence.increment if candidate.evidence else None,
-            speedup=candidate.speedup if gain.steady or judgement.verdict == "kept" else None,
-            gain=gain.interval.inverse() if gain.steady or judgement.verdict == "kept" else None,
+            speedup=candidate.speedup if told else None,
+            gain=gain.interval.inverse() if gain is not None and told else None,
             weights_bytes=self.examiner.runners(candidate).weights_bytes,
             replaces=best.name if replaces else None,
             seconds=candidate.seconds,

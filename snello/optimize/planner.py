@@ -1,9 +1,10 @@
 """What to try, in which order, what it should cost, and what is not worth trying.
 
 Without a recipe there is one fixed list. A candidate's speed is predicted from the ceiling of its *planned* spec, so a
-stage that cannot pay is never run: not even at its ceiling would it beat the best so far, or it would have the same
-formats as what is kept. Time is predicted per stage and corrected by the stages that are done; no stage starts that
-does not fit into what is left after the proof's share.
+stage that cannot pay is never run: not even at its ceiling would it beat the best so far. One that would have the same
+formats as what is kept costs the same and can only lose less; it is run where the stages that may still pay fit beside
+it. Time is predicted per stage and corrected by the stages that are done; no stage starts that does not fit into what
+is left after the proof's share.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Goals:
 
 
 def why_not_run(found: Prospect, best: Spec, best_name: str, best_cost: float | None, goal: Goals) -> str:
-    """Why a stage is not run; empty if it is. `best_cost`: measured, by the goal."""
+    """Why a stage could not pay; empty if it could. `best_cost`: measured, by the goal."""
     if found.spec is None:
         return found.reason
     if found.spec.digest == best.digest:
@@ -135,10 +136,11 @@ class Forecast:
     factor: float = 1.0
     _ratios: list[float] = field(default_factory=list)
 
-    def stage(self, stage: Stage, speedup: float = 1.0) -> float:
+    def stage(self, stage: Stage, speedup: float = 1.0, *, timed: bool = True) -> float:
         apply = sum(self._apply(step) for step in stage.steps)
         score = 1.3 * self.score_tokens / self.score_tokens_per_second
-        return self.factor * (2.0 + apply + score + TIMED_RUNS * self.run_seconds / 2 * (1 + 1 / max(speedup, 0.1)))
+        runs = TIMED_RUNS * self.run_seconds / 2 * (1 + 1 / max(speedup, 0.1)) if timed else 0.0
+        return self.factor * (2.0 + apply + score + runs)
 
     def proof(self, tokens: int) -> float:
         return 2.0 + 2.3 * tokens / self.score_tokens_per_second + TIMED_RUNS * self.run_seconds

@@ -17,6 +17,7 @@ from snello.optimize import texts
 from snello.optimize.candidate import Candidate, Runners
 from snello.optimize.events import Event, TextSource, Warned
 from snello.optimize.examine import Examiner, model_prompts
+from snello.optimize.gate import judge_quality
 from snello.optimize.plain import revive
 from snello.optimize.request import Request
 from snello.optimize.work import Report, Worker
@@ -26,12 +27,22 @@ Run: TypeAlias = Generator[Event, None, Any]
 PILOT_TOKENS = 2_048
 SELECT_SHARE, PROOF_SHARE = 0.03, 0.06  # of the time budget, that reading a cut once may take
 LEAST_TOKENS = 8_192
+BLIND = "this text proves nothing: a planted fault goes unseen on it, for example where all labels are the same"
 
 
-def prepare(
-    request: Request, bench: Workbench, worker: Worker, runners: Runners, machine: Machine, original: Candidate
-) -> Run:
-    """The text, cut, and everything that measuring on it needs: an `Examiner`."""
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What a run works with, whatever the model."""
+
+    bench: Workbench
+    worker: Worker
+    runners: Runners
+    machine: Machine
+
+
+def prepare(request: Request, tools: Tools, original: Candidate, documents: list[list[Document]]) -> Run:
+    """The text, cut, and everything that measuring on it needs: an `Examiner`. `documents`: of each `--text`."""
+    bench, worker, runners = tools.bench, tools.worker, tools.runners
     model = original.model
     self_wrote = not request.text
     if self_wrote and not model.spec.causal:
@@ -41,12 +52,10 @@ def prepare(
             message="no text was given: the model writes its own, which says nothing about your work",
             hint="--text yours.txt",
         )
-        sources = [(yield from _write_text(request, bench, worker, original))]
-    else:
-        sources = texts.read_documents(request.text, model)
-    ruler = texts.ruler_of(model, sources)
+        documents = [(yield from _write_text(request, bench, worker, original))]
+    ruler = texts.ruler_of(model, documents)
     limits = request.limits or (yield from _limits(request, worker, runners, original))
-    found = texts.cut(sources, model, seed=request.seed, limits=limits, self_written=self_wrote)
+    found = texts.cut(documents, model, seed=request.seed, limits=limits, self_written=self_wrote)
     dropped = sum(source.dropped_blocks for source in found.sources)
     if dropped:
         yield Warned(message=f"{dropped} blocks share 13 tokens in a row with the calibration text: left out")
@@ -59,7 +68,7 @@ def prepare(
         ruler=ruler,
         texts=found,
         workload=Workload.fitting(model.spec),
-        machine=machine,
+        machine=tools.machine,
         original=original,
     )
 
@@ -132,6 +141,13 @@ def power_of(examiner: Examiner, original: Reading) -> tuple[quality.Power, Read
         scale = source.tokens("select") / max(1, source.tokens("proof"))
         smallest[source.name] = power.smallest[source.name] * max(1.0, scale)
     return dataclasses.replace(power, smallest=smallest), fault
+
+
+def catches(examiner: Examiner, original: Reading, fault: Reading) -> bool:
+    """Whether the judge that the stages will meet refuses the planted fault on every source."""
+    blocks = examiner.texts.blocks("select")
+    found = quality.compare(examiner.ruler, original, fault, blocks, seed=examiner.seed)
+    return all(judge_quality(one.loss, examiner.request.max_loss) is not None for one in found.sources)
 
 
 def sources_of(found: Texts, power: quality.Power | None) -> tuple[TextSource, ...]:

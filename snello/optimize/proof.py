@@ -230,9 +230,7 @@ def pareto(climb: Climb) -> tuple[ParetoPoint, ...]:
     verdicts = {row.name: row.verdict for row in climb.ledger.rows}
     points = []
     for number, one in enumerate(everyone):
-        better = [
-            other for other in everyone if other.speedup.mid > one.speedup.mid and other.loss.high <= one.loss.high
-        ]
+        better = [other for other in everyone if _beats(other, one)]
         points.append(
             ParetoPoint(
                 name=one.name,
@@ -247,6 +245,12 @@ def pareto(climb: Climb) -> tuple[ParetoPoint, ...]:
             )
         )
     return tuple(points)
+
+
+def _beats(other: Candidate, one: Candidate) -> bool:
+    """At least as good both ways, and better in one."""
+    ahead = other.speedup.mid - one.speedup.mid, one.loss.high - other.loss.high
+    return min(ahead) >= 0 and max(ahead) > 0
 
 
 def _tied(climb: Climb, one: Candidate, other: Candidate) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import os
 import shlex
 import shutil
@@ -20,8 +21,8 @@ from typing import Any, TypeAlias
 from snello.errors import SnelloError
 from snello.measure.quality import POWER_RULE
 from snello.optimize import receipts, sentence
-from snello.optimize.candidate import facts
-from snello.optimize.climb import Climb
+from snello.optimize.candidate import Candidate, facts
+from snello.optimize.climb import TOO_LONG, Climb, in_words
 from snello.optimize.events import Event, ProofRead, Result, StageStarted
 from snello.optimize.files import publish_folder, sha256_file, write_atomically
 from snello.optimize.gate import PAYS, percent
@@ -88,7 +89,9 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
         self_written=climb.examiner.texts.self_written,
     )
     code, reason = 0, ""
-    if not found.proved:
+    if not found.fault_caught:
+        code, reason = 3, "the proof failed: it would not have caught a planted fault, so it shows nothing"
+    elif not found.proved:
         code, reason = 3, f"the proof failed: at most {percent(found.evidence.loss.high)} worse on unseen text"
     elif not found.steady and found.speedup.low <= 1:
         code, reason = 3, "the speed-up could not be measured: the machine is too noisy"
@@ -122,14 +125,32 @@ def nothing_paid(climb: Climb) -> str:
         now = f": it runs at {reached:,.0f} of {speed.ceiling_decode_tokens_per_second:,.0f} possible tokens a second"
     within = [one for one in climb.judged if one.loss.high <= climb.request.max_loss]
     if within:
-        best = max(within, key=lambda one: one.speedup.mid)
-        gain = percent(best.speedup.mid - 1)
-        return f"keep your model{now}; the best within budget gains {gain}, below the {percent(1 - PAYS)} that pays"
+        return f"keep your model{now}; {_why_not_kept(climb, within)}"
     if climb.judged:
         least = min(climb.judged, key=lambda one: one.loss.high)
         found, budget = percent(least.loss.high), percent(climb.request.max_loss)
         return f"keep your model{now}; the most careful stage loses up to {found}, over {budget}"
+    if any(row.reason.startswith(TOO_LONG) for row in climb.ledger.rows):
+        assert climb.planned is not None
+        needed = math.ceil((climb.worker.used_seconds + climb.planned.predicted_seconds) / 60)
+        budget = in_words(climb.request.time_budget)
+        return f"nothing was tried: no stage fits into a time budget of {budget}; --time-budget {needed}m fits all"
     return f"keep your model{now}; no stage could pay"
+
+
+def _why_not_kept(climb: Climb, within: list[Candidate]) -> str:
+    """Of the stages that lose little enough, the one that came nearest, and what its verdict was."""
+    rows = {row.name: row for row in climb.ledger.rows}
+    best = max(within, key=lambda one: one.speedup.mid)
+    gain = best.speedup.mid - 1
+    unclear = [one for one in within if rows[one.name].verdict == "cannot tell"]
+    if unclear:
+        first = max(unclear, key=lambda one: one.speedup.mid)
+        between = f"{first.speedup.low:.2f}x-{first.speedup.high:.2f}x"
+        return f"{first.name} is within budget, but this machine is too noisy to say whether it pays ({between})"
+    if 0 <= gain < 1 - PAYS:
+        return f"the best within budget gains {percent(gain)}, below the {percent(1 - PAYS)} that pays"
+    return f"the best within budget, {best.name}, was dropped: {rows[best.name].reason}"
 
 
 # ---- the folder ----

@@ -28,6 +28,7 @@ DATA_KEYS = ("calib_tokens", "select_tokens", "proof_tokens")
 REPLAY_KEYS = ("model_digest", "text_sha256", "artifact_sha256", "snello", "decisions")
 DECISION_KEYS = ("stage", "verdict", "reason")
 GOALS = ("latency", "throughput", "memory")
+AFRESH = "remove the whole [replay] table to decide afresh"
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,11 @@ class Recipe:
         path = Path(path)
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
+        except FileNotFoundError as error:
             raise SnelloError(f"there is no recipe at {path}", "write one, or leave --recipe out") from error
-        except tomllib.TOMLDecodeError as error:
+        except OSError as error:
+            raise SnelloError(f"the recipe {path} cannot be read: {error.strerror}", "give a TOML file") from error
+        except ValueError as error:  # not UTF-8, or not TOML
             raise SnelloError(f"{path} is not TOML: {error}", "compare it with recipes/*.toml") from error
         recipe = cls.from_table(table)
         texts = tuple(str(path.parent / text) for text in recipe.text)
@@ -102,16 +105,14 @@ class Recipe:
     def from_table(cls, table: Mapping[str, Any]) -> Recipe:
         _check_keys("recipe", table, TOP_KEYS)
         if table.get("version", VERSION) != VERSION:
-            raise SnelloError(f"recipe version {table['version']} is not {VERSION}", "update snello")
+            raise SnelloError(f"recipe version {table['version']!r} is not {VERSION}", "update snello")
         budget, data = _table(table, "budget", BUDGET_KEYS), _table(table, "data", DATA_KEYS)
-        text = table.get("text", ())
-        texts = (text,) if isinstance(text, str) else tuple(text)
         goal = budget.get("goal")
         if goal is not None and goal not in GOALS:
             raise SnelloError(f"[budget] goal is {goal!r}", nearest(str(goal), GOALS))
         return cls(
             model=_typed("recipe", table, "model", str),
-            text=texts,
+            text=_texts(table.get("text", ())),
             seed=_typed("recipe", table, "seed", int),
             max_loss=None if "max_loss" not in budget else share(budget["max_loss"], "[budget] max_loss"),
             goal=goal,
@@ -119,7 +120,7 @@ class Recipe:
             time_seconds=_typed("[budget]", budget, "time_seconds", float),
             strict=_typed("[budget]", budget, "strict", bool),
             metric=_typed("[budget]", budget, "metric", str),
-            data={key: int(value) for key, value in data.items()},
+            data={key: _count(data, key) for key in data},
             stages=_stages(table.get("steps", ())),
             replay=_replay(table.get("replay")),
         )
@@ -145,6 +146,20 @@ class Recipe:
 # ---- reading ----
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise SnelloError(f"recipe text is {value!r}", 'write a path or a list of them: text = ["yours.txt"]')
+    return tuple(texts)
+
+
+def _count(data: Mapping[str, Any], key: str) -> int:
+    value: int = _typed("[data]", data, key, int)
+    if value < 1:
+        raise SnelloError(f"[data] {key} is {value}", "it must be at least 1")
+    return value
+
+
 def _stages(steps: Any) -> tuple[Stage, ...]:
     """Consecutive steps with one `stage` name are one stage; a step without it is a stage of its own."""
     if not isinstance(steps, (list, tuple)) or not all(isinstance(step, dict) for step in steps):
@@ -152,16 +167,16 @@ def _stages(steps: Any) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     for number, entry in enumerate(steps):
         step = _step(number, entry)
-        name = entry.get("stage")
+        name = _typed(f"steps[{number}]", entry, "stage", str)
         if name is not None and stages and stages[-1].name == name:
             stages[-1] = Stage(name, (*stages[-1].steps, step))
         else:
-            stages.append(Stage(str(name) if name is not None else describe(step), (step,)))
+            stages.append(Stage(name if name is not None else describe(step), (step,)))
     return tuple(stages)
 
 
 def _step(number: int, entry: Mapping[str, Any]) -> Step:
-    use = entry.get("use")
+    use = _typed(f"steps[{number}]", entry, "use", str)
     if use not in TECHNIQUES:
         message = f"steps[{number}]: there is no technique {use!r}" if use else f"steps[{number}] has no `use`"
         raise SnelloError(message, nearest(str(use or ""), TECHNIQUES))
@@ -187,13 +202,26 @@ def describe(step: Step) -> str:
 def _replay(table: Any) -> Replay | None:
     if table is None:
         return None
+    if not isinstance(table, dict):
+        raise SnelloError("replay must be a table", AFRESH)
     _check_keys("[replay]", table, REPLAY_KEYS)
-    for key in ("model_digest", "text_sha256"):
-        if key not in table:
-            raise SnelloError(f"[replay] has no {key}", "remove the whole [replay] table to decide afresh")
-    for decision in table.get("decisions", ()):
-        _check_keys("[[replay.decisions]]", decision, DECISION_KEYS)
-    return Replay(**{**table, "decisions": tuple(table.get("decisions", ()))})
+    for key in REPLAY_KEYS[:-1]:
+        if _typed("[replay]", table, key, str) is None and key in ("model_digest", "text_sha256"):
+            raise SnelloError(f"[replay] has no {key}", AFRESH)
+    decisions = table.get("decisions", [])
+    if not isinstance(decisions, list) or not all(isinstance(decision, dict) for decision in decisions):
+        raise SnelloError("[replay] decisions must be a list of tables", AFRESH)
+    for decision in decisions:
+        _check_decision(decision)
+    return Replay(**{**table, "decisions": tuple(decisions)})
+
+
+def _check_decision(decision: Mapping[str, Any]) -> None:
+    where = "[[replay.decisions]]"
+    _check_keys(where, decision, DECISION_KEYS)
+    for key in DECISION_KEYS:
+        if _typed(where, decision, key, str) is None:
+            raise SnelloError(f"{where} has no {key}", AFRESH)
 
 
 def _table(table: Mapping[str, Any], name: str, keys: Iterable[str]) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ def resolve(
     written = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe) if recipe is not None else Recipe()
     named = str(model) if model is not None else written.model
     if named is None:
-        raise SnelloError("no model was given", "for example: snello optimize Qwen/Qwen3-0.6B --text yours.txt")
+        hint = "for example: snello optimize Qwen/Qwen3-0.6B --text yours.txt"
+        raise SnelloError("no model was given", hint, exit_code=2)
     texts: Any = text if text is not None else written.text
     paths = (texts,) if isinstance(texts, (str, Path)) else tuple(texts)
     found = Request(
@@ -77,7 +79,7 @@ def resolve(
         recipe=written,
         time_budget=first(time_budget, written.time_seconds, TIME_BUDGET_SECONDS),
         strict=first(strict, written.strict, False),
-        metric=metric or written.metric,
+        metric=metric if metric is not None else written.metric,
         target=factor(target, "target") if target is not None else written.target,
         seed=first(seed, written.seed, 0),
         limits=limits_of(written),
@@ -112,10 +114,35 @@ def _check(found: Request) -> None:
         raise SnelloError(f"goal is {found.goal!r}", nearest(found.goal, GOALS))
     if found.time_budget <= 0:
         raise SnelloError(f"a time budget of {found.time_budget:g} seconds", "give minutes, for example 30m")
+    if not 0 <= found.seed < 2**63:
+        raise SnelloError(f"seed is {found.seed}", "it must be at least 0 and less than 2^63")
+    for path in found.text:
+        if not path.exists():
+            raise SnelloError(f"there is no text at {path}", "give a file, or a folder of .txt files")
     if found.metric is not None:
         check_command(found.metric)
     if found.recipe.replay is not None and not found.recipe.stages and found.recipe.replay.artifact_sha256:
         raise SnelloError("the recipe replays an artefact and has no steps", "restore its [[steps]]")
+
+
+def check_place(found: Request) -> None:
+    """Refuses an output that could never be put in place, or that would take something else with it."""
+    output, place = found.output, found.output.resolve()
+    if not output.name or output.name == "..":
+        raise SnelloError(f"--output {output} is not a folder of its own", "for example -o lean/model")
+    if output.exists() and not output.is_dir():
+        raise SnelloError(f"{output} is a file", "give a folder: -o lean/model")
+    if output.is_mount():
+        raise SnelloError(
+            f"{output} is a mount point, which cannot be exchanged", f"give a folder in it: -o {output}/lean"
+        )
+    held = [Path.cwd(), Path.home(), Path(found.model).expanduser(), *found.text]
+    for path in held:
+        if path.exists() and path.resolve().is_relative_to(place):
+            raise SnelloError(f"--output {output} would replace {path}", "give a folder of its own: -o lean/model")
+    parent = next(folder for folder in place.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise SnelloError(f"{parent} cannot be written", "give another --output")
 
 
 def check_output(found: Request) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import snello
+from snello.errors import SnelloError, storage_error
 from snello.measure.speed import Workload
 from snello.measure.text import WINDOW
-from snello.optimize import publish
+from snello.optimize import publish, texts
 from snello.optimize.candidate import Candidate, Runners
-from snello.optimize.climb import Climb
+from snello.optimize.climb import Climb, in_words
 from snello.optimize.events import (
     Event,
     Finished,
@@ -33,9 +34,9 @@ from snello.optimize.examine import Examiner
 from snello.optimize.files import recover_folder
 from snello.optimize.journal import Journal
 from snello.optimize.planner import Goals, forecast_for
-from snello.optimize.prepare import power_of, prepare, sources_of
+from snello.optimize.prepare import BLIND, Tools, catches, power_of, prepare, sources_of
 from snello.optimize.recipe import Recipe
-from snello.optimize.request import Request, check_output, resolve
+from snello.optimize.request import Request, check_output, check_place, resolve
 from snello.optimize.work import Interrupts, RunStopped, Worker
 from snello.optimize.workbench import NativeWorkbench, Workbench
 
@@ -99,6 +100,14 @@ def optimize(
             yield from run.events()
         except RunStopped:
             yield Finished(result=run.stopped())
+        except SnelloError:
+            run.forget_beginning()
+            raise
+        except OSError as error:
+            known = storage_error(error, request.work, "free some space; the same command goes on from here")
+            if known is None:
+                raise
+            raise known from error
         finally:
             run.close()
 
@@ -116,13 +125,14 @@ class _Optimizer:
         self.request = request
         self.bench = workbench
         self.finish = finish
+        check_place(request)
         recover_folder(request.output)
         if not request.dry_run:
             check_output(request)
         if not request.resume:
             shutil.rmtree(request.work, ignore_errors=True)
-        self.journal = Journal(request.work)
-        self.resumed = not self.journal.is_new
+        self.journal = _journal(request.work)
+        self.resumed = self.accepted = not self.journal.is_new
         common = {"seed": request.seed, "version": snello.__version__}
         self.worker = Worker(self.journal, interrupts, request.time_budget, common)
         self.runners = Runners(self._open)
@@ -134,9 +144,11 @@ class _Optimizer:
     def events(self) -> Iterator[Event]:
         request = self.request
         model = self.bench.load(request.model)
+        documents = texts.read_documents(request.text, model)  # what cannot be read fails before anything is packed
         original = Candidate(name="original", model=model, prefixes=(model,))
         yield from self._introduce(original)
-        examiner = yield from prepare(request, self.bench, self.worker, self.runners, self.machine, original)
+        tools = Tools(self.bench, self.worker, self.runners, self.machine)
+        examiner = yield from prepare(request, tools, original, documents)
         yield StageStarted(index=1, stage="original", predicted_seconds=0.0)
         original.select = yield from examiner.read(original, "select", "original")
         power, fault = power_of(examiner, original.select)
@@ -148,14 +160,15 @@ class _Optimizer:
             max_loss=request.max_loss,
             measure=examiner.ruler.name,
         )
-        if not power.enough:
-            shutil.rmtree(request.work, ignore_errors=True)
-            sentence = power.sentence
+        if not power.enough or not catches(examiner, original.select, fault):
+            self.journal.clear()
+            sentence = BLIND if power.enough else power.sentence
             yield Finished(result=Result(exit_code=4, sentence=sentence, reason=sentence, seconds=self._seconds))
             return
         if request.dry_run:
             yield from self._dry_run(examiner)
             return
+        self.accepted = True
         climb = Climb(examiner, self.journal, power=power, fault=fault, sources=sources)
         yield from climb.events()
         result = yield from publish.conclude(climb, self.finish)
@@ -200,20 +213,37 @@ class _Optimizer:
         tokens = sum(source.tokens("select") for source in examiner.texts.sources)
         forecast = forecast_for(examiner.original.spec, goals, tokens, None, None)
         climb = Climb(examiner, self.journal, power=None, fault=None, sources=())
+        climb.proof_seconds = forecast.proof(sum(source.tokens("proof") for source in examiner.texts.sources))
         plan: Planned = climb.plan(goals, forecast)
         yield plan
         if not self.resumed:
-            shutil.rmtree(self.request.work, ignore_errors=True)
+            self.journal.clear()
         running = sum(stage.runs for stage in plan.stages)
-        sentence = f"would try {running} stages in about {plan.predicted_seconds / 60:.0f} min; nothing was changed"
+        sentence = f"would try {running} stages in about {in_words(plan.predicted_seconds)}; nothing was changed"
         yield Finished(result=Result(exit_code=0, sentence=sentence, reason="dry run", seconds=self._seconds))
 
     def stopped(self) -> Result:
         sentence = "interrupted: everything finished is kept; the same command goes on from here"
         return Result(exit_code=130, sentence=sentence, reason="interrupted", seconds=self._seconds)
 
+    def forget_beginning(self) -> None:
+        """A wish that cannot be granted leaves nothing behind, unless it began long ago."""
+        if not self.accepted:
+            self.journal.clear()
+
     def close(self) -> None:
-        self.runners.close()
+        if not self.worker.abandoned:  # else a thread may still be inside of them
+            self.runners.close()
+        self.journal.close()
+
+
+def _journal(folder: Path) -> Journal:
+    try:
+        return Journal(folder)
+    except OSError as error:
+        hint = "free some space, or give another --output"
+        message = f"{folder} cannot be made: {error.strerror}"
+        raise storage_error(error, folder, hint) or SnelloError(message, hint) from error
 
 
 def run(model: str | Path | None = None, **options: Any) -> Result:

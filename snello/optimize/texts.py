@@ -21,7 +21,12 @@ MASKS = ("[MASK]", "<mask>")
 
 
 def read_documents(paths: Sequence[Path], model: Any) -> list[list[Document]]:
-    """The documents of each `--text`, read as this kind of model needs them."""
+    """The documents of each `--text`, read as this kind of model needs them.
+
+    Raises:
+        SnelloError: a text cannot be read, or there is no tokenizer to read it with.
+    """
+    model.tokenizer  # noqa: B018 - opened late, and needed by every text
     return [_read(path, model) for path in paths]
 
 

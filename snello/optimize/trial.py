@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from snello.measure.timing import Ratio
+from snello.models.spec import Spec
 from snello.optimize.candidate import Candidate
 from snello.optimize.events import Event, Verdict
 from snello.optimize.examine import Examiner, cost_ratio
 from snello.optimize.files import folder_bytes, sha256_file
-from snello.optimize.gate import Judgement, judge_cost, judge_quality
+from snello.optimize.gate import Judgement, judge_cost, judge_equal, judge_quality
 from snello.optimize.journal import unit_key
 from snello.optimize.receipts import Evidence
 from snello.optimize.recipe import GOALS, Stage, Step
@@ -64,7 +65,7 @@ def _make(examiner: Examiner, step: Step, model: Any, folder: Path, report: Repo
 
 
 def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
-    """Quality first, then cost; a recorded decision is taken as it is."""
+    """Quality first, then cost; a recorded decision is taken as it is. The gain is None where costs are equal."""
     request, stage = examiner.request, candidate.name
     candidate.select = yield from examiner.read(candidate, "select", stage)
     assert examiner.original.select is not None
@@ -79,6 +80,11 @@ def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
         metric=evidence.metric,
     )
     candidate.speed = yield from examiner.speed(candidate, stage)
+    recorded = _recorded(examiner, candidate.name)
+    if costs_the_same(candidate.spec, best):  # the same program over the same bytes: there is nothing to time
+        candidate.cost, candidate.speedup = best.cost, best.speedup
+        assert evidence.increment is not None
+        return recorded or refused or judge_equal(best.name, evidence.increment), None
     gain: Ratio = yield from examiner.ratio(best, candidate, request.goal, stage, quads=3 if refused else 12)
     candidate.costs = (cost_ratio(request.goal, best.name, gain),)
     candidate.cost = gain.b
@@ -87,13 +93,17 @@ def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
         over = yield from examiner.ratio(examiner.original, candidate, request.goal, stage, quads=3)
         candidate.costs = (*candidate.costs, cost_ratio(request.goal, "original", over))
     candidate.speedup = over.interval.inverse()
-    recorded = _recorded(examiner, candidate.name)
     if recorded is not None:
         return recorded, gain
     if refused is not None:
         return refused, gain
     others = yield from _other_costs(examiner, candidate, stage)
     return judge_cost(request.goal, gain, others), gain
+
+
+def costs_the_same(spec: Spec, best: Candidate) -> bool:
+    """Whether a model of this spec is run exactly as the best so far is, the original excepted."""
+    return not best.is_original and spec.digest == best.spec.digest
 
 
 def _recorded(examiner: Examiner, name: str) -> Judgement | None:

@@ -1,7 +1,7 @@
 """Doing units of work: in a thread of their own so that progress can be told, journaled, interruptible in between.
 
-The first Ctrl-C asks: the unit under way is finished and written down, then the run ends resumable. The second stops
-at once; what was written is still whole.
+The first Ctrl-C asks: the unit under way is finished and written down, then the run ends resumable. The second, and a
+SIGTERM, which is seldom followed by patience, stop at once; what was written is still whole.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from snello.optimize.events import Event, Progress
+from snello.optimize.events import Event, Progress, Warned
 from snello.optimize.journal import Journal, Unit, unit_key
 
 TELL_SECONDS = 0.1  # progress is told at most this often
+LOOK_SECONDS = 0.2  # how soon a wish to stop is answered
+LEAVE_SECONDS = 3.0  # what a unit that is abandoned gets to leave its work
+STOPPING = "stopping: what is under way is finished and written down first"
 
 Report = Callable[[str, int, int, str], None]  # activity, done, total, unit
 Answer = tuple[Any, Mapping[str, np.ndarray]]
@@ -32,16 +35,21 @@ class RunStopped(Exception):
     """Asked to stop, and everything that was finished is in the journal."""
 
 
+class Abandoned(BaseException):
+    """Raised inside a unit whose run has ended, by its next report of progress."""
+
+
 class Interrupts:
     """Turns the first Ctrl-C into a wish; only in the main thread, where Python allows it."""
 
     def __init__(self) -> None:
-        self.wished = False
-        self._before: Any = None
+        self.wished = self.answered = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._wish)
+            handlers = {signal.SIGINT: self._wish, signal.SIGTERM: self._demand}
+            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def _wish(self, number: int, frame: FrameType | None) -> None:
@@ -49,12 +57,20 @@ class Interrupts:
             raise KeyboardInterrupt
         self.wished = True
 
+    def _demand(self, number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    def unanswered(self) -> bool:
+        """Whether a wish was made that nobody has been told of yet; asking answers it."""
+        answered, self.answered = self.answered, self.wished
+        return self.wished and not answered
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
 
 @dataclass
@@ -66,6 +82,7 @@ class Worker:
     budget_seconds: float
     common: Mapping[str, Any]  # inputs of every unit: seed, version
     finished_seconds: float = 0.0
+    abandoned: bool = False  # a unit would not stop: its thread is still at work
     _started: float | None = None
 
     @property
@@ -107,10 +124,12 @@ class Worker:
     def _threaded(self, stage: str, function: Function) -> Generator[Event, None, Answer]:
         """Runs `function` beside, yielding its progress."""
         told: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        last = -math.inf
+        last, leave = -math.inf, threading.Event()
 
         def report(activity: str, done: int, total: int, unit: str) -> None:
             nonlocal last
+            if leave.is_set():
+                raise Abandoned
             now = time.monotonic()
             if now - last >= TELL_SECONDS or done == total:
                 last = now
@@ -122,9 +141,24 @@ class Worker:
             except BaseException as error:
                 told.put(("error", error))
 
-        threading.Thread(target=work, daemon=True, name=f"snello {stage}").start()
+        thread = threading.Thread(target=work, daemon=True, name=f"snello {stage}")
+        thread.start()
+        try:
+            return (yield from self._listen(stage, told))
+        finally:
+            leave.set()
+            thread.join(LEAVE_SECONDS)
+            self.abandoned = thread.is_alive()
+
+    def _listen(self, stage: str, told: queue.SimpleQueue[Any]) -> Generator[Event, None, Answer]:
+        """What the thread tells, until its answer or its error."""
         while True:
-            kind, content = told.get()
+            if self.interrupts.unanswered():
+                yield Warned(message=STOPPING, hint="Ctrl-C again stops at once")
+            try:
+                kind, content = told.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                continue
             if kind == "answer":
                 return content  # type: ignore[no-any-return]
             if kind == "error":

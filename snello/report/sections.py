@@ -137,9 +137,10 @@ def _ladder(receipts: Receipts) -> Section:
     blocks = (charts.ladder(rows, receipts.run.max_loss), Table(columns=columns, rows=cells, right=(2, 3, 4, 5, 6)))
     about = (
         "Every stage in the order of judging, dropped and not-run ones included. Losses are cumulative against the "
-        "original, on the selection text: the estimate, then its one-sided 95% bound; 'added' is against what the "
-        "stage was applied to. A gain is the original's cost over the stage's; 'over the best' divides by the best "
-        "until then. A stage is kept if its bound is within the budget and it pays. In the drawing a square is the "
+        "original, on the selection text: the estimate, then its one-sided 95% bound; 'added' is against the best "
+        "until then. A gain is the original's cost over the stage's; 'over the best' divides by the best until then, "
+        "and is not timed for a stage of the same formats, which costs the same. A stage is kept if its bound is "
+        "within the budget and it pays, or loses measurably less at the same cost. In the drawing a square is the "
         "instrument (A/A, planted fault), a dot kept, a cross dropped, a triangle cannot tell."
     )
     return Section(key="ladder", title="The ladder", about=about, blocks=blocks)

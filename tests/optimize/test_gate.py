@@ -13,7 +13,7 @@ from snello.measure.interval import Interval
 from snello.measure.timing import Ratio
 from snello.optimize import files, receipts, sentence
 from snello.optimize.events import LadderRow, plain
-from snello.optimize.gate import judge_cost, judge_quality
+from snello.optimize.gate import judge_cost, judge_equal, judge_quality
 from snello.optimize.plain import revive
 from snello.optimize.receipts import Passage
 
@@ -43,6 +43,14 @@ def test_quality_decides(loss: Interval, options: dict[str, object], verdict: st
     assert found is not None
     assert (found.verdict, found.reason) == (verdict, reason)
     assert "budget 1%" in found.margin
+
+
+def test_at_equal_cost_only_a_measurably_smaller_loss_decides() -> None:
+    less = judge_equal("int4, rtn", Interval(-0.005, -0.004, -0.001))
+    assert (less.verdict, less.reason) == ("kept", "loses less at the same cost")
+    assert less.margin == "loss -0.40% over int4, rtn's, at most -0.10%; taken below 0"
+    for change in (Interval(-0.005, -0.002, 0.001), Interval.exact(0.0), Interval(-math.inf, -0.1, math.inf)):
+        assert judge_equal("int4, rtn", change).verdict == "dropped"
 
 
 def test_a_perplexity_gain_is_no_budget_for_later() -> None:

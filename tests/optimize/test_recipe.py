@@ -37,6 +37,23 @@ def write(tmp_path: Path, text: str) -> Path:
         ("budget = 3\n", "budget must be a table", "[budget]"),
         ("[replay]\nsnello = '1'\n", "[replay] has no model_digest", "decide afresh"),
         ("version = 9\n", "recipe version 9 is not 1", "update"),
+        ("version = '1'\n", "recipe version '1' is not 1", "update"),
+        ("text = 5\n", "recipe text is 5", "yours.txt"),
+        ("text = [1]\n", "recipe text is [1]", "yours.txt"),
+        ("[data]\ncalib_tokens = 'many'\n", "[data] calib_tokens is 'many'", "of type int"),
+        ("[data]\nproof_tokens = 0\n", "[data] proof_tokens is 0", "at least 1"),
+        ('[[steps]]\nuse = ["quantize"]\n', "steps[0] use is ['quantize']", "of type str"),
+        ('[[steps]]\nuse = "quantize"\nstage = 3\n', "steps[0] stage is 3", "of type str"),
+        ('[[steps]]\nuse = "quantize"\nrotate = "no"\n', "rotate='no' is not an option", "on or off"),
+        ('[[steps]]\nuse = "quantize"\nweights = "mixed"\nbits = "5"\n', "bits='5' is not a number", "bits=5"),
+        ("replay = 1\n", "replay must be a table", "decide afresh"),
+        ("[replay]\nmodel_digest = 1\n", "[replay] model_digest is 1", "of type str"),
+        ("[replay]\nmodel_digest = 'a'\ntext_sha256 = 'b'\ndecisions = [1]\n", "a list of tables", "afresh"),
+        (
+            "[replay]\nmodel_digest = 'a'\ntext_sha256 = 'b'\ndecisions = [{stage = 's'}]\n",
+            "[[replay.decisions]] has no verdict",
+            "afresh",
+        ),
         ("model = \n", "is not TOML", "recipes"),
     ],
 )
@@ -50,6 +67,14 @@ def test_errors(tmp_path: Path, text: str, message: str, hint: str) -> None:
 def test_a_bad_value_names_its_step(tmp_path: Path) -> None:
     with pytest.raises(SnelloError, match=r"steps\[1\] \(quantize\): weights='int5'"):
         Recipe.load(write(tmp_path, '[[steps]]\nuse = "quantize"\n[[steps]]\nuse = "quantize"\nweights = "int5"\n'))
+
+
+def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SnelloError, match="is not TOML"):
+        Recipe.load(tmp_path / "binary.toml")
+    with pytest.raises(SnelloError, match="cannot be read: Is a directory"):
+        Recipe.load(tmp_path)
 
 
 def test_a_missing_recipe(tmp_path: Path) -> None:

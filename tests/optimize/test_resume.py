@@ -6,13 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from snello.errors import SnelloError
 from snello.optimize import receipts
-from snello.optimize.events import Finished, ModelLoaded, StageJudged
+from snello.optimize.events import Finished, ModelLoaded, StageJudged, Warned
 from snello.optimize.files import sha256_file
 from snello.optimize.journal import Journal
 from snello.optimize.run import optimize
@@ -105,7 +109,7 @@ def test_killed_before_and_after_every_rename_it_goes_on(tmp_path: Path) -> None
         assert receipts.read(out).proof is not None
 
 
-@pytest.mark.parametrize("after", [1, 4, 9, 16, 24])
+@pytest.mark.parametrize("after", [1, 4, 9, 16, 24, 40])
 def test_killed_after_a_unit_nothing_is_done_again(
     make_bed: Callable[[str], Bed], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -113,6 +117,7 @@ def test_killed_after_a_unit_nothing_is_done_again(
         pass
 
     bed = make_bed("killed")
+    bed.bench.effects["int4 rtn"] = (0.02, 0.33)  # kept, then replaced by one of equal cost
     kept: list[str] = []
     real = Journal.keep
 
@@ -131,11 +136,13 @@ def test_killed_after_a_unit_nothing_is_done_again(
     monkeypatch.undo()
     fakes.install()
     other = make_bed("clean")
+    other.bench.effects["int4 rtn"] = (0.02, 0.33)
     clean = other.run()
     assert result.exit_code == clean.exit_code == 0
     assert result.artifact_sha256 == clean.artifact_sha256
     assert isinstance(bed.events[0], ModelLoaded) and bed.events[0].resumed
     assert [row.verdict for row in result.ladder] == [row.verdict for row in clean.ladder]
+    assert [row.replaces for row in result.ladder] == [row.replaces for row in clean.ladder]
     assert [row.loss for row in result.ladder] == [row.loss for row in clean.ladder]
     assert len(bed.bench.applied) == len(set(bed.bench.applied)) + 1  # the int8 cache applies gptq once more
 
@@ -169,6 +176,65 @@ def test_ctrl_c_ends_between_units_and_is_resumable(bed: Bed) -> None:
     assert bed.run().exit_code == 0
 
 
+def test_the_first_ctrl_c_within_a_unit_is_answered_at_once(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bed.bench.apply
+
+    def apply(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.6)
+        return real(*arguments)
+
+    monkeypatch.setattr(bed.bench, "apply", apply)
+    result = bed.run()
+    assert result.exit_code == 130
+    said = [event.message for event in bed.events if isinstance(event, Warned)]
+    assert said[-1].startswith("stopping: what is under way is finished")
+    assert len(bed.bench.applied) == 1
+    monkeypatch.undo()
+    fakes.install()
+    assert bed.run().exit_code == 0
+    assert bed.bench.applied.count("int8 rtn") == 1  # it was finished and written down
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)])
+def test_a_demand_stops_within_a_unit_and_is_resumable(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, numbers: tuple[signal.Signals, ...]
+) -> None:
+    real, left = bed.bench.apply, threading.Event()
+
+    def apply(step: Any, model: Any, context: Any) -> Any:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.4)
+        try:
+            while True:
+                context.progress("working", 0.5)
+                time.sleep(0.01)
+        finally:
+            left.set()
+
+    monkeypatch.setattr(bed.bench, "apply", apply)
+    with pytest.raises(KeyboardInterrupt):
+        bed.run()
+    assert left.is_set()  # no thread goes on behind the run's back
+    monkeypatch.setattr(bed.bench, "apply", real)
+    assert bed.run().exit_code == 0
+    assert isinstance(bed.events[0], ModelLoaded) and bed.events[0].resumed
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_a_killed_run_left_half_written_is_swept(bed: Bed) -> None:
+    work = bed.output.with_name("out.work")
+    for folder in (".a.1.partial", "a.state"):
+        (work / "artifacts" / folder).mkdir(parents=True)
+    (work / "units").mkdir()
+    (work / "units" / "b.json.1.partial").write_text("{")
+    events = optimize("fake", text=bed.text, max_loss="4%", output=bed.output, workbench=bed.bench)
+    next(events)
+    assert not list((work / "artifacts").iterdir()) and not list((work / "units").glob("*.partial"))
+    events.close()  # type: ignore[attr-defined]
+
+
 def test_resume_false_starts_anew(bed: Bed) -> None:
     for event in optimize("fake", text=bed.text, max_loss="4%", output=bed.output, workbench=bed.bench):
         if isinstance(event, StageJudged) and event.row.kind == "stage":
@@ -192,6 +258,7 @@ def test_an_interrupted_write_leaves_nothing_readable(tmp_path: Path) -> None:
     (tmp_path / "units" / f"{key}.json").write_text('{"name": "sc')
     assert journal.recall(key) is None
     assert unit_key("score", {"a": 2}) != key
+    journal.close()
 
 
 def test_a_full_disk_leaves_the_old_output(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +270,7 @@ def test_a_full_disk_leaves_the_old_output(bed: Bed, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(publish, "_link", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(SnelloError, match="the disk is full") as error:
         bed.run(overwrite=True, max_loss="5%")
+    assert error.value.hint is not None and "goes on from here" in error.value.hint
     assert sha256_file(bed.output / "model.safetensors") == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from snello.errors import SnelloError
 from snello.measure.interval import Interval
 from snello.optimize import receipts
 from snello.optimize.events import Planned, Progress, StageJudged, TextRead, Warned
+from snello.optimize.recipe import Recipe
+from snello.optimize.run import optimize
+from snello.report.write import write_report
 from tests.optimize.conftest import Bed
 
 
@@ -26,7 +30,7 @@ def test_a_run_keeps_what_pays_and_proves_it(bed: Bed) -> None:
         "quantize int8": "kept",
         "quantize int4, rtn": "dropped",
         "quantize int4, gptq": "kept",
-        "quantize int4, awq": "not run",
+        "quantize int4, awq": "dropped",
         "quantize mixed 5.0 bits": "not run",
         "quantize mixed 6.0 bits": "not run",
         "int8 kv cache": "kept",
@@ -35,6 +39,7 @@ def test_a_run_keeps_what_pays_and_proves_it(bed: Bed) -> None:
     assert rows["original again (A/A)"].loss == Interval.exact(0.0)
     assert rows["quantize int4, rtn"].reason == "over 4%"
     assert rows["quantize int4, gptq"].replaces == "quantize int8"
+    assert rows["quantize int4, awq"].reason.startswith("costs the same as quantize int4, gptq")
     assert result.speedup is not None and result.speedup.mid == pytest.approx(1 / (0.33 * 0.9), rel=0.02)
     assert result.loss is not None and 0 < result.loss.high <= 0.04
     assert result.sentence.startswith("3.4x faster") or result.sentence.startswith("3.3")
@@ -82,12 +87,13 @@ def test_receipts_hold_everything_and_come_back(bed: Bed) -> None:
     assert not front["quantize int4, rtn"].on_front
 
 
-def test_nothing_paid_keeps_the_model(bed: Bed) -> None:
-    bed.bench.effects = dict.fromkeys(bed.bench.effects, (0.001, 1.09))
+@pytest.mark.parametrize(("pace", "why"), [(1.09, "gains 2%, below the 3% that pays"), (1.25, "dropped: latency is 1")])
+def test_nothing_paid_keeps_the_model(bed: Bed, pace: float, why: str) -> None:
+    bed.bench.effects = dict.fromkeys(bed.bench.effects, (0.001, pace))
     result = bed.run()
     assert result.exit_code == 0 and result.path is None
     assert result.sentence.startswith("keep your model")
-    assert "below the 3% that pays" in result.sentence
+    assert why in result.sentence
     assert set(bed.verdicts(result).values()) <= {"original", "steady", "caught", "dropped", "not run"}
     assert (bed.output / "receipts").is_dir() and not (bed.output / "model.safetensors").exists()
     assert receipts.read(bed.output).proof is not None
@@ -158,6 +164,74 @@ def test_noise_is_cannot_tell(bed: Bed, fake_time: Any) -> None:
     assert verdicts["original again (A/A)"] == "unsteady"
     assert "cannot tell" in verdicts.values()
     assert "kept" not in verdicts.values()
+    assert "too noisy to say whether it pays" in result.sentence
+    assert "that pays" not in result.sentence and "gains" not in result.sentence
+
+
+def test_a_stage_of_equal_cost_that_loses_less_takes_the_place(make_bed: Callable[[str], Bed]) -> None:
+    bed = make_bed("first")
+    bed.bench.effects |= {"int4 rtn": (0.02, 0.33)}
+    result = bed.run()
+    rows = {row.name: row for row in result.ladder}
+    rtn, gptq, awq = (rows[f"quantize int4, {method}"] for method in ("rtn", "gptq", "awq"))
+    assert (rtn.verdict, gptq.verdict, awq.verdict) == ("kept", "kept", "dropped")
+    assert gptq.reason == "loses less at the same cost" and gptq.replaces == "quantize int4, rtn"
+    assert gptq.speedup == rtn.speedup and gptq.gain is None  # the same program is not timed twice
+    assert gptq.increment is not None and gptq.increment.high < 0
+    found = receipts.read(bed.output)
+    step = next(step for step in found.steps if step.step == "quantize int4, gptq")
+    assert step.costs == () and "taken below 0" in step.margin
+    assert found.proof is not None
+    front = {point.name: point.on_front for point in found.proof.pareto}
+    assert not front["quantize int4, rtn"]
+    chain = Recipe.load(bed.output / "recipe.toml").stages[-1].steps[-1].options
+    assert (chain["method"], chain["cache"]) == ("gptq", "int8")
+    page = write_report(bed.output).with_suffix(".md").read_text(encoding="utf-8")
+    assert "kept: loses less at the same cost, replaces quantize int4, rtn" in page
+    again = make_bed("second").run(recipe=bed.output / "recipe.toml", max_loss=None, text=None)
+    assert again.artifact_sha256 == result.artifact_sha256
+
+
+@pytest.mark.parametrize(("minutes", "verdict"), [(29, "kept"), (25, "not run")])
+def test_what_may_pay_has_its_time_before_equal_costs(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, minutes: int, verdict: str
+) -> None:
+    from snello.optimize import planner
+
+    monkeypatch.setattr(planner.Forecast, "stage", lambda *_, timed=True: 600.0 if timed else 1000.0)
+    monkeypatch.setattr(planner.Forecast, "learn", lambda *_: None)
+    bed.bench.effects |= {"int4 rtn": (0.02, 0.33)}
+    verdicts = bed.verdicts(bed.run(time_budget=60.0 * minutes))
+    assert verdicts["quantize int4, rtn"] == "kept"
+    assert verdicts["quantize int4, gptq"] == verdict
+    assert verdicts["int8 kv cache"] == "kept"
+
+
+def test_the_same_steps_again_are_not_run(bed: Bed, tmp_path: Path) -> None:
+    twice = '[[steps]]\nstage = "%s"\nuse = "quantize"\nweights = "int8"\n'
+    (tmp_path / "recipe.toml").write_text(twice % "one" + twice % "two")
+    result = bed.run(recipe=tmp_path / "recipe.toml")
+    assert (result.ladder[-1].verdict, result.ladder[-1].reason) == ("not run", "same as one")
+
+
+@pytest.mark.parametrize("cut", ["select", "proof"])
+def test_a_fault_that_goes_unseen_proves_nothing(bed: Bed, monkeypatch: pytest.MonkeyPatch, cut: str) -> None:
+    from snello.measure import quality
+
+    real = quality.plant
+
+    def plant(ruler: Any, original: Any, blocks: Any, *, max_loss: float, seed: int) -> Any:
+        unseen = (seed == 0) == (cut == "select")
+        return original if unseen else real(ruler, original, blocks, max_loss=max_loss, seed=seed)
+
+    monkeypatch.setattr(quality, "plant", plant)
+    result = bed.run()
+    assert result.path is None and not (bed.output / "model.safetensors").exists()
+    if cut == "select":
+        assert result.exit_code == 4 and "a planted fault goes unseen" in result.sentence
+        assert not bed.output.exists() and not bed.bench.applied
+    else:
+        assert result.exit_code == 3 and "would not have caught a planted fault" in result.sentence
 
 
 def test_an_engine_that_gives_other_numbers_is_unsteady(bed: Bed) -> None:
@@ -170,8 +244,9 @@ def test_an_engine_that_gives_other_numbers_is_unsteady(bed: Bed) -> None:
 def test_no_stage_starts_that_does_not_fit(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     from snello.optimize import planner
 
-    monkeypatch.setattr(planner.Forecast, "stage", lambda *_: 4000.0)
+    monkeypatch.setattr(planner.Forecast, "stage", lambda *_, **__: 4000.0)
     result = bed.run()
+    assert result.sentence.startswith("nothing was tried: no stage fits into a time budget of 30 min; --time-budget 4")
     assert bed.verdicts(result)["quantize int8"] == "not run"
     assert result.ladder[3].reason.startswith("needs about 67 min")
     assert any(isinstance(event, Warned) and "would take about" in event.message for event in bed.events)
@@ -322,11 +397,47 @@ def test_judged_rows_come_in_order(bed: Bed) -> None:
         ({"time_budget": 0}, "a time budget of 0 seconds"),
         ({"metric": "score {url}"}, "needs a server"),
         ({"text": "/nowhere.txt"}, "there is no text"),
+        ({"seed": -1}, "seed is -1"),
+        ({"metric": "no-such-program-anywhere {model}"}, "there is no program"),
+        ({"metric": ""}, "names no {model}"),
+        ({"output": "."}, "is not a folder of its own"),
+        ({"output": "/"}, "is not a folder of its own"),
+        ({"output": "/proc"}, "is a mount point"),
+        ({"output": "/proc/nothing"}, "cannot be (made|written)"),
+        ({"output": str(Path.home()), "overwrite": True}, "would replace"),
+        ({"output": __file__, "overwrite": True}, "is a file"),
+        ({"output": f"{__file__}/x"}, "cannot be written"),
     ],
 )
 def test_impossible_wishes(bed: Bed, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(SnelloError, match=message):
+    with pytest.raises(SnelloError, match=message) as error:
         bed.run(**options)
+    assert error.value.hint
+    assert {path.name for path in bed.output.parent.iterdir()} == {"text.txt"}  # nothing half-written
+
+
+def test_an_output_that_holds_the_text_or_the_model_is_refused(bed: Bed) -> None:
+    for wish in ({"text": bed.text}, {"text": None, "model": bed.text.parent / "model"}):
+        (bed.text.parent / "model").mkdir(exist_ok=True)
+        with pytest.raises(SnelloError, match="would replace"):
+            list(optimize(wish.pop("model", "fake"), output=bed.text.parent, overwrite=True, **wish))
+
+
+def test_two_runs_never_share_a_folder(bed: Bed) -> None:
+    events = optimize("fake", text=bed.text, max_loss="4%", output=bed.output, workbench=bed.bench)
+    next(events)
+    with pytest.raises(SnelloError, match="another run is at work"):
+        bed.run()
+    events.close()  # type: ignore[attr-defined]
+    assert bed.run().exit_code == 0
+
+
+def test_a_text_that_cannot_be_read_leaves_nothing(bed: Bed) -> None:
+    bed.text.write_bytes(b"\xff\xfe binary")
+    bed.output = bed.output.parent / "new" / "lean"
+    with pytest.raises(SnelloError, match="is not UTF-8"):
+        bed.run()
+    assert not bed.output.parent.exists()
 
 
 def test_the_package_can_be_called(bed: Bed) -> None:

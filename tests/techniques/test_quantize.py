@@ -18,7 +18,7 @@ from snello.models.reference import Reference
 from snello.models.spec import Format, Spec, linear_names
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize, loudness, sensitivity
-from snello.techniques.quantize.calibrate import Calibrator, Statistic
+from snello.techniques.quantize.calibrate import Calibrator, together, Statistic
 from snello.techniques.quantize.size import average_bits, body_linears, stored_bytes, units
 from snello.techniques.quantize.solve import solve
 from tests.checkpoints import VARIANTS, make_checkpoint
@@ -161,6 +161,27 @@ def test_statistics_are_those_of_the_whole_model(variant: str, tmp_path: Path) -
             statistic, x = calibrator.statistic(unit.input), seen[unit.linears[0]]
             assert torch.allclose(statistic.gram, x.T @ x / len(x), rtol=1e-3, atol=1e-4)
             assert torch.allclose(statistic.rows, x[: len(statistic.rows)], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["qwen3", "bert-mlm"])
+def test_sentences_are_walked_together_and_seen_as_if_alone(variant: str, tmp_path: Path) -> None:
+    model = load(make_checkpoint(tmp_path / variant, variant))
+    generator = np.random.default_rng(0)
+    texts = [generator.integers(0, 300, 5 + number % 3).astype(np.int32) for number in range(200)]
+    seen = hooked_inputs(Reference.from_model(model), texts)
+    with torch.inference_mode():
+        calibrator = Calibrator(model, texts)
+        assert len(calibrator.hidden) == 3 and sum(len(x) for x in calibrator.hidden) == 200
+        for unit in units(model.spec, body_linears(model.spec)):
+            x = seen[unit.linears[0]]
+            assert torch.allclose(calibrator.statistic(unit.input).gram, x.T @ x / len(x), rtol=1e-3, atol=1e-4)
+
+
+def test_long_windows_stay_alone_and_in_order() -> None:
+    texts = [np.full(400, number, np.int32) for number in range(3)]
+    batches = together(texts)
+    assert [tuple(batch.shape) for batch in batches] == [(1, 400)] * 3
+    assert [int(batch[0, 0]) for batch in batches] == [0, 1, 2]
 
 
 def test_later_inputs_see_the_replaced_weights(tmp_path: Path) -> None:

@@ -81,6 +81,11 @@ class Quantize:
         for name, kind in {**choices, "head": HeadWeights}.items():
             _check_choice(name, getattr(self, name), get_args(kind))
         _check_choice("cache", self.cache, (None, "int8"))
+        for name in ("rotate", "equalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise SnelloError(f"{name}={getattr(self, name)!r} is not an option of quantize", "on or off: a bool")
+        if isinstance(self.bits, bool) or not isinstance(self.bits, (int, float, type(None))):
+            raise SnelloError(f"bits={self.bits!r} is not a number", "bits=5 is a good start")
         if self.weights == "mixed" and self.bits is None:
             raise SnelloError("mixed weights need bits", "say how many on average, for example bits=5")
         if self.weights != "mixed" and self.bits is not None:

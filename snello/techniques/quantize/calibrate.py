@@ -24,6 +24,7 @@ Windows = Sequence[npt.NDArray[np.int32]]
 
 MAX_TOKENS = 32_768  # more calibration text than this changes nothing measurable
 SAMPLED_ROWS = 512
+BATCH_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Calibrator:
         self.model = model
         self.windows = check_windows(model, windows)
         embedding = build_embedding(model.spec, model.weights)
-        self.hidden = [embedding(torch.from_numpy(w.astype(np.int64))[None]) for w in self.windows]  # (1, T, D) each
+        self.hidden = [embedding(tokens) for tokens in together(self.windows)]  # (B, T, D) each
         self.position = 0  # halves walked: block position // 2, its attention or its feed-forward
         self.block: Block | None = None
 
@@ -63,7 +64,7 @@ class Calibrator:
             self.block.get_submodule(f"{half}.{part}").weight = nn.Parameter(weight, requires_grad=False)
 
     def _inputs(self, name: str) -> Iterator[Tensor]:
-        """Rows (T, K) of this input, window by window."""
+        """Rows (B T, K) of this input, batch by batch."""
         if not name.startswith("layers."):
             yield from self._head_inputs()
             return
@@ -91,6 +92,22 @@ class Calibrator:
         if self.block is None:
             self.block = build_block(self.model.spec, self.position // 2, self.model.weights)
         return self.block.ffn if self.position % 2 else self.block.attention
+
+
+def together(windows: Windows) -> list[Tensor]:
+    """Windows of one length as one batch (B, T), up to `BATCH_TOKENS`: thousands of sentences are not walked one by one.
+
+    Longer windows stay alone and in their order.
+    """
+    lengths: dict[int, list[npt.NDArray[np.int32]]] = {}
+    for window in windows:
+        lengths.setdefault(len(window), []).append(window)
+    batches: list[Tensor] = []
+    for length, group in lengths.items():
+        size = max(1, BATCH_TOKENS // length)
+        stacked = np.stack(group).astype(np.int64)
+        batches += [torch.from_numpy(stacked[start : start + size]) for start in range(0, len(group), size)]
+    return batches
 
 
 class RowSample:

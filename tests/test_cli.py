@@ -286,6 +286,22 @@ def test_the_ladder_in_a_log_has_no_control_characters(monkeypatch: pytest.Monke
     text.encode("ascii")
 
 
+@pytest.mark.parametrize(
+    ("task", "hint"),
+    [("causal-lm", "snello run x"), ("embedding", 'snello embed x "a text"'), ("masked-lm", "snello bench x")],
+)
+def test_what_to_try_fits_the_model(task: str, hint: str) -> None:
+    screen = Screen(False)
+    ladder = Ladder(Terminal(err=screen, out=Screen(False)), "latency")
+    ladder.show(
+        events.ModelLoaded(
+            model="m", path=Path("."), num_parameters=1, weights="bf16", weights_bytes=2, digest="x", task=task
+        )
+    )
+    ladder.show(events.Finished(result=events.Result(exit_code=0, sentence="3x faster.", path=Path("x"))))
+    assert screen.getvalue().endswith(f"  try it: {hint}\n")
+
+
 @pytest.mark.parametrize(("smallest", "said"), [(0.004, True), (float("inf"), False), (float("nan"), False)])
 def test_what_a_text_can_prove_is_a_number_or_not_said(smallest: float, said: bool) -> None:
     source = events.TextSource(name="t", documents=3, calib_tokens=1, select_tokens=1, proof_tokens=1, dropped_blocks=0)

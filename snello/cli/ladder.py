@@ -28,6 +28,7 @@ from snello.terminal import Terminal, bar
 
 PLAIN_SECONDS = 60.0  # between progress lines where nothing can be redrawn
 NAME_WIDTH = 25
+TRY = {"causal-lm": "snello run {}", "embedding": 'snello embed {} "a text"'}  # by task; any model can be timed
 
 
 class Ladder:
@@ -40,6 +41,7 @@ class Ladder:
         self._activity = ("", "")
         self._activity_started = self._plain_said = time.monotonic()
         self._possible = 0.0
+        self._task = "causal-lm"
 
     def show(self, event: Event) -> None:
         match event:
@@ -61,19 +63,23 @@ class Ladder:
             case Warned():
                 self.terminal.say(f"note: {event.message}" + (f"\n      {event.hint}" if event.hint else ""))
             case ProofRead():
-                self.terminal.say(f"\nProof, read once: {numbers.count(event.tokens)} unseen tokens")
+                self.terminal.say(f"\nProof, read once: {numbers.count(event.tokens)} unseen {event.unit}")
             case Finished():
                 self._finished(event)
 
     # ---- the head
 
     def _model(self, event: ModelLoaded) -> None:
+        self._task = event.task
         count, size = numbers.parameters(event.num_parameters), numbers.size(event.weights_bytes)
         resumed = " (continuing a run that was stopped)" if event.resumed else ""
         self.terminal.say(f"model    {event.model}, {count} parameters, {event.weights}, {size}{resumed}")
 
     def _machine(self, event: MachineProbed) -> None:
-        self._possible = event.possible_decode_tokens_per_second
+        decodes = self._task == "causal-lm"
+        self._possible = (
+            event.possible_decode_tokens_per_second if decodes else event.possible_prefill_tokens_per_second
+        )
         speed = f"{event.bandwidth_gigabytes:.0f} GB/s"
         self.terminal.say(f"machine  {event.cpu}, {event.threads} threads, {event.isa}, {speed}")
 
@@ -117,7 +123,7 @@ class Ladder:
         if result.report is not None:
             self.terminal.say(f"  {result.report}   {result.recipe or ''}".rstrip())
         if result.path is not None:
-            self.terminal.say(f"  try it: snello run {result.path}")
+            self.terminal.say(f"  try it: {TRY.get(self._task, 'snello bench {}').format(result.path)}")
 
     # ---- the footer
 

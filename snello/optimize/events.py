@@ -62,6 +62,7 @@ class ModelLoaded(Event):
     weights_bytes: int
     digest: str
     resumed: bool = False  # a run that was stopped goes on
+    task: str = "causal-lm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,7 @@ class Warned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ProofRead(Event):
-    """The proof text was read, once."""
+    """The proof text was read, once. `tokens`: scored; of encoders, texts (`unit`)."""
 
     tokens: int
     loss: Interval
@@ -197,6 +198,7 @@ class ProofRead(Event):
     proved: bool
     fault_caught: bool
     sentence: str
+    unit: str = "tokens"
 
 
 @dataclass(frozen=True, kw_only=True)

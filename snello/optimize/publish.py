@@ -32,6 +32,7 @@ from snello.optimize.recipe import Recipe, Replay, Stage
 from snello.optimize.request import PUBLISHING
 
 Run: TypeAlias = Generator[Event, None, Any]
+ANSWERS = {"causal-lm": "next words", "masked-lm": "hidden words"}  # what two models agree on; else whole answers
 
 
 def conclude(climb: Climb, finish: Callable[[Path], None] | None) -> Run:
@@ -50,6 +51,7 @@ def conclude(climb: Climb, finish: Callable[[Path], None] | None) -> Run:
             proved=found.proved,
             fault_caught=found.fault_caught,
             sentence=result.sentence,
+            unit=_unit(climb),
         )
     climb.worker.check()
     return write(climb, found, result, finish)
@@ -84,8 +86,10 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
         loss=found.evidence.loss,
         measure=found.evidence.measure,
         agreement=found.evidence.guards.top1_agreement,
+        answers=ANSWERS.get(climb.original.spec.task, "answers"),
+        neighbours=found.evidence.guards.neighbours_kept,
         tokens=found.tokens,
-        unit="tokens" if climb.examiner.original.spec.causal else "texts",
+        unit=_unit(climb),
         self_written=climb.examiner.texts.self_written,
     )
     code, reason = 0, ""
@@ -109,6 +113,11 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
         artifact_sha256=climb.best.artifact_sha256 if code == 0 else None,
         seconds=worker.used_seconds,
     )
+
+
+def _unit(climb: Climb) -> str:
+    """What is scored: words of a text, or whole texts."""
+    return "tokens" if climb.original.spec.task in ANSWERS else "texts"
 
 
 def size_ratio(climb: Climb) -> float:

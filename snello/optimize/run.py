@@ -191,6 +191,7 @@ class _Optimizer:
             weights_bytes=runner.weights_bytes,
             digest=original.digest,
             resumed=self.resumed,
+            task=model.spec.task,
         )
         found = self.machine = self.bench.machine()
         limit = Goals("latency", found, Workload.fitting(model.spec)).ceiling(model.spec)

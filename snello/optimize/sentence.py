@@ -31,6 +31,8 @@ def proved(
     loss: Interval,
     measure: str,
     agreement: float | None,
+    answers: str = "next words",
+    neighbours: float | None = None,
     tokens: int,
     unit: str,
     self_written: bool,
@@ -41,13 +43,17 @@ def proved(
     worse = f"on {text} at most {at_most(loss.high)} {_worse(measure)} (95%)"
     parts.append(worse)
     if agreement is not None:
-        parts.append(f"{_share(agreement)} of {'next words' if unit == 'tokens' else 'answers'} the same")
+        parts.append(f"{_share(agreement)} of {answers} the same")
+    if neighbours is not None:
+        parts.append(f"{_share(neighbours)} of nearest neighbours the same")
     parts.append(f"proved on {tokens:,} unseen {unit}")
     return "; ".join(parts)
 
 
 def _worse(measure: str) -> str:
-    return {"loss": "worse", "accuracy points": "less accurate", "AUC points": "less AUC"}.get(measure, "turned away")
+    return {"loss": "worse", "accuracy points": "less accurate", "AUC points": "less AUC"}.get(
+        measure, "away by cosine"
+    )
 
 
 def _share(value: float) -> str:

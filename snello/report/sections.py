@@ -95,7 +95,7 @@ def _worst(proof: ProofReceipt) -> Section:
         "The text is yours, the same on both sides. The thicker the line under a token, the more it surprised that "
         f"model; shaded: the lean model lost over {NATS_WORTH_SHADING:g} nats more there than the original."
     )
-    nothing = Text("No passages were kept: there is no lean model, or nothing was lost.")
+    nothing = Text("No passages were kept: there is no lean model, it predicts no words, or nothing was lost.")
     found = (legend, *blocks) if blocks else (nothing,)
     return Section(key="worst", title="The worst passages", about=about, blocks=found)
 

@@ -13,7 +13,7 @@ import pytest
 from snello.errors import SnelloError
 from snello.measure.interval import Interval
 from snello.optimize import receipts
-from snello.optimize.events import Planned, Progress, StageJudged, TextRead, Warned
+from snello.optimize.events import ModelLoaded, Planned, Progress, ProofRead, StageJudged, TextRead, Warned
 from snello.optimize.recipe import Recipe
 from snello.optimize.run import optimize
 from snello.report.write import write_report
@@ -366,6 +366,10 @@ def test_an_embedding_model_is_judged_by_cosine(bed: Bed, tmp_path: Path) -> Non
     bed.text.write_text("\n".join(" ".join(f"word{n}" for n in row) for row in words))
     result = bed.run()
     assert result.exit_code == 0 and result.path is not None, result.sentence
+    assert "away by cosine" in result.sentence and "of nearest neighbours the same" in result.sentence
+    assert isinstance(bed.events[0], ModelLoaded) and bed.events[0].task == "embedding"
+    proof = next(event for event in bed.events if isinstance(event, ProofRead))
+    assert proof.unit == "texts"
     evidence = receipts.read(bed.output).steps[3].evidence
     assert evidence is not None and evidence.measure == "1 - cosine"
     assert evidence.guards.neighbours_kept is not None and 0.5 < evidence.guards.neighbours_kept < 1

@@ -18,7 +18,7 @@ from snello.models.reference import Reference
 from snello.models.spec import Format, Spec, linear_names
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize, loudness, sensitivity
-from snello.techniques.quantize.calibrate import Calibrator, together, Statistic
+from snello.techniques.quantize.calibrate import Calibrator, Statistic, together
 from snello.techniques.quantize.size import average_bits, body_linears, stored_bytes, units
 from snello.techniques.quantize.solve import solve
 from tests.checkpoints import VARIANTS, make_checkpoint

@@ -95,7 +95,7 @@ class Calibrator:
 
 
 def together(windows: Windows) -> list[Tensor]:
-    """Windows of one length as one batch (B, T), up to `BATCH_TOKENS`: thousands of sentences are not walked one by one.
+    """Windows of one length as one batch (B, T), up to `BATCH_TOKENS`: sentences are not walked one by one.
 
     Longer windows stay alone and in their order.
     """

@@ -307,4 +307,4 @@ def _bytes(size: int) -> str:
 
 def in_words(seconds: float) -> str:
     """ "80 s", "12 min"."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

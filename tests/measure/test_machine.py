@@ -18,7 +18,9 @@ from snello.measure.sizes import (
     packed_bytes,
     weights_bytes,
 )
+from snello.models import packed
 from snello.models.spec import Format, Spec
+from snello.native import core
 from snello.techniques.quantize import Quantize
 from tests.optimize import fakes
 from tests.optimize.fakes import spec
@@ -61,7 +63,6 @@ def test_an_int8_cache_is_fewer_bytes() -> None:
 
 
 def test_sizes_agree_with_the_packed_layout() -> None:
-    core = pytest.importorskip("snello.native.core")
     for name, group in (("fp32", 0), ("bf16", 0), ("int8", 0), ("int4", 128), ("int4", 32)):
         for rows, columns in ((16, 64), (100, 192), (33, 320)):
             form = Format(weights=name, group_size=group)  # type: ignore[arg-type]
@@ -69,7 +70,6 @@ def test_sizes_agree_with_the_packed_layout() -> None:
 
 
 def test_sizes_agree_with_the_packed_file() -> None:
-    packed = pytest.importorskip("snello.models.packed")
     for one in (spec(), Quantize(weights="int4").plan(spec())):
         assert weights_bytes(one) == pytest.approx(
             packed.packed_bytes(one), rel=0.05
@@ -87,7 +87,6 @@ def test_a_machine_survives_a_file() -> None:
 
 
 def test_the_cache_is_used_until_it_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("snello.native.core")
     monkeypatch.setenv("SNELLO_CACHE", str(tmp_path))
     probes: list[int] = []
 
@@ -114,7 +113,6 @@ def test_the_better_of_two_probes() -> None:
 
 
 def test_a_beaten_ceiling_is_probed_again_and_never_lowered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("snello.native.core")
     monkeypatch.setenv("SNELLO_CACHE", str(tmp_path))
     fresh = dataclasses.replace(MACHINE, bandwidth=((2**20, 9e9), (2**30, 30e9)), measured_at=time.time())
     monkeypatch.setattr(machines, "probe", lambda threads, isa: fresh)
@@ -125,7 +123,6 @@ def test_a_beaten_ceiling_is_probed_again_and_never_lowered(tmp_path: Path, monk
 
 
 def test_this_machine_can_be_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("snello.native.core")
     monkeypatch.setattr(machines, "LADDER", (2**18, 2**20))
     found = machines.probe(1, "scalar")
     assert found.bandwidth_at(2**19) > 1e8

@@ -51,14 +51,16 @@ def test_wide_registers_stay_in_their_own_sets() -> None:
     """The linker must not have kept a shared inline function that was compiled for a newer processor."""
     listing = subprocess.run(["objdump", "-d", "--no-show-raw-insn", LIBRARY], capture_output=True, text=True).stdout
     places: dict[str, set[str]] = {"zmm": set(), "ymm": set()}
-    function = ""
+    function, named = "", False
     for line in listing.splitlines():
         if heading := re.match(r"^[0-9a-f]+ <(.*)>:$", line):
             function = heading[1]
+            named = named or function.startswith(("_ZN6snello", "_ZNK6snello"))
         for kind, found in places.items():
             if f"%{kind}" in line:
                 found.add(function)
-    if not any("avx512vnni" in name for name in places["zmm"]):
-        pytest.skip("the library has no symbols left to tell its functions apart")
+    if not named:
+        pytest.skip("the library is stripped: its inner functions have no names left")
+    assert places["zmm"] and places["ymm"]  # else nothing was looked at
     assert all("avx512vnni" in name for name in places["zmm"])
     assert all("avx512vnni" in name or "avx2" in name for name in places["ymm"])

@@ -49,20 +49,23 @@ bool runs_avx512vnni() {
 }
 #endif
 
+#if defined(__x86_64__)
+bool runs_amx() { return runs_avx512vnni() && trust_in_amx() == Amx::kTrusted; }
+#endif
 bool always() { return true; }
 
 struct Candidate {
   const Kernels* kernels;
   bool (*runs)();
+  bool listed = true;  // others are for tests: they run only where they are named
 };
 
 // Best first.
 constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
-    {&kAvx512VnniKernels, runs_avx512vnni},
-    {&kAvx2Kernels, runs_avx2},
+    {&kAmxKernels, runs_amx},  {&kAvx512VnniKernels, runs_avx512vnni}, {&kAvx2Kernels, runs_avx2},
 #endif
-    {&kScalarKernels, always},
+    {&kScalarKernels, always}, {&kAmxEmulatedKernels, always, false},
 };
 
 std::atomic<const Kernels*> selected{nullptr};
@@ -77,7 +80,7 @@ struct Names {
   char text[128] = "";
   Names() {
     for (const Candidate& candidate : kCandidates) {
-      if (!candidate.runs()) continue;
+      if (!candidate.listed || !candidate.runs()) continue;
       if (text[0]) std::strcat(text, ",");
       std::strcat(text, candidate.kernels->name);
     }

@@ -16,6 +16,13 @@ constexpr int kPanel = SNELLO_PANEL_ROWS;     // N per panel = lanes
 constexpr int kBlock = SNELLO_BLOCK_COLUMNS;  // K per integer block
 constexpr int kPage = SNELLO_PAGE_POSITIONS;  // positions per page = attention tile
 constexpr int kSumColumns = 32;               // activations are summed per this many columns
+// Eight tiles of 16 rows x 64 bytes. 0 to 3 hold sums (0, 1: of the top rows; 2, 3: of the bottom rows), 4 and 5 the
+// top and the bottom rows, 6 and 7 weights.
+constexpr int kTileRows = 16, kTileColumns = 64;
+constexpr int rows_of_tile(int tile, int top_rows, int bottom_rows) {
+  if (tile == 0 || tile == 1 || tile == 4) return top_rows;
+  return tile < 6 ? bottom_rows : kTileRows;
+}
 
 // INT8 rows: q [rows, width] s8, scale [rows], sums [rows, width / 32] of q.
 struct QuantRows {
@@ -110,6 +117,8 @@ struct ActivateTask {
 
 struct Kernels {
   const char* name;
+  // quantized rows that a product takes in the time that reading its weights takes, or nearly
+  int few_rows;
   // rows [m0, m1) of everything that works row by row
   void (*embed)(const EmbedTask&, int m0, int m1);
   void (*norm)(const NormTask&, int m0, int m1);
@@ -139,11 +148,22 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512VnniKernels;
+extern const Kernels kAmxKernels;
 #endif
+extern const Kernels kAmxEmulatedKernels;
 
 const Kernels& kernels();             // the selected set (cpu.cpp)
 const char* select_isa(const char*);  // see snello_isa_select
 const char* available_isas();
+
+// amx.cpp: whether this machine multiplies tiles, and keeps them while others use the processor; found out once
+enum class Amx : uint8_t { kAbsent, kRefused, kFailed, kTrusted };
+Amx trust_in_amx();
+
+#if defined(__x86_64__)
+// isa/amx.cpp: multiplies tiles for so many seconds; false if a product was ever wrong
+bool tiles_hold(double seconds);
+#endif
 
 // layout.cpp
 uint64_t packed_bytes(int format, int64_t rows, int64_t columns, int group_size);

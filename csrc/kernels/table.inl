@@ -11,6 +11,7 @@
 constexpr Kernels table(const char* name) {
   return {
       .name = name,
+      .few_rows = 16,
       .embed = embed,
       .norm = norm,
       .transform = transform,

@@ -21,7 +21,21 @@ VARIABLES = {  # name -> (what it changes, whether its value may be shown)
     "HF_TOKEN": ("access to private models", False),
     "HF_HUB_OFFLINE": ("1: never download", True),
 }
+AMX = {
+    "absent": "not on this processor",
+    "refused": "on this processor; the operating system does not give it to programs",
+    "failed": "on this processor, but products went wrong while others ran: not used",
+    "trusted": "tried under load: every product was right",
+}
 KERNELS = {  # instruction set -> (operation, how)
+    "amx": (
+        ("int4 and int8 linears, 5 rows or more", "AMX tiles, 32 rows and 32 outputs at once"),
+        ("int4 and int8 linears, fewer rows", "VNNI dot products, 16 rows of weights at once"),
+        ("fp32, fp16, bf16 linears", "AVX-512 fused multiply-add, widened exactly"),
+        ("attention, int8 keys and values", "VNNI dot products"),
+        ("attention, float keys and values", "AVX-512 fused multiply-add"),
+        ("norms, activations, rotations, sampling", "AVX-512"),
+    ),
     "avx512vnni": (
         ("int4 and int8 linears", "VNNI dot products, 16 rows of weights at once"),
         ("fp32, fp16, bf16 linears", "AVX-512 fused multiply-add, widened exactly"),
@@ -64,6 +78,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         ("threads", str(here.threads)),
         ("instruction set", f"{here.isa} (of {', '.join(available)})"),
         ("also here", ", ".join(here.features) or "-"),
+        ("AMX", AMX[core.amx_status()]),
     ]
     speeds = [(f"reading {_binary(size)}", f"{speed / 1e9:.1f} GB/s") for size, speed in here.bandwidth]
     speeds += [(f"{name} products", f"{speed / 1e9:,.0f} GOP/s") for name, speed in here.compute.items()]
@@ -81,6 +96,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         "version": __version__,
         "machine": here.to_json(),
         "isa_available": list(available),
+        "amx": core.amx_status(),
         "kernels": dict(KERNELS.get(here.isa, ())),
         "environment": {name: _variable(name) for name in VARIABLES},
         "extras": {name: _extra(name) for name in EXTRAS},

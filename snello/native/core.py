@@ -89,6 +89,11 @@ def available_isas() -> list[str]:
     return library().snello_isa_available().decode().split(",")  # type: ignore[no-any-return]
 
 
+def amx_status() -> str:
+    """AMX here: "absent", "refused" (by the operating system), "failed" (its trial) or "trusted"."""
+    return library().snello_amx().decode()  # type: ignore[no-any-return]
+
+
 # ---- matrices
 
 

@@ -23,6 +23,7 @@ PAGE = 128
 
 LIB = library()
 ISAS = LIB.snello_isa_available().decode().split(",")
+PRODUCT_ISAS = [*ISAS, "amx-emulated"]  # the way over tiles, wherever the tests run
 
 
 class CoreError(RuntimeError):

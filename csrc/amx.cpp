@@ -1,0 +1,107 @@
+// Whether AMX can be trusted. Linux gives the tiles to a process that asks; some virtual machines then lose them when
+// the processor is taken away for a moment, without a sign or with a fault. So before the first use some children of
+// this process, more than they have processors, multiply tiles beside each other and check every product. A child that
+// faults takes nothing with it.
+#include "kernels.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <initializer_list>
+
+namespace snello {
+namespace {
+
+constexpr int kChildren = 4, kProcessors = 2;
+constexpr double kTestSeconds = 0.02;  // some time slices
+constexpr int kMostWaits = 2000;       // of a millisecond each
+
+bool has_amx() {
+  uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr uint32_t kTiles = 1u << 24, kInt8 = 1u << 25;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kTiles) && (edx & kInt8);
+}
+
+// Asks the kernel for the tiles' state, for all threads of this process and its children.
+bool permitted() {
+  constexpr long kRequestState = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestState, kTileData) == 0;
+}
+
+[[noreturn]] void run_child(int processor) {
+  for (int number : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) signal(number, SIG_DFL);  // nobody's handler is to speak
+  const rlimit none{0, 0};
+  setrlimit(RLIMIT_CORE, &none);
+  cpu_set_t all, one;
+  CPU_ZERO(&one);
+  if (sched_getaffinity(0, sizeof all, &all) == 0) {
+    int found = 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE && found <= processor; ++cpu)
+      if (CPU_ISSET(cpu, &all) && found++ == processor) CPU_SET(cpu, &one);
+    if (CPU_COUNT(&one) == 1) sched_setaffinity(0, sizeof one, &one);
+  }
+  _exit(tiles_hold(kTestSeconds) ? 0 : 1);
+}
+
+// The child's end, or its end now if it takes too long.
+bool child_held(pid_t child) {
+  int status = 0;
+  for (int wait = 0; wait < kMostWaits; ++wait) {
+    const pid_t ended = waitpid(child, &status, WNOHANG);
+    if (ended == child) return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    if (ended < 0) return false;
+    const timespec millisecond{0, 1000000};
+    nanosleep(&millisecond, nullptr);
+  }
+  kill(child, SIGKILL);
+  waitpid(child, &status, 0);
+  return false;
+}
+
+bool tiles_hold_under_load() {
+  pid_t children[kChildren];
+  int started = 0;
+  for (; started < kChildren; ++started) {
+    children[started] = fork();
+    if (children[started] == 0) run_child(started % kProcessors);
+    if (children[started] < 0) break;
+  }
+  bool held = started == kChildren;
+  for (int i = 0; i < started; ++i) held = child_held(children[i]) && held;
+  return held;
+}
+
+Amx find_out() {
+  if (!has_amx()) return Amx::kAbsent;
+  if (!permitted()) return Amx::kRefused;
+  return tiles_hold_under_load() ? Amx::kTrusted : Amx::kFailed;
+}
+
+}  // namespace
+
+Amx trust_in_amx() {
+  static const Amx found = find_out();
+  return found;
+}
+
+}  // namespace snello
+#else
+snello::Amx snello::trust_in_amx() { return Amx::kAbsent; }
+#endif
+
+extern "C" const char* snello_amx(void) {
+  switch (snello::trust_in_amx()) {
+    case snello::Amx::kAbsent: return "absent";
+    case snello::Amx::kRefused: return "refused";
+    case snello::Amx::kFailed: return "failed";
+    case snello::Amx::kTrusted: return "trusted";
+  }
+  return "absent";
+}

@@ -1,0 +1,17 @@
+// The kernels of AMX in plain C++, tiles and all: how the way over tiles is tested where there are none. Never selected
+// unless it is asked for by name.
+#include "kernels.h"
+
+namespace snello {
+namespace amx_emulated {
+namespace {
+#include "lanes/scalar.h"
+#include "lanes/tiles_emulated.h"
+
+#include "kernels/table.inl"
+#include "kernels/tiles.inl"
+}  // namespace
+}  // namespace amx_emulated
+
+constinit const Kernels kAmxEmulatedKernels = amx_emulated::with_tiles(amx_emulated::table("amx-emulated"));
+}  // namespace snello

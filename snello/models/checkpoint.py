@@ -149,8 +149,9 @@ def bind(family: Family, spec: Spec, stored: Stored, folder: Path) -> tuple[Spec
     faults += [f"unexpected {name}" for name in left if name not in copies]
     faults += _differing(copies, names, stored, found)
     if faults:
+        places = f"{len(faults)} place{'s' * (len(faults) != 1)}"
         raise SnelloError(
-            f"{folder}: weights and config.json disagree in {len(faults)} places: {_some(list(dict.fromkeys(faults)))}",
+            f"{folder}: weights and config.json disagree in {places}: {_some(list(dict.fromkeys(faults)))}",
             "do config.json and the weights come from the same model?",
         )
     return _with_stored_types(spec, found), CheckpointWeights(found)

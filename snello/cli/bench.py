@@ -70,7 +70,10 @@ def _model(arguments: argparse.Namespace) -> Model:
 
     if (arguments.model is None) == (arguments.shape is None):
         raise SnelloError("bench needs a MODEL or a --shape", "snello bench --shape tinyllama-1.1b", exit_code=2)
-    return load(arguments.model) if arguments.shape is None else random_model(arguments.shape, arguments.weights)
+    if arguments.shape is None:
+        return load(arguments.model)
+    asked = (arguments.prompt or 0) + (arguments.generate or 0)
+    return random_model(arguments.shape, arguments.weights, positions=asked)
 
 
 def _context(model: Model, arguments: argparse.Namespace) -> int | None:

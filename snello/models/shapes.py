@@ -99,12 +99,18 @@ def spec_of_shape(name: str, weights: RandomWeights = "bf16") -> Spec:
     return spec.with_formats(formats if spec.head.tied else {**formats, "embedding": Format(weights="int8")})
 
 
-def random_model(name: str, weights: RandomWeights = "int4", seed: int = 0) -> Model:
-    """A model of this shape with random packed weights, kept in the pack cache; it has no tokenizer."""
+def random_model(name: str, weights: RandomWeights = "int4", seed: int = 0, positions: int = 0) -> Model:
+    """A model of this shape with random packed weights, kept in the pack cache; it has no tokenizer.
+
+    Args:
+        positions: it is as if made for so many, if the shape was made for fewer: random weights know no position.
+    """
     spec = spec_of_shape(name, weights)
     key = f"random-{name}-{weights}-{seed}-{spec.digest[:16]}"
     filled = cached(key, spec, lambda writer: _fill(writer, spec, np.random.default_rng(seed)))
-    return model_of_packed(filled, f"{name} (random {weights})")
+    model = model_of_packed(filled, f"{name} (random {weights})")
+    longer = dataclasses.replace(spec, max_positions=max(spec.max_positions, positions))
+    return dataclasses.replace(model, spec=longer)
 
 
 def model_of_packed(weights: PackedWeights, name: str) -> Model:

@@ -174,10 +174,10 @@ def write(climb: Climb, found: Proof | None, result: Result, finish: Callable[[P
     if result.exit_code == 0 and climb.best.artifact is not None:
         _link(climb.best.artifact, staged)
     write_atomically(staged / "recipe.toml", resolved_recipe(climb, result).to_toml())
-    _write_receipts(climb, found, result, staged)
     if found is not None and found.windows is not None and found.perplexity is not None and result.exit_code == 0:
         facts_to_check = {**found.windows, "perplexity_original": found.perplexity.original}
         write_atomically(staged / "proof.json", json.dumps(facts_to_check) + "\n")
+    _write_receipts(climb, found, result, staged)
     if finish is not None:
         finish(staged)
     write_atomically(request.work / PUBLISHING, "")

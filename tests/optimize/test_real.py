@@ -72,6 +72,7 @@ def test_novels_end_to_end_and_replayed(tmp_path: Path) -> None:
     assert result.path is not None, result.sentence
     assert result.size_ratio is not None and result.size_ratio > 1.8
     assert found.proof.proved and found.proof.fault_caught and len(found.proof.worst) == 10
+    assert found.proof.files["proof.json"] == sha256_file(tmp_path / "lean" / "proof.json")
     again = finished(list(optimize(MODEL, recipe=tmp_path / "lean" / "recipe.toml", output=tmp_path / "again")))
     assert again.artifact_sha256 == result.artifact_sha256
     assert sha256_file(tmp_path / "again" / "model.safetensors") == result.artifact_sha256

@@ -11,7 +11,8 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -40,10 +41,15 @@ class Abandoned(BaseException):
 
 
 class Interrupts:
-    """Turns the first Ctrl-C into a wish; only in the main thread, where Python allows it."""
+    """Turns the first Ctrl-C into a wish; only in the main thread, where Python allows it.
+
+    A demand that comes while a unit starts, or while one of its events is in the reader's hands, is held until that is
+    over: raised there, it would leave the unit at work. A second one does not wait.
+    """
 
     def __init__(self) -> None:
         self.wished = self.answered = False
+        self._held = self._demanded = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -54,11 +60,24 @@ class Interrupts:
 
     def _wish(self, number: int, frame: FrameType | None) -> None:
         if self.wished:
-            raise KeyboardInterrupt
+            self._demand(number, frame)
         self.wished = True
 
     def _demand(self, number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        if not self._held or self._demanded:
+            raise KeyboardInterrupt
+        self._demanded = True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Demands come at its end."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._demanded:
+            raise KeyboardInterrupt
 
     def unanswered(self) -> bool:
         """Whether a wish was made that nobody has been told of yet; asking answers it."""
@@ -142,8 +161,9 @@ class Worker:
                 told.put(("error", error))
 
         thread = threading.Thread(target=work, daemon=True, name=f"snello {stage}")
-        thread.start()
         try:
+            with self.interrupts.held():
+                thread.start()
             return (yield from self._listen(stage, told))
         finally:
             leave.set()
@@ -154,7 +174,8 @@ class Worker:
         """What the thread tells, until its answer or its error."""
         while True:
             if self.interrupts.unanswered():
-                yield Warned(message=STOPPING, hint="Ctrl-C again stops at once")
+                with self.interrupts.held():
+                    yield Warned(message=STOPPING, hint="Ctrl-C again stops at once")
             try:
                 kind, content = told.get(timeout=LOOK_SECONDS)
             except queue.Empty:
@@ -164,6 +185,7 @@ class Worker:
             if kind == "error":
                 raise content
             activity, done, total, unit = content
-            yield Progress(
-                stage=stage, activity=activity, done=done, total=total, unit=unit, used_seconds=self.used_seconds
-            )
+            with self.interrupts.held():
+                yield Progress(
+                    stage=stage, activity=activity, done=done, total=total, unit=unit, used_seconds=self.used_seconds
+                )

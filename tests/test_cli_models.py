@@ -95,13 +95,18 @@ def test_a_long_prompt_is_an_error_with_both_numbers(home: Path) -> None:
 
 def test_bench_stands_beside_the_ceiling(home: Path) -> None:
     words = ("bench", "llama", "--prompt", "16", "--generate", "4", "--repeats", "2", "--streams", "2")
-    document = result(snello(home, *words, "--json"))
+    document = result(snello(home, *words, "--profile", "--json"))
+    assert set(document["profile"]) == {"prompt", "answer, 1 at once", "answer, 2 at once"}
+    for profile in document["profile"].values():
+        assert {"attention", "up, gate", "head"} <= {part["name"] for part in profile["parts"]}
     for key in ("prefill_tokens_per_second", "decode_tokens_per_second", "streams_tokens_per_second"):
         assert 0 < document[key]["min"] <= document[key]["median"] <= document[key]["max"]
         assert document["ceiling"][key] > 0
-    assert "possible here" in snello(home, *words).stdout
+    shown = snello(home, *words, "--profile").stdout
+    assert "possible here" in shown and "of possible" in shown and "q, k, v" in shown
     encoder = result(snello(home, "bench", "bert", "--prompt", "16", "--repeats", "2", "--json"))
     assert encoder["prefill_tokens_per_second"]["median"] > 0
+    assert "--profile times prompts" in snello(home, "bench", "bert", "--profile").stderr
 
 
 def test_doctor_tells_machine_kernels_and_environment(home: Path) -> None:

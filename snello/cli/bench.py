@@ -13,13 +13,17 @@ from snello.terminal import Terminal, bar, table
 if TYPE_CHECKING:
     from snello.engine.native import NativeExecutor
     from snello.measure.machine import Machine
+    from snello.measure.profile import Profile
     from snello.models.model import Model
 
 EXAMPLES = (
     "snello bench demo",
     "snello bench --shape tinyllama-1.1b --weights int4 --prompt 512 --generate 128",
     "snello bench lean/qwen3-0.6b --streams 16 --json",
+    "snello bench demo --profile",
 )
+
+PROFILED_STEPS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generate", type=at_least(2), metavar="N", help="answer tokens [128, or what fits]")
     parser.add_argument("--streams", type=at_least(1), default=1, metavar="N", help="answers at once [1]")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
+    parser.add_argument("--profile", action="store_true", help="each operation's time beside its own ceiling")
     parser.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="timed runs [5]")
 
 
@@ -49,6 +54,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     here = machine(threads=arguments.threads)
     context = _context(model, arguments)
     deployment = Deployment(threads=arguments.threads, context=context, streams=arguments.streams)
+    if arguments.profile and not model.spec.causal:
+        raise SnelloError("--profile times prompts and answers, and an encoder has none", "leave it out", exit_code=2)
     with NativeExecutor(model, deployment) as executor:
         facts = {
             "model": model.name,
@@ -60,7 +67,12 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         measured = (
             _decoder(executor, here, arguments, terminal) if model.spec.causal else _encoder(executor, here, arguments)
         )
+        profiles = _profiles(executor, here, arguments, measured) if arguments.profile else {}
     _print(terminal, {**facts, **measured})
+    for name, profile in profiles.items():
+        _print_profile(terminal, name, profile)
+    if profiles:
+        measured["profile"] = {name: profile.to_json() for name, profile in profiles.items()}
     return {**facts, **measured}
 
 
@@ -126,6 +138,19 @@ def _streams_ceiling(executor: NativeExecutor, here: Machine, streams: int) -> f
     return limit.decode_tokens_per_second
 
 
+def _profiles(
+    executor: NativeExecutor, here: Machine, arguments: argparse.Namespace, measured: dict[str, Any]
+) -> dict[str, Profile]:
+    """Of the prompt, of one answer's token, and of the tokens of all streams."""
+    from snello.measure.profile import profile_answer, profile_prompt
+
+    prompt, steps = measured["prompt"], max(1, min(PROFILED_STEPS, measured["generate"] // 2 - 1))
+    found = {"prompt": profile_prompt(executor, here, prompt, min(3, arguments.repeats))}
+    for streams in sorted({1, arguments.streams}):
+        found[f"answer, {streams} at once"] = profile_answer(executor, here, prompt, streams, steps)
+    return found
+
+
 def _encoder(executor: NativeExecutor, here: Machine, arguments: argparse.Namespace) -> dict[str, Any]:
     """Texts of `prompt` tokens, one at a time."""
     from snello.measure.machine import ceiling
@@ -171,3 +196,25 @@ def _print(terminal: Terminal, facts: dict[str, Any]) -> None:
         read, held = numbers.size(facts["bytes_per_token"]), numbers.size(facts["weights_bytes"])
         bits, peak = facts["bits_per_weight"], numbers.size(facts["resident_bytes"])
         terminal.product(f"  reads {read} a token; weights {held}, {bits:.2f} bits each; peak memory {peak}")
+
+
+def _print_profile(terminal: Terminal, name: str, profile: Profile) -> None:
+    step, parts = numbers.seconds(profile.step_seconds), numbers.seconds(profile.seconds)
+    terminal.product(f"\n{name}: {profile.rows} rows in {step}; its parts, timed one by one, {parts}")
+    rows = [["", "count", "time", "of all", "moves", "computes", "GB/s", "GOP/s", "of possible"]]
+    for part in profile.parts:
+        seconds = max(part.seconds, 1e-12)
+        rows.append(
+            [
+                part.name,
+                str(part.count),
+                numbers.seconds(part.seconds),
+                f"{part.seconds / max(profile.seconds, 1e-12):.0%}",
+                numbers.size(part.bytes),
+                f"{part.operations / 1e9:.3g} GOP" if part.operations else "-",
+                f"{part.bytes / seconds / 1e9:,.1f}",
+                f"{part.operations / seconds / 1e9:,.0f}" if part.operations else "-",
+                f"{part.share_of_ceiling:.0%}",
+            ]
+        )
+    terminal.product("\n".join(table(rows, right=range(1, 9), indent="  ")))

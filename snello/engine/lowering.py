@@ -20,6 +20,8 @@ from snello.native import core
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "tanh": 5}
 BLOCK = 64  # integer matrices pad their columns to this
+PARTS = {core.OpKind.TRANSFORM: "rotate, round"}  # what an op is called in a profile, where its name does not say it
+JOINED = {"q": "q, k, v", "k": "q, k, v", "v": "q, k, v", "up": "up, gate", "gate": "up, gate"}  # linears of one input
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Lowered:
     """What `core.Program` is made of, and the arrays that must outlive it."""
 
     ops: list[core.Op] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)  # of the model that each op belongs to: "attention", "up, gate"
     tensors: list[core.Tensor] = field(default_factory=list)
     registers: list[core.Register] = field(default_factory=list)
     cache_layers: list[core.CacheLayer] = field(default_factory=list)
@@ -80,8 +83,10 @@ class _Builder:
         tensors: tuple[int, ...] = (),
         i: tuple[int, ...] = (),
         f: tuple[float, ...] = (),
+        part: str = "",
     ) -> None:
         self.lowered.ops.append(core.Op(kind, inputs, out, tensors, i, f))
+        self.lowered.parts.append(part or PARTS.get(kind, kind.name.lower()))
 
     # ---- the model, from tokens to output
 
@@ -230,7 +235,9 @@ class _Builder:
         matrix = self.matrix("embedding.tokens.weight" if tied else f"{name}.weight")
         prepared = self.prepare(name, x)
         added = self.vector(f"{name}.bias") if bias else -1
-        self.op(core.OpKind.LINEAR, prepared, out=out, tensors=(matrix, added), i=(int(accumulate), 0))
+        last = name.rsplit(".", 1)[-1]
+        numbers, part = (int(accumulate), 0), JOINED.get(last, last)
+        self.op(core.OpKind.LINEAR, prepared, out=out, tensors=(matrix, added), i=numbers, part=part)
         self.touch(out)
 
     def prepare(self, linear: str, x: int) -> int:

@@ -53,7 +53,7 @@ class NativeExecutor:
         self.weights = packed(model)
         self._page_bytes = core.cache_page_bytes(_cache_layers(self.spec))
         self.context = self._choose_context()
-        lowered = lower(self.spec, self.weights, positions=self.context)
+        lowered = self.lowered = lower(self.spec, self.weights, positions=self.context)
         num_pages = choose_pages(self.deployment, self.context, self._page_bytes)
         self.pages = PagePool(num_pages)
         self._pool = core.Pool(self.threads)

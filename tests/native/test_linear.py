@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 
 from snello.native import core
-from tests.native.harness import EMBED, ISAS, LINEAR, PRODUCT_ISAS, TRANSFORM, Batch, Builder, Tensor, isa, plain, run_rows
+from tests.native.harness import (
+    EMBED,
+    ISAS,
+    LINEAR,
+    PRODUCT_ISAS,
+    TRANSFORM,
+    Batch,
+    Builder,
+    Tensor,
+    isa,
+    plain,
+    run_rows,
+)
 from tests.oracle import (
     F32,
     Int4Matrix,

@@ -1,0 +1,221 @@
+"""Where the time of a step goes: each part of the model beside the least that its bytes and operations take here.
+
+The core times an operation from one barrier to the next, so what a thread waits for another is in it. While it is timed
+each operation runs by itself; otherwise neighbours share a barrier, so the parts add up to a little more than a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from snello.engine.native import NativeExecutor
+from snello.measure.machine import Machine
+from snello.measure.sizes import attention_operations, cache_bytes
+from snello.native.core import Op, OpKind, Tensor
+
+INTEGER = ("int8", "int4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a step runs over.
+
+    Attributes:
+        rows: of all sequences together; each belongs to the batch once.
+        outputs: rows whose logits are wanted.
+        passes: times that the weights are read: a long prompt goes through in chunks.
+        cache_bytes: of keys and values that are read, over all passes and sequences.
+        attention_operations: of all rows.
+    """
+
+    rows: int
+    outputs: int
+    passes: int
+    cache_bytes: int
+    attention_operations: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One kind of operation in a step: all layers together.
+
+    Attributes:
+        count: operations. seconds: median of the steps.
+        bytes, operations: the least that it must move and compute.
+        least_seconds: the slower of both at this machine's ceilings.
+    """
+
+    name: str
+    count: int
+    seconds: float
+    bytes: int
+    operations: float
+    least_seconds: float
+
+    @property
+    def share_of_ceiling(self) -> float:
+        return self.least_seconds / self.seconds if self.seconds > 0 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "share_of_ceiling": self.share_of_ceiling}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Parts, slowest first; `step_seconds` is a step that was not timed from inside."""
+
+    rows: int
+    step_seconds: float
+    parts: tuple[Part, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.seconds for part in self.parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "step_seconds": self.step_seconds,
+            "parts_seconds": self.seconds,
+            "parts": [part.to_json() for part in self.parts],
+        }
+
+
+def profile_prompt(executor: NativeExecutor, machine: Machine, prompt: int, repeats: int, seed: int = 0) -> Profile:
+    """A prompt from nothing to its first token."""
+    generator = np.random.default_rng(seed)
+
+    def step() -> None:
+        session = executor.session()
+        try:
+            session.feed(generator.integers(0, executor.spec.vocab_size, prompt, dtype=np.int32))
+        finally:
+            session.close()
+
+    spec, chunk = executor.spec, executor.chunk_rows
+    ends = [min(end, prompt) for end in range(chunk, prompt + chunk, chunk)]
+    shape = Shape(
+        rows=prompt,
+        outputs=1,
+        passes=len(ends),
+        cache_bytes=sum(cache_bytes(spec, end) for end in ends),
+        attention_operations=sum(attention_operations(spec, seen) for seen in range(1, prompt + 1)),
+    )
+    return _profile(executor, machine, shape, step, repeats)
+
+
+def profile_answer(
+    executor: NativeExecutor, machine: Machine, prompt: int, streams: int, repeats: int, seed: int = 0
+) -> Profile:
+    """A next token in each of `streams` answers to prompts of this length."""
+    generator = np.random.default_rng(seed)
+    sessions = [executor.session() for _ in range(streams)]
+    try:
+        for session in sessions:
+            session.feed(generator.integers(0, executor.spec.vocab_size, prompt, dtype=np.int32))
+        tokens = generator.integers(0, executor.spec.vocab_size, streams).tolist()
+        seen = prompt + repeats  # in the middle of the steps
+        shape = Shape(
+            rows=streams,
+            outputs=streams,
+            passes=1,
+            cache_bytes=streams * cache_bytes(executor.spec, seen),
+            attention_operations=streams * attention_operations(executor.spec, seen),
+        )
+        return _profile(executor, machine, shape, lambda: executor.step(sessions, tokens), repeats)
+    finally:
+        for session in sessions:
+            session.close()
+
+
+def _profile(
+    executor: NativeExecutor, machine: Machine, shape: Shape, step: Callable[[], object], repeats: int
+) -> Profile:
+    """`repeats` steps as they are, and as many timed from inside, in turn."""
+    step()
+    walls, inside = [], []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        step()
+        walls.append(time.perf_counter() - begin)
+        executor.program.profile(True)
+        step()
+        inside.append(executor.program.profile(False))
+    costs = _Costs(executor, machine, shape)
+    parts = [costs.part(name, np.array(inside)) for name in dict.fromkeys(executor.lowered.parts)]
+    ordered = sorted(parts, key=lambda part: -part.seconds)
+    return Profile(rows=shape.rows, step_seconds=float(np.median(walls)), parts=tuple(ordered))
+
+
+class _Costs:
+    """Bytes and operations of each operation of an executor's program."""
+
+    def __init__(self, executor: NativeExecutor, machine: Machine, shape: Shape) -> None:
+        self.executor, self.machine, self.shape = executor, machine, shape
+        self.lowered = executor.lowered
+        ops = self.lowered.ops
+        self.gather = next(index for index, op in enumerate(ops) if op.kind == OpKind.GATHER)
+        self.cycled = sum(self.bytes(index) for index, op in enumerate(ops) if op.kind == OpKind.LINEAR)
+
+    def part(self, name: str, seconds: np.ndarray) -> Part:
+        """`seconds`: (repeats, ops)."""
+        indices = [index for index, part in enumerate(self.lowered.parts) if part == name]
+        return Part(
+            name=name,
+            count=len(indices),
+            seconds=float(np.median(seconds[:, indices].sum(1))),
+            bytes=sum(self.bytes(index) for index in indices),
+            operations=sum(self.operations(index) for index in indices),
+            least_seconds=sum(self.least(index) for index in indices),
+        )
+
+    def least(self, index: int) -> float:
+        """Weights, keys and values come from wherever the whole step's fit; rows from the cache that holds them."""
+        size = self.bytes(index)
+        far = self.lowered.ops[index].kind in (OpKind.LINEAR, OpKind.ATTENTION)
+        reading = size / self.machine.bandwidth_at(max(self.cycled, size) if far else size)
+        return max(reading, self.operations(index) / self.machine.peak(self.arithmetic(index)))
+
+    def rows(self, index: int) -> int:
+        return self.shape.outputs if index >= self.gather else self.shape.rows
+
+    def matrix(self, op: Op) -> Tensor:
+        return self.lowered.tensors[op.tensors[0]]
+
+    def bytes(self, index: int) -> int:
+        op = self.lowered.ops[index]
+        if op.kind == OpKind.LINEAR:
+            return int(self.matrix(op).data.nbytes) * (1 if index > self.gather else self.shape.passes)
+        if op.kind == OpKind.ATTENTION:
+            return self._share_of_attention(self.shape.cache_bytes)
+        registers = [self.lowered.registers[r] for r in (*op.inputs, op.out) if r >= 0]
+        return self.rows(index) * sum(r.width * (1 if r.quantized else 4) for r in registers)
+
+    def operations(self, index: int) -> float:
+        op = self.lowered.ops[index]
+        if op.kind == OpKind.LINEAR:
+            matrix = self.matrix(op)
+            return 2.0 * self.rows(index) * matrix.rows * matrix.columns
+        if op.kind == OpKind.ATTENTION:
+            return self._share_of_attention(self.shape.attention_operations)
+        return 0.0
+
+    def _share_of_attention(self, total: float) -> int:
+        return int(total / sum(op.kind == OpKind.ATTENTION for op in self.lowered.ops))
+
+    def arithmetic(self, index: int) -> str:
+        """Which inner loop it is: see `Machine.peak`."""
+        op = self.lowered.ops[index]
+        if op.kind == OpKind.ATTENTION:
+            return "int8" if self.executor.spec.cache_format == "int8" else "fp32"
+        if op.kind != OpKind.LINEAR:
+            return "fp32"
+        form = self.matrix(op).format
+        quantized = self.lowered.registers[op.inputs[0]].quantized
+        return form if quantized or form not in INTEGER else "fp32"

@@ -1,0 +1,81 @@
+"""A profile holds every operation once, with the bytes and operations that the spec says, and times that add up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from snello.engine.native import NativeExecutor
+from snello.measure.profile import Profile, profile_answer, profile_prompt
+from snello.measure.sizes import attention_operations, cache_bytes, linear_operations
+from snello.models import load
+from snello.models.spec import Deployment
+from tests.checkpoints import make_checkpoint
+from tests.optimize import fakes
+
+LINEARS = ("q, k, v", "o", "up, gate", "down", "head")
+CHUNK = 16
+
+
+@pytest.fixture(scope="module")
+def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeExecutor]:
+    model = load(make_checkpoint(tmp_path_factory.mktemp("profile") / "llama", "llama"))
+    with NativeExecutor(model, Deployment(threads=1, chunk_rows=CHUNK, streams=3)) as opened:
+        yield opened
+
+
+def linears(profile: Profile, quantity: str) -> float:
+    return sum(getattr(part, quantity) for part in profile.parts if part.name in LINEARS)
+
+
+def test_a_prompt_reads_the_weights_once_a_chunk(executor: NativeExecutor) -> None:
+    found = profile_prompt(executor, fakes.MACHINE, 2 * CHUNK + 5, repeats=2)
+    spec, parts = executor.spec, {part.name: part for part in found.parts}
+    assert sum(part.count for part in found.parts) == len(executor.lowered.ops)
+    body = executor.bytes_per_token() - parts["head"].bytes
+    assert linears(found, "bytes") == 3 * body + parts["head"].bytes
+    wanted = linear_operations(spec)
+    rows = {name: 1 if name.startswith("head") else 2 * CHUNK + 5 for name in wanted}
+    padding = parts["head"].operations / sum(wanted[name] for name in wanted if rows[name] == 1)
+    assert 1 <= padding < 1.1  # the head's rows fill whole panels
+    assert linears(found, "operations") - parts["head"].operations == pytest.approx(
+        sum(rows[name] * wanted[name] for name in wanted if rows[name] > 1)
+    )
+    whole = sum(attention_operations(spec, seen) for seen in range(1, 2 * CHUNK + 6))
+    assert parts["attention"].operations == pytest.approx(whole, rel=1e-3)
+
+
+def test_streams_share_the_weights_and_not_the_cache(executor: NativeExecutor) -> None:
+    one, three = (profile_answer(executor, fakes.MACHINE, 20, streams, repeats=4) for streams in (1, 3))
+    assert linears(one, "bytes") == linears(three, "bytes") == executor.bytes_per_token()
+    for found, streams in ((one, 1), (three, 3)):
+        attention = next(part for part in found.parts if part.name == "attention")
+        assert attention.bytes == pytest.approx(streams * cache_bytes(executor.spec, 24), rel=1e-3)
+        assert linears(found, "operations") == pytest.approx(streams * linears(one, "operations"))
+
+
+def test_times_add_up(executor: NativeExecutor) -> None:
+    found = profile_answer(executor, fakes.MACHINE, 20, 2, repeats=9)
+    assert 0 < found.seconds < 3 * found.step_seconds
+    assert all(part.seconds >= 0 for part in found.parts)
+    assert [part.seconds for part in found.parts] == sorted((part.seconds for part in found.parts), reverse=True)
+    document = found.to_json()
+    assert document["parts_seconds"] == found.seconds and len(document["parts"]) == len(found.parts)
+
+
+def test_the_least_is_the_slower_of_both(executor: NativeExecutor) -> None:
+    slow = dataclasses.replace(fakes.MACHINE, compute=dict.fromkeys(fakes.MACHINE.compute, 1.0))
+    found = profile_answer(executor, slow, 20, 1, repeats=2)
+    for part in found.parts:
+        if part.name in LINEARS:
+            assert part.least_seconds == pytest.approx(part.operations)  # at one operation a second
+
+
+def test_sequences_are_given_back(executor: NativeExecutor, tmp_path: Path) -> None:
+    free = executor.pages.num_free
+    profile_prompt(executor, fakes.MACHINE, 20, repeats=1)
+    profile_answer(executor, fakes.MACHINE, 20, 3, repeats=1)
+    assert executor.pages.num_free == free

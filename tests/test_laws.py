@@ -124,6 +124,7 @@ def test_torch_is_imported_only_where_it_is_needed(path: Path) -> None:
         "import snello.cli.run, snello.cli.bench, snello.cli.doctor, snello.cli.report, snello.cli.export",
         "import snello.report.write, snello.interop.huggingface, snello.measure.machine, snello.measure.speed",
         "import snello.cli.optimize, snello.cli.apply, snello.cli.explain, snello.cli.embed, snello.cli.ladder",
+        "import snello.cli.batch, snello.serve.batch",
         "from snello.techniques.table import TECHNIQUES",
     ],
 )

@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, help="positions to make room for [the model's own, if memory allows]")
     parser.add_argument("--threads", type=int, help="[the physical cores]")
     parser.add_argument(
-        "--speculate", choices=("prompt-lookup",), help="guess what the text repeats: the same answer, sooner"
+        "--speculate",
+        metavar="HOW",
+        help="the same answer, sooner: prompt-lookup, suffix (past answers too), or a smaller model with its tokenizer",
     )
     add_sampling(parser)
 
@@ -115,7 +117,9 @@ def _closing(llm: LLM, usage: Usage, terminal: Terminal) -> dict[str, Any]:
         f"peak {numbers.size(peak)}, context {numbers.count(used)} of {numbers.count(executor.context)}",
     )
     terminal.say(terminal.glyph(" · ", " | ").join(parts))
+    guesses = _guesses(llm, terminal)
     return {
+        **guesses,
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
@@ -129,6 +133,19 @@ def _closing(llm: LLM, usage: Usage, terminal: Terminal) -> dict[str, Any]:
         "isa": executor.isa,
         "threads": executor.threads,
     }
+
+
+def _guesses(llm: LLM, terminal: Terminal) -> dict[str, Any]:
+    """What guessing brought and holds; nothing where nobody guesses."""
+    if llm.drafter is None:
+        return {}
+    governor, memory = llm.engine.governor, llm.drafter.memory_bytes
+    right = f", {governor.accepted / governor.proposed:.0%} right" if governor.proposed else ""
+    terminal.say(
+        f"{llm.drafter.name}: {numbers.count(governor.proposed)} tokens guessed{right}, holds {numbers.size(memory)}"
+    )
+    facts = {"drafter": llm.drafter.name, "memory_bytes": memory}
+    return {"speculation": {**facts, "proposed": governor.proposed, "accepted": governor.accepted}}
 
 
 def _peak_bytes() -> int:

@@ -6,9 +6,15 @@ may look at the clock. Three made-up observations stand in until there are real 
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 ROWS, READS = 64.0, 65536.0  # units that bring the three figures to one scale
 MEMORY = 0.98  # weight of an observation after the next one
 PRIOR_WEIGHT = 0.02
+FEW_ROWS = 64
+STEP_WEIGHT = 0.1  # of the newest step with as many rows
+STALE = 1024  # steps after which a figure is forgotten
+REFRESH = 64  # steps after which figures that were not seen are drawn anew
 Vector = tuple[float, float, float]
 
 
@@ -50,6 +56,81 @@ class LearnedCost:
                 for j in range(3):
                     products[i][j] += weight * x[i] * x[j]
         return _at_least_zero(products, targets)
+
+    def read_ms(self) -> float:
+        """Of one position read."""
+        return (self(1, int(READS)) - self(1, 0)) / READS
+
+
+class StepTimes:
+    """What steps of few rows took, by their number of rows, each on its own.
+
+    Kernels take rows in groups, so a fifth row may cost as much as four before it and the sixth nothing; a line misses
+    that, and whether a guess pays hangs on it. Numbers that were not seen lie between their neighbours, as the line
+    does.
+    """
+
+    def __init__(self, line: LearnedCost) -> None:
+        self._line = line
+        self._seen: dict[int, float] = {}  # rows -> milliseconds without reads, smoothed
+        self._when: dict[int, int] = {}  # observation that came last
+        self._table: list[float] = []
+        self._read_ms = 0.0
+        self._observed = 0
+
+    def __call__(self, rows: int, reads: int) -> float:
+        """Milliseconds of a step."""
+        if rows >= len(self._table):
+            return max(self._line(rows, reads), self._table[-1] if self._table else 0.0)
+        return self._table[rows] + self._read_ms * reads
+
+    def observe(self, rows: int, reads: int, milliseconds: float) -> None:
+        """A step took so long. What is far over the figure so far is something else on this machine."""
+        if rows > FEW_ROWS:
+            return
+        took = max(milliseconds - self._read_ms * reads, 0.0)
+        before = self._seen.get(rows)
+        if before is None:
+            self._seen[rows] = min(took, 3 * self._table[rows]) if self._table else took
+        else:
+            self._seen[rows] = before + STEP_WEIGHT * (min(took, 2 * before) - before)
+        self._observed += 1
+        self._when[rows] = self._observed
+        if before is None or self._observed % REFRESH == 0:
+            self._refresh()
+
+    def more(self, rows: int, reads: int, most: int, own: int) -> list[float]:
+        """Milliseconds that 1, 2, ... `most` rows more take, each reading `own` positions."""
+        if rows + most >= len(self._table):
+            before = self(rows, reads)
+            return [self(rows + count, reads + count * own) - before for count in range(1, most + 1)]
+        before, read = self._table[rows], self._read_ms * own
+        after = self._table[rows + 1 : rows + most + 1]
+        return [took - before + count * read for count, took in enumerate(after, 1)]
+
+    def age(self, rows: int) -> float:
+        """Steps since one with so many rows."""
+        when = self._when.get(rows)
+        return float("inf") if when is None else self._observed - when
+
+    def _refresh(self) -> None:
+        """The line, raised or lowered to what was seen. What was seen long ago is to be seen anew."""
+        self._read_ms = self._line.read_ms()
+        for rows in [rows for rows in self._seen if self.age(rows) > STALE]:
+            del self._seen[rows], self._when[rows]
+        known = sorted(self._seen)
+        offsets = [self._seen[rows] - self._line(rows, 0) for rows in known]
+        lines = [self._line(rows, 0) for rows in range(FEW_ROWS + 1)]
+        self._table = [max(line + _between(rows, known, offsets), 1e-3) for rows, line in enumerate(lines)]
+
+
+def _between(place: int, places: list[int], values: list[float]) -> float:
+    """The straight line through the neighbours; outside of them the nearest."""
+    at = bisect_left(places, place)
+    if at == 0 or at == len(places):
+        return values[min(at, len(places) - 1)]
+    low, high = places[at - 1], places[at]
+    return values[at - 1] + (values[at] - values[at - 1]) * (place - low) / (high - low)
 
 
 def _features(rows: int, reads: int) -> Vector:

@@ -18,21 +18,25 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from snello.engine.cost import LearnedCost
+from snello.engine.cost import LearnedCost, StepTimes
 from snello.engine.generate import Answer
+from snello.engine.governor import Governor, Load
 from snello.engine.pages import PagePool, Retention
 from snello.engine.plan import Limits
+from snello.engine.prefix import PAGE
 from snello.engine.request import Chunk, SamplingParams
 from snello.engine.scheduler import Counters, Scheduler
 from snello.engine.sequence import Sequence as Running
 from snello.engine.sequence import Step
-from snello.engine.speculate import Drafter, Governor
+from snello.engine.speculate import Ask, Drafter
 from snello.errors import SnelloError
 from snello.models.spec import Attention, Spec
 from snello.models.tokenizer import Tokenizer
 from snello.native.core import NotFinite
 
 OBSERVE_EVERY = 16  # steps without a prompt: they hardly differ
+PLAIN_OBSERVE_EVERY = 4  # where guesses are around, which are compared with them
+PLAIN_EVERY = 64  # steps with guesses, then one without: what they are compared with
 FIRST_GUESS_GB_PER_S = 15.0
 
 
@@ -56,7 +60,7 @@ class EngineOptions:
 
     Attributes:
         max_num_seqs: sequences that run at the same time; others wait in order.
-        step_ms: milliseconds that a step may take while somebody waits for a next token.
+        step_ms: milliseconds by which prompts may lengthen a step while somebody waits for a next token.
     """
 
     max_num_seqs: int = 32
@@ -98,6 +102,7 @@ class Engine:
         self.governor = Governor()
         self._scheduler = Scheduler(executor.pages, retention_of(executor.spec), limits)
         self._cost = _first_guess(executor)
+        self._times = StepTimes(self._cost)  # of steps without prompts
         self._answers: dict[int, tuple[int, Answer]] = {}  # by sequence: its request, and what it has said
         self._sequences: dict[int, list[int]] = {}  # by request
         self._boxes: dict[int, deque[Chunk]] = {}  # of requests that are streamed
@@ -149,10 +154,9 @@ class Engine:
         """Ends a request: its pages are free when this returns. One that has ended is left alone."""
         with self._lock:
             self._boxes.pop(request, None)
-            for number in self._sequences.pop(request, ()):
-                if self._answers.pop(number, None):
-                    self.governor.forget(number)
-                    self._scheduler.end(number)
+            for number in list(self._sequences.get(request, ())):
+                self._forget(number)
+                self._scheduler.end(number)
 
     def step(self) -> list[Event]:
         """Runs one batch. What became certain, of all requests that are not streamed; empty when nothing is to do.
@@ -283,6 +287,9 @@ class Engine:
         for piece in step.pieces:
             number = piece.sequence.id
             if number in self._answers and self._answers[number][1].finished:
+                if self._drafter is not None:
+                    answer = self._answers[number][1]
+                    self._drafter.finished(number, answer.history, answer.num_prompt, piece.sequence.salt)
                 self._forget(number)
                 self._scheduler.end(number)
 
@@ -296,6 +303,8 @@ class Engine:
     def _forget(self, number: int) -> None:
         request, _ = self._answers.pop(number)
         self.governor.forget(number)
+        if self._drafter is not None:
+            self._drafter.forget(number)
         self._sequences[request].remove(number)
         if not self._sequences[request]:
             del self._sequences[request]
@@ -308,18 +317,51 @@ class Engine:
             box.append(chunk)
 
     def _draft(self, drafter: Drafter) -> None:
+        """Asks for guesses, if the governor has time for them."""
         decoding = [sequence for sequence in self._scheduler.running if sequence.decoding]
+        if not decoding or self.governor.overdrawn or self._times.age(len(decoding)) >= PLAIN_EVERY:
+            return
         reads = sum(self._scheduler.retention.reads(sequence.num_computed, 1) for sequence in decoding)
-        for sequence in decoding:
-            guesses = drafter(sequence.tokens)
-            count = self.governor.choose(sequence.id, len(guesses), len(decoding), reads, self._cost)
-            self._scheduler.propose(sequence.id, guesses[:count])
+        if not self.governor.begin(Load(len(decoding), reads, self._times)):
+            return
+        started = time.perf_counter()
+        for number, guesses in drafter.draft([self._ask(sequence) for sequence in decoding], self.governor).items():
+            self._scheduler.propose(number, guesses)
+        self.governor.pay((time.perf_counter() - started) * 1e3)
+
+    def _ask(self, sequence: Running) -> Ask:
+        """Guesses get no page of their own, and the last token that may be said needs none after it."""
+        answer = self._answers[sequence.id][1]
+        length = len(sequence.tokens)
+        remaining = sequence.max_length - length
+        most = min(remaining - 1, -length % PAGE)
+        return Ask(sequence.id, sequence.tokens, sequence.salt, most, remaining, answer.ends, answer.guess)
 
     def _observe(self, step: Step, milliseconds: float) -> None:
-        rows = step.num_rows
-        if rows > len(step.pieces) or self._scheduler.counters.steps % OBSERVE_EVERY == 0:
-            reads = sum(self._scheduler.retention.reads(piece.start, len(piece.tokens)) for piece in step.pieces)
+        """Learns from every step with prompts or guesses, and now and then from one without."""
+        rows, number = step.num_rows, self._scheduler.counters.steps
+        if self._drafter is not None:
+            self.governor.earn(milliseconds)
+        if rows == len(step.pieces) and not self._is_due(rows, number):
+            return
+        retention = self._scheduler.retention
+        reads = sum(retention.reads(piece.start, len(piece.tokens)) for piece in step.pieces)
+        if rows > len(step.pieces) or number % OBSERVE_EVERY == 0:
             self._cost.observe(rows, reads, milliseconds)
+        if self._drafter is None:
+            return
+        guesses = sum(piece.num_drafts for piece in step.pieces)
+        if rows - guesses == len(step.pieces):
+            self._times.observe(rows, reads, milliseconds)
+        if guesses:
+            own = sum(retention.reads(piece.end - piece.num_drafts, piece.num_drafts) for piece in step.pieces)
+            self.governor.ran(self._times, rows, reads, guesses, own)
+
+    def _is_due(self, rows: int, number: int) -> bool:
+        """Whether to learn from a step with next tokens alone."""
+        if self._drafter is None:
+            return number % OBSERVE_EVERY == 0
+        return number % PLAIN_OBSERVE_EVERY == 0 or self._times.age(rows) >= PLAIN_EVERY
 
     # ---- facts
 

@@ -51,7 +51,7 @@ class Answer:
         self._sampling = _sampling(params, spec, seed)
         penalties = (params.repetition_penalty - 1, params.presence_penalty, params.frequency_penalty)
         self._penalized = any(penalties)  # only then the core looks at the history
-        self._ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(spec.eos_tokens))
+        self.ends = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else spec.eos_tokens)
         self._pending = ""
         self._started = time.perf_counter()
         self._first_token_seconds = 0.0
@@ -74,6 +74,16 @@ class Answer:
             if self.finished or row >= len(guesses) or token != guesses[row]:
                 break
         return tokens, chunks
+
+    def guess(self, logits: np.ndarray, ahead: Sequence[int]) -> int:
+        """What would be drawn from these logits if `ahead` were said next. Nothing is said by that.
+
+        Raises:
+            SnelloError: the settings exclude every token.
+        """
+        history, num_prompt = (self.history + array("i", ahead), self.num_prompt) if self._penalized else ((), 0)
+        token, _ = core.sample(logits, self._sampling, history, num_prompt, len(self.history) + len(ahead))
+        return token
 
     def fail(self, error: SnelloError) -> Chunk:
         """The last chunk of an answer that cannot go on."""
@@ -101,7 +111,7 @@ class Answer:
 
     def _after(self, token: int, logprob: TokenLogprob | None) -> Iterator[Chunk]:
         self.history.append(token)
-        if token in self._ends:
+        if token in self.ends:
             yield self._finish("stop")
             return
         self._pending += self._decoder.feed(token)

@@ -12,7 +12,9 @@ from typing import Any, overload
 
 import numpy as np
 
+from snello.engine.draft_model import DraftModel, check_draft
 from snello.engine.engine import Engine, EngineOptions
+from snello.engine.lookup import Lookup
 from snello.engine.native import NativeExecutor, TokenScores
 from snello.engine.request import (
     Chunk,
@@ -23,7 +25,7 @@ from snello.engine.request import (
     Usage,
     defaults_from_generation,
 )
-from snello.engine.speculate import PromptLookup
+from snello.engine.speculate import LOOKUPS, Drafter, check_way
 from snello.errors import SnelloError
 from snello.models import load
 from snello.models.model import Model
@@ -39,8 +41,9 @@ class LLM:
         model: a folder, a Hugging Face Hub name, "demo", or a loaded `Model`.
         threads, context: None takes the physical cores, and the model's context or what a quarter of free memory holds.
         max_num_seqs: answers that run at the same time; more wait in order.
-        speculate: None, or "prompt-lookup": guess what follows from what the text repeats. Answers stay the same, token
-            for token; repetitive ones come faster.
+        speculate: guess what follows, so that several tokens come in one step: "prompt-lookup" from what the text
+            repeats, "suffix" from past answers too, or a smaller model with the same tokenizer. Answers stay the same,
+            token for token.
 
     Raises:
         SnelloError: no such model or way to guess, or the model cannot run here.
@@ -54,17 +57,35 @@ class LLM:
         context: int | None = None,
         isa: str | None = None,
         max_num_seqs: int = 32,
-        speculate: str | None = None,
+        speculate: str | Path | Model | None = None,
     ) -> None:
-        if speculate not in (None, "prompt-lookup"):
-            raise SnelloError(f"no way to guess is named {speculate!r}", "choose prompt-lookup, or leave it out")
+        check_way(speculate)
         self.model = model if isinstance(model, Model) else load(model)
+        draft = self._draft_model(speculate)
         options = EngineOptions(max_num_seqs=max_num_seqs)
         deployment = Deployment(threads=threads, context=context, isa=isa, max_num_seqs=max_num_seqs)
         self.executor = NativeExecutor(self.model, deployment)
         self.tokenizer = self.model.tokenizer
-        self.engine = Engine(self.executor, self.tokenizer, options, PromptLookup() if speculate else None)
+        self.drafter = self._drafter(speculate, draft, max_num_seqs)
+        self.engine = Engine(self.executor, self.tokenizer, options, self.drafter)
         self.default_params: dict[str, Any] = defaults_from_generation(self.model.generation)
+
+    def _draft_model(self, speculate: str | Path | Model | None) -> Model | None:
+        """The model that guesses, if it is one; checked before anything is packed or run."""
+        if speculate is None or speculate in LOOKUPS:
+            return None
+        draft = speculate if isinstance(speculate, Model) else load(speculate)
+        check_draft(self.model, draft)
+        return draft
+
+    def _drafter(self, speculate: object, draft: Model | None, max_num_seqs: int) -> Drafter | None:
+        if draft is None:
+            return None if speculate is None else Lookup(past=speculate == "suffix")
+        try:
+            return DraftModel(draft, self.executor, max_num_seqs=max_num_seqs)
+        except SnelloError:
+            self.executor.close()
+            raise
 
     def __repr__(self) -> str:
         return f"LLM({self.model.name!r}, context={self.executor.context}, isa={self.executor.isa!r})"
@@ -147,6 +168,9 @@ class LLM:
             raise SnelloError(f"{self.model.name} is an encoder ({self.model.spec.task}): it does not generate", hint)
 
     def close(self) -> None:
+        """Closing twice is harmless."""
+        if self.drafter is not None:
+            self.drafter.close()
         self.executor.close()
 
     def __enter__(self) -> LLM:

@@ -40,27 +40,30 @@ class TokenScores:
 class NativeExecutor:
     """A model ready to run here. Use as a context manager or call `close`.
 
+    Args:
+        pool: threads of another executor, to be shared with it; they must outlive this one.
+
     Raises:
         SnelloError: the model cannot be run (Unsupported), does not fit, or cannot be packed.
     """
 
-    def __init__(self, model: Model, deployment: Deployment | None = None) -> None:
+    def __init__(self, model: Model, deployment: Deployment | None = None, *, pool: core.Pool | None = None) -> None:
         self.model = model
         self.deployment = deployment or Deployment()
         self.spec: Spec = model.spec
         self.isa = core.select_isa(self.deployment.isa)
-        self.threads = choose_threads(self.deployment)
+        self.threads = choose_threads(self.deployment) if pool is None else pool.num_threads
         self.weights = packed(model)
-        self._page_bytes = core.cache_page_bytes(_cache_layers(self.spec))
+        self.page_bytes = core.cache_page_bytes(_cache_layers(self.spec))
         self.context = self._choose_context()
         lowered = self.lowered = lower(self.spec, self.weights, positions=self.context)
-        num_pages = choose_pages(self.deployment, self.context, self._page_bytes)
+        num_pages = choose_pages(self.deployment, self.context, self.page_bytes)
         self.pages = PagePool(num_pages)
-        self._pool = core.Pool(self.threads)
+        self.pool, self._owns_pool = pool or core.Pool(self.threads), pool is None
         self._cache = core.Cache(lowered.cache_layers, num_pages)
         rows = self.chunk_rows = self._chunk_rows()
         self.program = core.Program(
-            self._pool,
+            self.pool,
             lowered.ops,
             lowered.tensors,
             lowered.registers,
@@ -73,7 +76,7 @@ class NativeExecutor:
         """Encoders see whole texts, so their context is the model's own."""
         if not self.spec.causal:
             return self.spec.max_positions
-        return choose_context(self.deployment, self.spec, self._page_bytes * self.deployment.streams)
+        return choose_context(self.deployment, self.spec, self.page_bytes * self.deployment.streams)
 
     def _chunk_rows(self) -> int:
         rows = self.deployment.chunk_rows
@@ -232,10 +235,11 @@ class NativeExecutor:
     # ---- end
 
     def close(self) -> None:
-        """Frees the program, the cache and the threads. Closing twice is harmless."""
+        """Frees the program, the cache and its own threads. Closing twice is harmless."""
         self.program.close()
         self._cache.close()
-        self._pool.close()
+        if self._owns_pool:
+            self.pool.close()
 
     def __enter__(self) -> NativeExecutor:
         return self

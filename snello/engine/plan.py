@@ -1,9 +1,9 @@
 """A step in the making: rows are added while they fit the step's budget.
 
 The budget is time: a prompt may not stall those who wait for their next token. What a step takes is predicted by a
-function from outside, and rows of prompts are cut where the prediction reaches the budget (chunked prefill: Agrawal et
-al. 2023, arXiv 2308.16369). When nobody waits for a next token there is nobody to stall, and rows are limited only by
-what one step can take.
+function from outside, and rows of prompts are cut where they would make it longer than next tokens alone by more than
+the budget (chunked prefill: Agrawal et al. 2023, arXiv 2308.16369). When nobody waits for a next token there is nobody
+to stall, and rows are limited only by what one step can take.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from snello.engine.pages import Retention
 from snello.engine.sequence import Piece, Sequence, Step
 
 StepCost = Callable[[int, int], float]  # (rows, positions that they read together) -> milliseconds
-SLOWDOWN = 1.25  # a step that is over its budget with next tokens alone may take this much longer for prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +24,8 @@ class Limits:
     Attributes:
         max_rows: rows that the executor runs at once.
         max_num_seqs: sequences that hold pages at the same time; at most `max_rows`, so that each can go on.
-        step_ms: milliseconds that a step may take while somebody waits for a next token. Over it only by the least that
-            keeps prompts going: `SLOWDOWN`, or one row.
+        step_ms: milliseconds by which prompts may lengthen a step while somebody waits for a next token; the first
+            prompt gets one row even so.
     """
 
     max_rows: int
@@ -99,7 +98,7 @@ class Plan:
 
     def _budget(self) -> float:
         reads = sum(self._retention.reads(piece.start, 1) for piece in self.decodes)
-        return max(self._limits.step_ms, SLOWDOWN * self._cost(len(self.decodes), reads))
+        return self._cost(len(self.decodes), reads) + self._limits.step_ms
 
     def _count(self, start: int, rows: int, sign: int = 1) -> None:
         self.rows += sign * rows

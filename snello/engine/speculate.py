@@ -1,108 +1,68 @@
-"""Guesses of what comes next, and how many of them are worth a row.
+"""Guesses of what comes next: what a drafter is asked, and what it answers.
 
 A guess is verified in the step that follows: its row draws what it would have drawn anyway, so a right guess saves a
-step and a wrong one costs a row (speculative decoding: Leviathan et al. 2023, arXiv 2211.17192; here the drafter is a
-lookup, and the verifier draws the model's own token, so greedy and sampled answers keep their bits). Guesses come from
-the text itself: what followed the last time that these tokens stood here (prompt lookup: Saxena 2023).
+step and a wrong one costs a row (speculative decoding: Leviathan et al. 2023, arXiv 2211.17192). The verifier draws the
+model's own token, so greedy and sampled answers keep their bits whoever guesses: `lookup.py` from what was said before,
+`draft_model.py` from a smaller model. How many guesses are worth their time is `governor.py`'s affair.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from snello.engine.plan import StepCost
+import numpy as np
 
-Drafter = Callable[[Sequence[int]], Sequence[int]]  # tokens so far -> guesses of those that follow
+from snello.engine.governor import Governor
+from snello.errors import SnelloError
 
-FIRST_ACCEPTANCE = 0.5  # before anything was seen
-MEMORY = 0.85  # of the acceptance rate, a guess
-RETRY_STEPS = 24  # after which one guess is tried again where guessing has not paid
+LOOKUPS = ("prompt-lookup", "suffix")
 
 
-class PromptLookup:
-    """Looks for the newest tokens earlier in the same text.
+class Ask(NamedTuple):
+    """A sequence that waits for its next token.
 
-    Args:
-        longest, shortest: tokens that must agree; more are tried first.
-        most: guesses at once.
+    Attributes:
+        tokens: prompt and answer so far; not to be changed.
+        salt: what one salt said is never shown to another, not even by being faster.
+        most: guesses that can be used.
+        remaining: tokens that the answer may still get.
+        ends: tokens after which nothing follows.
+        draw: (logits, guesses before them) -> what the answer's own settings and noise draw from these logits.
     """
 
-    def __init__(self, *, longest: int = 4, shortest: int = 2, most: int = 10) -> None:
-        assert 1 <= shortest <= longest and most >= 1
-        self._lengths = range(longest, shortest - 1, -1)
-        self._most = most
-
-    def __call__(self, tokens: Sequence[int]) -> Sequence[int]:
-        """What followed the latest earlier occurrence of the last tokens; empty where there is none."""
-        text = array("i", tokens)
-        data, size = text.tobytes(), text.itemsize
-        for length in self._lengths:
-            if length >= len(text):
-                continue
-            start = _last_before(data, data[len(data) - length * size :], size)
-            if start is not None:
-                return text[start + length : start + length + self._most]
-        return ()
+    id: int
+    tokens: array[int]
+    salt: str
+    most: int
+    remaining: int
+    ends: frozenset[int]
+    draw: Callable[[np.ndarray, Sequence[int]], int]
 
 
-def _last_before(data: bytes, wanted: bytes, size: int) -> int | None:
-    """The item where `wanted` begins for the last time before the end of `data`."""
-    end = len(data) - size  # an occurrence must be followed by something
-    while (at := data.rfind(wanted, 0, end)) >= 0:
-        if at % size == 0:
-            return at // size
-        end = at + len(wanted) - 1
-    return None
+class Drafter(Protocol):
+    """Guesses for all that wait, at once. It asks the governor how many are worth it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def memory_bytes(self) -> int: ...  # that guessing holds now
+    def draft(self, asks: Sequence[Ask], governor: Governor) -> Mapping[int, Sequence[int]]: ...
+    def finished(self, id: int, tokens: Sequence[int], num_prompt: int, salt: str) -> None: ...  # said to its end
+    def forget(self, id: int) -> None: ...  # ended, in whatever way; after `finished`
+    def close(self) -> None: ...
 
 
-@dataclass
-class _Record:
-    """Of one sequence: how often guesses were right lately, and steps since the last one."""
+def check_way(speculate: object) -> None:
+    """Whether this names a lookup or can name a model.
 
-    acceptance: float = FIRST_ACCEPTANCE
-    idle: int = 0
-
-
-class Governor:
-    """Decides how many guesses a sequence gets, from what they cost in time and how often they have been right.
-
-    With acceptance p, k guesses bring p + p^2 + ... + p^k tokens more, in expectation; each is worth what a token costs
-    in a step without guesses. The k with the greatest gain is taken; 0 where none pays.
+    Raises:
+        SnelloError: neither.
     """
-
-    def __init__(self) -> None:
-        self._records: dict[int, _Record] = {}
-        self.proposed = self.accepted = 0
-
-    def choose(self, id: int, most: int, sequences: int, reads: int, cost: StepCost) -> int:
-        """Guesses of this sequence, 0 to `most`, in a step of `sequences` next tokens that read `reads` positions."""
-        record = self._records.setdefault(id, _Record())
-        base = cost(sequences, reads)
-        own = reads // sequences
-        best, gain, expected = 0, 0.0, 0.0
-        for count in range(1, most + 1):
-            expected += record.acceptance**count
-            extra = cost(sequences + count, reads + count * own) - base
-            if (value := expected * base / sequences - extra) > gain:
-                best, gain = count, value
-        if best == 0 and most:
-            record.idle += 1
-            if record.idle > RETRY_STEPS:
-                return 1
-        return best
-
-    def observe(self, id: int, proposed: int, accepted: int) -> None:
-        """So many guesses ran, and so many of the first were right; those after a wrong one say nothing."""
-        if not proposed:
-            return
-        record = self._records.setdefault(id, _Record())
-        record.idle = 0
-        for right in [True] * accepted + [False] * (accepted < proposed):
-            record.acceptance = MEMORY * record.acceptance + (1 - MEMORY) * right
-        self.proposed += proposed
-        self.accepted += accepted
-
-    def forget(self, id: int) -> None:
-        self._records.pop(id, None)
+    if not isinstance(speculate, str) or speculate in LOOKUPS or speculate == "demo":
+        return
+    if "/" not in speculate and not Path(speculate).exists():
+        hint = f"choose {' or '.join(LOOKUPS)}, or name a draft model: a folder, or a name such as Qwen/Qwen3-0.6B"
+        raise SnelloError(f"no way to guess is named {speculate!r}", hint)

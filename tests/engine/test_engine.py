@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import snello
 from snello.engine.engine import Engine, EngineOptions, retention_of
+from snello.engine.governor import Governor, Source
 from snello.engine.native import NativeExecutor
 from snello.engine.pages import Retention
-from snello.engine.plan import StepCost
 from snello.engine.request import Chunk, SamplingParams
 from snello.engine.sequence import Step
-from snello.engine.speculate import Governor
+from snello.engine.speculate import Ask
 from snello.errors import SnelloError
 from snello.models import load
 from snello.models.model import Model
@@ -175,8 +176,43 @@ def test_a_small_cache_forces_preemption(alone: tuple[Model, list[list[object]]]
 class AllThatIsGuessed(Governor):
     """Does not look at the clock."""
 
-    def choose(self, id: int, most: int, sequences: int, reads: int, cost: StepCost) -> int:
+    @property
+    def overdrawn(self) -> bool:
+        return False
+
+    def worth(self, id: int, source: Source, most: int, *, price: float = 0.0, trial: int = 1) -> int:
+        super().worth(id, source, most, price=price)
+        self._asked[id] = source
         return most
+
+    def affords(self, id: int, source: Source, ms: float, remaining: int, price: float) -> bool:
+        return True
+
+
+class Oracle:
+    """A drafter that knows the texts: the right tokens, but for every seventh."""
+
+    name, memory_bytes = "oracle", 0
+
+    def __init__(self, texts: list[list[int]]) -> None:
+        self.texts = texts
+
+    def draft(self, asks: Sequence[Ask], governor: Governor) -> dict[int, list[int]]:
+        return {ask.id: self._after(list(ask.tokens))[: governor.worth(ask.id, SOURCE, 5)] for ask in asks}
+
+    def _after(self, tokens: list[int]) -> list[int]:
+        for whole in self.texts:
+            if tokens == whole[: len(tokens)]:
+                right = whole[len(tokens) :][:5]
+                return [token if (len(tokens) + at) % 7 else 1 for at, token in enumerate(right)]
+        return []
+
+    def finished(self, id: int, tokens: Sequence[int], num_prompt: int, salt: str) -> None: ...
+    def forget(self, id: int) -> None: ...
+    def close(self) -> None: ...
+
+
+SOURCE = Source("oracle", 0.5)
 
 
 def test_guesses_change_no_token(alone: tuple[Model, list[list[object]]]) -> None:
@@ -186,16 +222,8 @@ def test_guesses_change_no_token(alone: tuple[Model, list[list[object]]]) -> Non
         [*prompt, *(chunk.token_id for chunk in chunks if isinstance(chunk, Chunk) and chunk.token_id is not None)]
         for (prompt, _), chunks in zip(wanted, expected, strict=True)
     ]
-
-    def drafter(tokens: Sequence[int]) -> list[int]:
-        """The right tokens, but for every seventh."""
-        for whole in texts:
-            if list(tokens) == whole[: len(tokens)]:
-                return [token if (len(tokens) + at) % 7 else 1 for at, token in enumerate(whole[len(tokens) :][:5])]
-        return []
-
     steps = []
-    for guesser in (None, drafter):
+    for guesser in (None, Oracle(texts)):
         with Recorder(model, Deployment(context=CONTEXT, streams=9)) as executor:
             engine = Engine(executor, model.tokenizer, EngineOptions(step_ms=1000), guesser)
             engine.governor = AllThatIsGuessed()
@@ -279,6 +307,29 @@ def test_a_row_that_is_not_finite_ends_its_request_alone(tmp_path_factory: pytes
         with pytest.raises(SnelloError, match=r"prompt 1: .*not finite"):
             engine.gather([[40], [POISON], [41]], params)
         assert not engine.has_work and executor.pages.num_held == 0
+
+
+def test_an_activation_that_is_infinite_ends_its_request_alone(tmp_path: Path) -> None:
+    """One token's embedding is infinite; met in a prompt, and in the middle of an answer."""
+    path = make_checkpoint(tmp_path / "loud", "llama")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.embed_tokens.weight"][POISON, 0] = torch.inf
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    model = load(path)
+    params = SamplingParams(seed=5, max_tokens=30, ignore_eos=True, logit_bias={POISON: -np.inf})
+    later = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, logit_bias={POISON: 1000.0})
+    good = [([40 + each] * 50, params) for each in range(4)]
+    with NativeExecutor(model, Deployment(context=CONTEXT, streams=8)) as executor:
+        engine = Engine(executor, model.tokenizer)
+        expected = [said(chunks) for chunks in collect(engine, good)]
+        engine.clear_cache()
+        loud = ([60] * 20 + [POISON], params)
+        *fine, first, second = collect(engine, [*good, loud, ([61, 62], later)])
+        assert [said(chunks) for chunks in fine] == expected
+        assert [chunk.finish_reason for chunk in first] == ["error"] and "not finite" in str(first[0].error)
+        assert [chunk.token_id for chunk in second] == [POISON, None] and second[-1].finish_reason == "error"
+        assert executor.pages.num_held == 0
+        assert [said(chunks) for chunks in collect(engine, good)] == expected, "and nothing of it stays known"
 
 
 def test_settings_that_exclude_every_token_end_one_request(llm: snello.LLM) -> None:

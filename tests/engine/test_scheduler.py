@@ -121,7 +121,7 @@ def test_a_long_prompt_does_not_stall_the_others() -> None:
         step = w.step()
         reads = sum(w.retention.reads(piece.start, len(piece.tokens)) for piece in step.pieces)
         assert {piece.sequence.id for piece in step.pieces} >= {first}
-        assert cost(step.num_rows, reads) <= 40.0
+        assert cost(step.num_rows, reads) <= cost(1, w.retention.reads(step.pieces[0].start, 1)) + 40.0
     assert w.finished[first] == 60, "one token a step"
     w.drain()
 
@@ -132,8 +132,8 @@ def test_a_prompt_alone_takes_whole_steps() -> None:
     assert [w.step().num_rows for _ in range(4)] == [512, 512, 512, 464]
 
 
-def test_prompts_go_on_when_next_tokens_alone_are_over_the_budget() -> None:
-    w = world(num_pages=64, max_rows=64, step_ms=1.0)
+def test_prompts_go_on_where_a_row_is_over_the_budget() -> None:
+    w = world(num_pages=64, max_rows=64, step_ms=0.001)
     for seed in range(4):
         w.add(text(5, seed), answer=400)
     w.step()

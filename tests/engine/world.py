@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 
 from snello.engine.pages import GONE, PagePool, Retention
-from snello.engine.plan import SLOWDOWN, Limits
+from snello.engine.plan import Limits
 from snello.engine.prefix import PAGE
 from snello.engine.scheduler import Scheduler
 from snello.engine.sequence import Piece, Sequence, Step
@@ -193,8 +193,8 @@ class World:
         assert decoding <= scheduled, "everybody who waits for a next token gets a row"
         nexts = [piece for piece in step.pieces if len(piece.tokens) - piece.num_drafts == 1 and piece.num_outputs]
         reads = sum(self.retention.reads(piece.start, len(piece.tokens)) for piece in step.pieces)
-        least = SLOWDOWN * cost(len(nexts), sum(self.retention.reads(piece.start, 1) for piece in nexts))
-        if cost(step.num_rows, reads) > max(self.limits.step_ms, least) and len(step.pieces) > 1:
+        alone = cost(len(nexts), sum(self.retention.reads(piece.start, 1) for piece in nexts))
+        if cost(step.num_rows, reads) > alone + self.limits.step_ms and len(step.pieces) > 1:
             assert sum(len(piece.tokens) for piece in step.pieces if piece not in nexts) <= 1, "over the budget"
             assert not any(piece.num_drafts for piece in nexts), "guesses over the budget"
 

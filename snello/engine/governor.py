@@ -1,0 +1,208 @@
+"""How many guesses are worth their time, and whether to guess at all.
+
+Two questions, two answers. Per sequence and source: how often were guesses right lately? With acceptance p, k of them
+bring p + p^2 + ... + p^k tokens more, each worth its share of a step without guesses; the k that gains most is taken.
+For the engine as a whole: an account. Guesses pay for their drafts and rows and are paid for tokens they saved, and a
+small share of all time is paid in. Nothing is guessed while it is overdrawn, so what guessing can lose is that share,
+whatever the text does. All prices are measured; the clock decides how soon a token comes, never which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+from snello.engine.cost import StepTimes
+
+NEWEST = 0.15  # weight of the newest guess in a sequence's acceptance; at first more
+NEWEST_OF_ALL = 0.02  # and in a source's, where new sequences begin
+HOPE_GUESSES = 2  # that what is hoped for counts as
+SHARE = 0.005  # of all time is paid in
+CREDIT_STEPS = 4.0  # steps that the account begins with
+CAP_STEPS = 32.0  # more is not saved up: past luck does not pay for losses without end
+MOST = 15  # guesses of a sequence in a step
+RETRY_STEPS, RETRY_MOST = 24, 384  # without a guess, after which one is tried; doubled when it was wrong
+
+
+class Source(NamedTuple):
+    """Where guesses come from, and how often they are right before any was seen."""
+
+    name: str
+    hope: float
+
+
+class Load(NamedTuple):
+    """A step without guesses: so many next tokens, the positions that they read, and what rows and reads cost."""
+
+    sequences: int
+    reads: int
+    cost: StepTimes
+
+
+@dataclass
+class Tally:
+    """Guesses that ran, and those that were right."""
+
+    proposed: int = 0
+    accepted: int = 0
+
+
+@dataclass
+class _Rate:
+    """How often guesses were right lately."""
+
+    acceptance: float
+    weight: float  # of the newest guess, once enough were seen
+    seen: int = 0
+    idle: int = 0  # steps since the last guess
+    patience: int = RETRY_STEPS
+
+    def add(self, accepted: int, proposed: int) -> None:
+        """The first `accepted` were right and the next was wrong."""
+        for right in [1.0] * accepted + [0.0] * (accepted < proposed):
+            self.seen += 1
+            self.acceptance += max(self.weight, 1 / (self.seen + HOPE_GUESSES)) * (right - self.acceptance)
+        self.idle = 0
+        self.patience = RETRY_STEPS if accepted else min(2 * self.patience, RETRY_MOST)
+
+
+class Governor:
+    """Asked by a drafter before it drafts; told by the engine what came of it."""
+
+    def __init__(self) -> None:
+        self._records: dict[int, dict[Source, _Rate]] = {}
+        self._shared: dict[Source, _Rate] = {}
+        self._tallies: dict[Source, Tally] = {}
+        self._asked: dict[int, Source] = {}  # by sequence: the source of what was granted last
+        self._invested: dict[int, float] = {}
+        self._invested_now = 0.0  # since `begin`
+        self._load: Load | None = None
+        self._rows = self._reads = 0  # of this step, with what was granted
+        self._step_ms = 0.0
+        self._balance: float | None = None
+
+    # ---- before a step
+
+    @property
+    def overdrawn(self) -> bool:
+        return self._balance is not None and self._balance < 0
+
+    def begin(self, load: Load) -> bool:
+        """A step with this load comes next. False: no guesses in it."""
+        self._load, self._rows, self._reads = load, load.sequences, load.reads
+        self._step_ms, self._invested_now = load.cost(load.sequences, load.reads), 0.0
+        if self._balance is None:
+            self._balance = CREDIT_STEPS * self._step_ms
+        return not self.overdrawn
+
+    def worth(self, id: int, source: Source, most: int, *, price: float = 0.0, trial: int = 1) -> int:
+        """Guesses of this sequence, 0 to `most`, where drafting one costs `price` milliseconds.
+
+        Where none has been worth it for long, `trial` are.
+        """
+        record = self._record(id, source)
+        best, _ = self._best(record.acceptance, most, price)
+        if not best and most:
+            record.idle += 1
+            self._shared[source].idle += 1
+            best = min(most, trial) if record.idle > record.patience else 0
+        if best:
+            self._asked[id] = source
+            self._rows += best
+            self._reads += best * self._own_reads()
+        return best
+
+    def affords(self, id: int, source: Source, ms: float, remaining: int, price: float) -> bool:
+        """Whether to spend `ms` now, such as on reading a prompt, so that `remaining` tokens can be guessed."""
+        assert self._balance is not None
+        if ms <= self._balance - sum(self._invested.values()):
+            return True
+        acceptance = self._record(id, source).acceptance
+        count, gain = self._best(acceptance, min(remaining, MOST), price)
+        steps = remaining / (1 + sum(acceptance**each for each in range(1, count + 1)))
+        return ms < gain * steps / 2  # answers end before they must
+
+    def _best(self, acceptance: float, most: int, price: float) -> tuple[int, float]:
+        """(guesses, milliseconds gained in expectation): the most."""
+        load = self._load
+        assert load is not None
+        value = self._step_ms / load.sequences
+        best, gain, expected, chance = 0, 0.0, 0.0, 1.0
+        for count, spent in enumerate(load.cost.more(self._rows, self._reads, most, self._own_reads()), 1):
+            chance *= acceptance
+            expected += chance
+            if (won := expected * value - spent - count * price) > gain:
+                best, gain = count, won
+            if chance < 0.01:
+                break
+        return best, gain
+
+    def _own_reads(self) -> int:
+        assert self._load is not None
+        return self._load.reads // self._load.sequences
+
+    def _record(self, id: int, source: Source) -> _Rate:
+        records = self._records.setdefault(id, {})
+        if source not in records:
+            shared = self._shared.setdefault(source, _Rate(source.hope, NEWEST_OF_ALL))
+            records[source] = _Rate(shared.acceptance, NEWEST, idle=shared.idle)
+        return records[source]
+
+    # ---- after it
+
+    def pay(self, ms: float, id: int | None = None) -> None:
+        """Drafting took so long. With a sequence: so much of that was an investment in it, due when it ends."""
+        assert self._balance is not None
+        if id is None:
+            self._balance -= max(0.0, ms - self._invested_now)
+        else:
+            self._invested[id] = self._invested.get(id, 0.0) + ms
+            self._invested_now += ms
+
+    def earn(self, ms: float) -> None:
+        """A step took so long."""
+        if self._balance is not None:
+            self._balance += SHARE * ms
+
+    def ran(self, cost: StepTimes, rows: int, reads: int, guesses: int, guess_reads: int) -> None:
+        """So many of the rows and reads of a step were guesses."""
+        if self._balance is not None:
+            self._balance -= cost(rows, reads) - cost(rows - guesses, reads - guess_reads)
+
+    def observe(self, id: int, proposed: int, accepted: int) -> None:
+        """So many guesses ran, and so many of the first were right; those after a wrong one say nothing."""
+        if not proposed:
+            return
+        source = self._asked[id]
+        self._record(id, source).add(accepted, proposed)
+        self._shared[source].add(accepted, proposed)
+        tally = self._tallies.setdefault(source, Tally())
+        tally.proposed += proposed
+        tally.accepted += accepted
+        if self._load is not None and self._balance is not None:
+            most = CAP_STEPS * self._step_ms + sum(self._invested.values())
+            self._balance = min(self._balance + accepted * self._step_ms / self._load.sequences, most)
+
+    def forget(self, id: int) -> None:
+        """This sequence has ended: what was invested in it is due."""
+        self._records.pop(id, None)
+        self._asked.pop(id, None)
+        if self._balance is not None:
+            self._balance -= self._invested.pop(id, 0.0)
+
+    # ---- facts
+
+    @property
+    def tallies(self) -> Mapping[Source, Tally]:
+        """By source, since the start."""
+        return MappingProxyType(self._tallies)
+
+    @property
+    def proposed(self) -> int:
+        return sum(tally.proposed for tally in self._tallies.values())
+
+    @property
+    def accepted(self) -> int:
+        return sum(tally.accepted for tally in self._tallies.values())

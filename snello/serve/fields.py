@@ -1,0 +1,122 @@
+"""Fields of a request body: which there are, what type each has, and which change nothing.
+
+A request says what its sender wants. A field that is unknown, of another type, or set to something that is not done
+here is refused by name; only fields that cannot change an answer pass unread. A null is a field left out, as in
+OpenAI's own interface.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from snello.serve.errors import RequestError
+
+# Who sent it, where it is kept, what it is billed as: nothing of this changes an answer.
+WITHOUT_EFFECT = frozenset(
+    ("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+     "service_tier", "store", "user")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type of values: how it is named to people, and whether a value is one."""
+
+    name: str
+    holds: Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _integer(value: Any, bits: int = 32) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_integer, value))
+
+
+def _prompts(value: Any) -> bool:
+    if not isinstance(value, list):
+        return _text(value)
+    return bool(value) and (_texts(value) or _tokens(value) or all(item and _tokens(item) for item in value))
+
+
+def _biases(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        key.isascii() and key.isdecimal() and len(key) < 10 and _number(bias) and -100 <= bias <= 100
+        for key, bias in value.items()
+    )
+
+
+NUMBER = Kind("a number", _number)
+INTEGER = Kind("a whole number", _integer)
+SEED = Kind("a whole number", lambda value: _integer(value, 64))
+BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a string", _text)
+STOPS = Kind("a string or a list of strings", lambda value: _text(value) or _texts(value))
+TOKENS = Kind("a list of token ids", _tokens)
+TABLE = Kind("a table", lambda value: isinstance(value, dict))
+LIST = Kind("a list that is not empty", lambda value: isinstance(value, list) and bool(value))
+PROMPTS = Kind("a string, a list of token ids, or a list of either", _prompts)
+BIASES = Kind("a table from token ids to numbers from -100 to 100", _biases)
+
+
+def read_fields(
+    body: Mapping[str, Any],
+    known: Mapping[str, Kind],
+    *,
+    neutral: Mapping[str, Collection[Any]],
+    required: Collection[str],
+) -> dict[str, Any]:
+    """The fields of `known` that are set.
+
+    Args:
+        neutral: fields that are not done here, with the values that ask for nothing.
+
+    Raises:
+        RequestError: a field is unknown, of another type, not done here, or missing.
+    """
+    _check_unicode(body)
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, value in given.items():
+        if name in known:
+            if not known[name].holds(value):
+                raise RequestError(f"{name} must be {known[name].name}", param=name, code="invalid_type")
+        elif name in neutral:
+            if value not in neutral[name]:
+                raise RequestError(f"{name} is not supported here", param=name, code="unsupported_parameter")
+        elif name not in WITHOUT_EFFECT:
+            raise unknown_field(name, [*known, *neutral, *WITHOUT_EFFECT])
+    for name in required:
+        if name not in given:
+            raise RequestError(f"{name} is missing", param=name, code="missing_required_parameter")
+    return {name: value for name, value in given.items() if name in known}
+
+
+def unknown_field(name: str, known: Collection[str]) -> RequestError:
+    near = difflib.get_close_matches(name, known, 1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return RequestError(f"there is no field {name!r}{meant}", param=name, code="unknown_parameter")
+
+
+def _check_unicode(body: Mapping[str, Any]) -> None:
+    """JSON can say half a character (a lone surrogate); no tokenizer reads it."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RequestError("a string holds half of a surrogate pair", code="invalid_unicode") from None

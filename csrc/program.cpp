@@ -33,7 +33,6 @@ constexpr int64_t kAttendPiece = 1 << 17;      // multiply-adds
 constexpr int64_t kLinearPieceFew = 32 << 10;  // bytes of weights, for few rows and for many
 constexpr int64_t kLinearPieceMany = 128 << 10;
 constexpr int64_t kFewRowsFloat = 4;
-constexpr int kGroupPanels = 4;  // panels that a product of many rows unpacks together
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -401,7 +400,7 @@ void snello_program::run_linears(const Part& part, const Stage& stage, const Row
   // Few rows are bound by memory, which is read fastest in long runs; many by arithmetic, which is shared in pieces.
   const bool few = r.count <= (task(stage.begin).quantized ? snello::kernels().few_rows : snello::kFewRowsFloat);
   Linears job;
-  job.unit = few ? 1 : snello::kGroupPanels;
+  job.unit = few ? 1 : snello::kernels().group_panels;
   for (int a = stage.begin; a < stage.end; ++a) job.add(task(a));
 
   const int64_t piece = few ? snello::kLinearPieceFew : snello::kLinearPieceMany;

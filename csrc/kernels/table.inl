@@ -12,6 +12,7 @@ constexpr Kernels table(const char* name) {
   return {
       .name = name,
       .few_rows = 16,
+      .group_panels = kGroupPanels,
       .embed = embed,
       .norm = norm,
       .transform = transform,

@@ -163,5 +163,6 @@ inline void linear_on_tiles(const LinearTask& task, int p0, int p1) {
 constexpr Kernels with_tiles(Kernels kernels) {
   kernels.linear = linear_on_tiles;
   kernels.few_rows = kTileFewRows;
+  kernels.group_panels = kTileGroupPanels;
   return kernels;
 }

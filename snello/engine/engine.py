@@ -318,8 +318,10 @@ class Engine:
 
     def _draft(self, drafter: Drafter) -> None:
         """Asks for guesses, if the governor has time for them."""
+        if self.governor.overdrawn:
+            return
         decoding = [sequence for sequence in self._scheduler.running if sequence.decoding]
-        if not decoding or self.governor.overdrawn or self._times.age(len(decoding)) >= PLAIN_EVERY:
+        if not decoding or self._times.age(len(decoding)) >= PLAIN_EVERY:
             return
         reads = sum(self._scheduler.retention.reads(sequence.num_computed, 1) for sequence in decoding)
         if not self.governor.begin(Load(len(decoding), reads, self._times)):

@@ -40,6 +40,11 @@ bool runs_avx2() {
          (saved_states() & kYmmState) == kYmmState;
 }
 
+bool runs_avxvnni() {
+  constexpr int kAvxVnni = 4;
+  return runs_avx2() && bit(Cpuid(7, 1).eax, kAvxVnni);
+}
+
 bool runs_avx512vnni() {
   constexpr uint64_t kZmmState = 0xe6;
   const Cpuid seven(7, 0);
@@ -63,9 +68,16 @@ struct Candidate {
 // Best first.
 constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
-    {&kAmxKernels, runs_amx},  {&kAvx512VnniKernels, runs_avx512vnni}, {&kAvx2Kernels, runs_avx2},
+    {&kAmxKernels, runs_amx},
+    {&kAvx512VnniKernels, runs_avx512vnni},
+    {&kAvxVnniKernels, runs_avxvnni},
+    {&kAvx2Kernels, runs_avx2},
 #endif
-    {&kScalarKernels, always}, {&kAmxEmulatedKernels, always, false},
+    {&kScalarKernels, always},
+#if defined(__x86_64__)
+    {&kAvxVnniEvexKernels, runs_avx512vnni, false},
+#endif
+    {&kAmxEmulatedKernels, always, false},
 };
 
 std::atomic<const Kernels*> selected{nullptr};

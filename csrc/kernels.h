@@ -149,6 +149,8 @@ constexpr int64_t kAttentionScratchBytes = 256 * 1024;
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvxVnniKernels;
+extern const Kernels kAvxVnniEvexKernels;
 extern const Kernels kAvx512VnniKernels;
 extern const Kernels kAmxKernels;
 #endif

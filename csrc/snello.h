@@ -41,9 +41,9 @@ typedef struct snello_tensor {
 SNELLO_API int32_t snello_abi_version(void);
 SNELLO_API const char* snello_last_error(void);
 
-/* Selects the instruction set for the whole process: "scalar", "avx2", "avx512vnni", "amx", or, for tests,
- * "amx-emulated" (tiles in plain C++); NULL: SNELLO_ISA if set, else the best that this CPU runs. Returns the selected
- * name, or NULL (unknown, or this CPU cannot run it). */
+/* Selects the instruction set for the whole process: "scalar", "avx2", "avxvnni", "avx512vnni", "amx", or for tests
+ * "avxvnni-evex" (by AVX-512's encoding) and "amx-emulated" (tiles in plain C++); NULL: SNELLO_ISA if set, else the
+ * best that this CPU runs. Returns the selected name, or NULL (unknown, or this CPU cannot run it). */
 SNELLO_API const char* snello_isa_select(const char* name);
 /* Comma-separated names of the sets that this CPU can run, best first. */
 SNELLO_API const char* snello_isa_available(void);

@@ -8,6 +8,7 @@ namespace snello {
 namespace avx2 {
 namespace {
 #include "lanes/avx2.h"
+#include "lanes/products_avx2.h"
 
 #include "kernels/table.inl"
 }  // namespace

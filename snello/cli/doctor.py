@@ -43,6 +43,13 @@ KERNELS = {  # instruction set -> (operation, how)
         ("attention, float keys and values", "AVX-512 fused multiply-add"),
         ("norms, activations, rotations, sampling", "AVX-512"),
     ),
+    "avxvnni": (
+        ("int4 and int8 linears", "VNNI dot products in 256 bits"),
+        ("fp32, fp16, bf16 linears", "AVX2 fused multiply-add, widened exactly"),
+        ("attention, int8 keys and values", "VNNI dot products in 256 bits"),
+        ("attention, float keys and values", "AVX2 fused multiply-add"),
+        ("norms, activations, rotations, sampling", "AVX2"),
+    ),
     "avx2": (
         ("int4 and int8 linears", "AVX2 integer products, exact"),
         ("fp32, fp16, bf16 linears", "AVX2 fused multiply-add, widened exactly"),

@@ -23,7 +23,8 @@ PAGE = 128
 
 LIB = library()
 ISAS = LIB.snello_isa_available().decode().split(",")
-PRODUCT_ISAS = [*ISAS, "amx-emulated"]  # the way over tiles, wherever the tests run
+# What no processor chooses by itself: 256-bit VNNI by AVX-512's encoding, and the way over tiles wherever tests run.
+PRODUCT_ISAS = [*ISAS, *(["avxvnni-evex"] if "avx512vnni" in ISAS else []), "amx-emulated"]
 
 
 class CoreError(RuntimeError):

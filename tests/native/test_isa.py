@@ -62,6 +62,6 @@ def test_wide_registers_stay_in_their_own_sets() -> None:
     if not named:
         pytest.skip("the library is stripped: its inner functions have no names left")
     assert places["zmm"] and places["ymm"]  # else nothing was looked at
-    wide = ("avx512vnni", "3amx")
+    wide = ("avx512vnni", "3amx", "avxvnni_evex")
     assert all(any(part in name for part in (*wide, "tiles_hold")) for name in places["zmm"])
-    assert all(any(part in name for part in (*wide, "tiles_hold", "avx2")) for name in places["ymm"])
+    assert all(any(part in name for part in (*wide, "tiles_hold", "avx2", "avxvnni")) for name in places["ymm"])

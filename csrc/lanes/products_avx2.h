@@ -1,0 +1,44 @@
+// Products of bytes on AVX2, which has none that are exact: after lanes/avx2.h.
+#pragma once
+
+constexpr int kWeightBias = 0;
+constexpr int kRowBlock = 4;  // x 2 registers = 8 of 16
+constexpr int kDirectRowsQuantized = 2;
+
+// VPMADDUBSW would saturate, so even and odd bytes are multiplied as 16-bit numbers.
+LANES __m256i dot_us_half(__m256i acc, __m256i u, __m256i s) {
+  const __m256i u_even = _mm256_and_si256(u, _mm256_set1_epi16(255)), u_odd = _mm256_srli_epi16(u, 8);
+  const __m256i s_even = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8), s_odd = _mm256_srai_epi16(s, 8);
+  acc = _mm256_add_epi32(acc, _mm256_madd_epi16(u_even, s_even));
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(u_odd, s_odd));
+}
+LANES I32 dot_us(I32 acc, Quads u, Quads s) {
+  return {dot_us_half(acc.lo, u.lo, s.lo), dot_us_half(acc.hi, u.hi, s.hi)};
+}
+// |a| * (b with a's sign): at most 2 * 127 * 127 per 16-bit lane, so VPMADDUBSW does not saturate.
+LANES __m256i dot_ss_half(__m256i acc, __m256i a, __m256i b) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+LANES I32 dot_ss(I32 acc, Quads a, Quads b) {
+  return {dot_ss_half(acc.lo, a.lo, b.lo), dot_ss_half(acc.hi, a.hi, b.hi)};
+}
+LANES Quads as_weights(Quads s) { return s; }
+LANES I32 dot_weights(I32 acc, Quads weights, Quads activations) { return dot_ss(acc, weights, activations); }
+
+// 8 lines of at most 2 * 15 * 127 fit in 16 bits, so they are summed there.
+template <int half>
+LANES __m256i dot_nibbles_half(__m256i acc, const uint8_t* lines, const int8_t* activations) {
+  __m256i pairs = _mm256_setzero_si256();
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    const __m256i q = nibbles_of<half>(load_half(lines + 64 * j));
+    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(q, set1_quad(activations + 4 * j).lo));
+  }
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+template <int half>
+LANES I32 dot_nibbles(I32 acc, Nibbles block, const int8_t* activations) {
+  return {dot_nibbles_half<half>(acc.lo, block.lines, activations),
+          dot_nibbles_half<half>(acc.hi, block.lines + 32, activations)};
+}

@@ -14,8 +14,7 @@ import statistics
 import time
 from pathlib import Path
 
-from benchmarks.decode_vs_peers import measure_bandwidth, refuse_noise
-from benchmarks.peers.setup import ROOT
+from benchmarks.decode_vs_peers import ROOT, measure_bandwidth, refuse_noise
 from snello.measure.machine import cpu_name
 from snello.native import core
 

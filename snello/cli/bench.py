@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from snello.cli import against
 from snello.cli.options import at_least
 from snello.errors import SnelloError
 from snello.report import numbers
@@ -21,6 +22,7 @@ EXAMPLES = (
     "snello bench --shape tinyllama-1.1b --weights int4 --prompt 512 --generate 128",
     "snello bench lean/qwen3-0.6b --streams 16 --json",
     "snello bench demo --profile",
+    "snello bench --shape tinyllama-1.1b --against openvino,llama.cpp --streams 8",
 )
 
 PROFILED_STEPS = 20
@@ -43,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
     parser.add_argument("--profile", action="store_true", help="each operation's time beside its own ceiling")
     parser.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="timed runs [5]")
+    parser.add_argument("--against", metavar="PEERS", help="in turn with others: openvino,llama.cpp")
+    parser.add_argument(
+        "--install-peers", metavar="PEERS", help="make what --against needs: up to 2 GB, and as much for a model"
+    )
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -50,6 +56,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     from snello.measure.machine import machine
     from snello.models.spec import Deployment
 
+    if arguments.against is not None or arguments.install_peers is not None:
+        return against.execute(arguments, terminal)
     model = _model(arguments)
     here = machine(threads=arguments.threads)
     context = _context(model, arguments)

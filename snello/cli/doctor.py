@@ -16,6 +16,7 @@ EXAMPLES = ("snello doctor", "snello doctor --refresh --json")
 
 VARIABLES = {  # name -> (what it changes, whether its value may be shown)
     "SNELLO_CACHE": ("folder of packed models and of this machine's measurements", True),
+    "SNELLO_PEERS": ("folder of the engines that bench --against compares with", True),
     "SNELLO_ISA": ("instruction set of the core, instead of the best", True),
     "HF_HOME": ("folder of downloaded models", True),
     "HF_TOKEN": ("access to private models", False),

@@ -87,7 +87,7 @@ class NativeWorkbench:
         return reference.why_not(model, self.free_memory()) or reference.read(model, blocks)
 
     def transformers(self, model: Model, prompt: int, generate: int) -> Callable[[], float] | str:
-        from snello.measure.peers import transformers_latency
+        from snello.measure.peers.latency import transformers_latency
 
         return transformers_latency(model, prompt, generate, threads=self.threads)
 

@@ -3,13 +3,10 @@
 Decode speed depends on shapes and bytes, not on what the weights say, so every engine can be measured on a model
 that nobody has to download.  All engines are then fed from the *same* folder.  Tensors are drawn and written one at
 a time, each from a seed of its own, so a checkpoint needs little memory and is the same bytes on every run.
-
-    python -m benchmarks.peers.checkpoint tinyllama-1.1b
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -22,7 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "build" / "peers" / "checkpoints"
+from snello.errors import SnelloError
+from snello.models.shapes import SHAPES
+
 STANDARD_DEVIATION = 0.02
 DRAW = 1 << 22  # numbers drawn at a time
 BOS, EOS = 256, 257
@@ -93,44 +92,37 @@ class Shape:
         return shapes
 
 
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape(
-            name="tinyllama-1.1b",
-            hidden_size=2048,
-            layers=22,
-            heads=32,
-            kv_heads=4,
-            head_dim=64,
-            intermediate_size=5632,
-            vocab_size=32000,
-            tied=False,
-            context=2048,
-            rope_theta=10000.0,
-        ),
-        Shape(
-            name="llama-3.2-1b",
-            hidden_size=2048,
-            layers=16,
-            heads=32,
-            kv_heads=8,
-            head_dim=64,
-            intermediate_size=8192,
-            vocab_size=128256,
-            tied=True,
-            context=131072,
-            rope_theta=500000.0,
-            rope_scaling={
-                "rope_type": "llama3",
-                "factor": 32.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192,
-            },
-        ),
+def shape_of(name: str) -> Shape:
+    """A published shape as a checkpoint.
+
+    Raises:
+        SnelloError: there is no such shape, or it is not of Llama's architecture.
+    """
+    if name not in shapes():
+        raise SnelloError(
+            f"there is no checkpoint of the shape {name} for peers", f"choose from: {', '.join(shapes())}"
+        )
+    config = SHAPES[name]
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    return Shape(
+        name=name,
+        hidden_size=hidden,
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config["num_key_value_heads"],
+        head_dim=config.get("head_dim", hidden // heads),
+        intermediate_size=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        tied=config["tie_word_embeddings"],
+        context=config["max_position_embeddings"],
+        rope_theta=config["rope_theta"],
+        rope_scaling=config.get("rope_scaling"),
     )
-}
+
+
+def shapes() -> tuple[str, ...]:
+    """The shapes that have checkpoints."""
+    return tuple(name for name, config in SHAPES.items() if config["model_type"] == "llama")
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
@@ -218,7 +210,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_checkpoint(shape: Shape, seed: int, folder: Path) -> None:
+def write_checkpoint(shape: Shape, folder: Path, seed: int = 0) -> None:
     """The whole folder; it takes its final name only when complete."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -231,24 +223,3 @@ def write_checkpoint(shape: Shape, seed: int, folder: Path) -> None:
     write_weights(partial / "model.safetensors", shape, seed)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shapes", nargs="*", default=list(SHAPES), metavar="SHAPE", help=f"of: {', '.join(SHAPES)}")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--force", action="store_true", help="write again what is there already")
-    options = parser.parse_args()
-    for name in options.shapes:
-        if name not in SHAPES:
-            parser.error(f"unknown shape {name!r}; known: {', '.join(SHAPES)}")
-        folder = CHECKPOINTS / name
-        if folder.exists() and not options.force:
-            print(f"{folder}: there already", flush=True)
-            continue
-        write_checkpoint(SHAPES[name], options.seed, folder)
-        print(f"{folder}: written", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,232 @@
+"""Who is compared: engines with their best settings, at as many bits of weights as ours.
+
+A contender is one engine with one set of settings; where a setting is a matter of taste (OpenVINO's activations in f32
+or bf16), both run and the faster one counts. A subject is the model that all of them run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snello.errors import SnelloError, Unsupported
+from snello.measure.peers.checkpoint import shape_of
+from snello.measure.peers.environments import HERE, LLAMACPP, OPENVINO, OPENVINO_CONVERT, Environment, peers_folder
+
+if TYPE_CHECKING:
+    from snello.models.model import Model
+
+INSIDE = HERE / "inside"
+BOTH_PRECISIONS = ("f32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """An engine that is not ours: what runs it, what converts for it, and which of its models has which bits."""
+
+    name: str
+    environment: Environment
+    converter: Environment
+    engine: str  # a file in `inside`
+    models: dict[str, str]  # weights of ours -> the end of the converted model's name
+    settings: tuple[dict[str, str], ...] = ({},)
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer(
+            name="llama.cpp",
+            environment=LLAMACPP,
+            converter=LLAMACPP,
+            engine="engine_llamacpp.py",
+            models={"int4": "q4_0.gguf", "int4-all": "q4_0-all.gguf", "int8": "q8_0.gguf", "bf16": "bf16.gguf"},
+        ),
+        Peer(
+            name="openvino",
+            environment=OPENVINO,
+            converter=OPENVINO_CONVERT,
+            engine="engine_openvino.py",
+            models={"int4": "int4", "int4-all": "int4-all", "int8": "int8", "bf16": "fp16"},
+            settings=tuple({"precision": precision} for precision in BOTH_PRECISIONS),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model of a comparison.
+
+    Attributes:
+        name: of its converted files.
+        checkpoint: the Hugging Face folder that peers are converted from.
+        model: what our engine opens: a folder, or the name of a shape with random weights.
+        weights: ours, as bits of the body and of the head.
+        words, positions: the size of its vocabulary, and the longest text that it was made for.
+        asked: how the command line named it.
+    """
+
+    name: str
+    checkpoint: Path
+    model: str
+    weights: str
+    words: int
+    positions: int
+    asked: str
+    random: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One engine with one set of settings. `peer` is None for ours."""
+
+    name: str
+    weights: str
+    peer: Peer | None = None
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> str:
+        """The name of what stands against it: as many bits in the body and in the head."""
+        return our_name(self.weights)
+
+    def model(self, subject: Subject) -> str:
+        return subject.model if self.peer is None else str(self.converted(subject))
+
+    def converted(self, subject: Subject) -> Path:
+        """The peer's model."""
+        assert self.peer is not None
+        name = f"{subject.name}-{self.peer.models[self.weights]}"
+        return peers_folder() / "models" / self.peer.environment.name / name
+
+    def command(self, subject: Subject) -> list[str]:
+        """Python, the worker, its engine and its model; the lengths are added by who measures."""
+        python = Path(sys.executable) if self.peer is None else self.peer.environment.python
+        engine = "engine_snello.py" if self.peer is None else self.peer.engine
+        options = dict(self.options)
+        if self.peer is None and subject.random:
+            options |= {"weights": self.weights, "tokenizer": str(subject.checkpoint)}
+        extra = [word for name, value in options.items() for word in ("--option", f"{name}={value}")]
+        command = [python, INSIDE / "worker.py", INSIDE / engine, self.model(subject), "--words", subject.words]
+        return [*map(str, command), *extra]
+
+
+def our_name(weights: str) -> str:
+    return f"snello-{weights}"
+
+
+def contenders_of(peer: Peer, weights: str) -> list[Contender]:
+    """The peer's settings at these bits."""
+    model = peer.models[weights].removesuffix(".gguf")
+    return [
+        Contender(
+            name="-".join([peer.environment.name, model, *options.values()]),
+            weights=weights,
+            peer=peer,
+            options=options,
+        )
+        for options in peer.settings
+    ]
+
+
+def contenders(peers: Sequence[Peer], weights: str) -> list[Contender]:
+    """Ours and all of theirs at these bits."""
+    theirs = [contender for peer in peers for contender in contenders_of(peer, weights)]
+    return [Contender(name=our_name(weights), weights=weights), *theirs]
+
+
+def peers_named(text: str) -> list[Peer]:
+    """The peers of a list with commas.
+
+    Raises:
+        SnelloError: one is not known, or none is named.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    known = ", ".join(PEERS)
+    if unknown := [name for name in names if name not in PEERS]:
+        raise SnelloError(f"no peer is named {', '.join(unknown)}", f"choose from: {known}", exit_code=2)
+    if not names:
+        raise SnelloError("no peer is named", f"choose from: {known}", exit_code=2)
+    return [PEERS[name] for name in dict.fromkeys(names)]
+
+
+# ---- subjects -------------------------------------------------------------------------------------------------------
+
+
+def subject_of_shape(shape: str, weights: str) -> Subject:
+    """A published shape: everybody runs random weights."""
+    config = shape_of(shape)
+    return Subject(
+        name=shape,
+        checkpoint=peers_folder() / "checkpoints" / shape,
+        model=shape,
+        weights=weights,
+        words=config.vocab_size,
+        positions=config.context,
+        asked=f"--shape {shape} --weights {weights}",
+        random=True,
+    )
+
+
+def subject_of_model(model: Model, asked: str) -> Subject:
+    """A checkpoint, or a lean folder whose original the peers are converted from.
+
+    Raises:
+        SnelloError: it is no decoder, or the original of a lean folder is not there any more.
+    """
+    if not model.spec.causal:
+        raise Unsupported(f"{model.name} is an encoder, and peers are compared on decoders", "leave out --against")
+    checkpoint = _original(model)
+    place = hashlib.sha256(str(checkpoint.resolve()).encode()).hexdigest()[:8]
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", checkpoint.resolve().name).strip("-")
+    return Subject(
+        name=f"{plain}-{place}",
+        checkpoint=checkpoint,
+        model=asked,
+        weights=weights_of(model),
+        words=model.spec.vocab_size,
+        positions=model.spec.max_positions,
+        asked=asked,
+    )
+
+
+def weights_of(model: Model) -> str:
+    """Ours, named like the random weights of a shape: the body's bits, and whether the head has as few."""
+    from snello.models.spec import linear_names
+
+    formats = {name: model.spec.format(name).weights for name in linear_names(model.spec)}
+    body = [kind for name, kind in formats.items() if name != "head"]
+    most = max(set(body), key=body.count)
+    if most == "int4":
+        return "int4-all" if formats.get("head") == "int4" else "int4"
+    return "int8" if most == "int8" else "bf16"
+
+
+def _original(model: Model) -> Path:
+    """The checkpoint that peers can be converted from."""
+    from snello.models.lean import LEAN
+
+    path = _source(model) if (model.path / LEAN).exists() else model.path
+    if not (path / "config.json").exists():
+        message = f"{model.name} is no Hugging Face checkpoint, and peers are converted from one"
+        raise Unsupported(message, "compare a model folder with a config.json, or a --shape")
+    return path
+
+
+def _source(model: Model) -> Path:
+    from snello.models import load
+    from snello.models.files import read_json
+    from snello.models.lean import LEAN
+
+    name = read_json(model.path / LEAN)["source"]["name"]
+    try:
+        return load(name).path
+    except SnelloError as error:
+        hint = "run it where the original can be found by that name; or compare the original itself"
+        raise SnelloError(f"{model.name} was made from {name}, which peers need: {error.message}", hint) from None

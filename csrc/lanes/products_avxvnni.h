@@ -2,7 +2,7 @@
 #pragma once
 
 constexpr int kWeightBias = 128;  // the instruction multiplies unsigned by signed bytes: the weights are made unsigned
-constexpr int kRowBlock = 6;  // x 2 registers = 12 of 16
+constexpr int kRowBlock = 6;      // x 2 registers = 12 of 16
 constexpr int kDirectRowsQuantized = 2;
 
 LANES I32 dot_us(I32 acc, Quads u, Quads s) { return {dpbusd(acc.lo, u.lo, s.lo), dpbusd(acc.hi, u.hi, s.hi)}; }

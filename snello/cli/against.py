@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import SnelloError
@@ -12,6 +14,7 @@ from snello.terminal import Terminal, table
 if TYPE_CHECKING:
     from snello.measure.peers.comparison import Lengths
     from snello.measure.peers.contenders import Subject
+    from snello.measure.peers.quality import Quality
 
 PROBE_BYTES = 1 << 29
 
@@ -61,13 +64,27 @@ def _against(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
         rounds=arguments.repeats,
     )
     _check_room(subject, lengths)
+    judged = _quality(arguments, subject, lengths, terminal)
     pool = core.Pool(lengths.threads)
     try:
-        result = compare(subject, asked, lengths, lambda: core.probe_bandwidth(pool, PROBE_BYTES, 3), terminal.say)
+        looked = functools.partial(core.probe_bandwidth, pool, PROBE_BYTES, 3)
+        result = compare(subject, asked, lengths, looked, terminal.say, judged)
     finally:
         pool.close()
     _print(terminal, subject, result)
     return {"model": subject.model, "weights": subject.weights, **result}
+
+
+def _quality(arguments: argparse.Namespace, subject: Subject, lengths: Lengths, terminal: Terminal) -> Quality | None:
+    from snello.measure.peers.quality import quality
+    from snello.models import load
+
+    if arguments.text is None:
+        return None
+    if subject.random:
+        raise SnelloError("random weights say nothing of a text", "give a MODEL, or leave out --text", exit_code=2)
+    original = load(str(subject.checkpoint))
+    return quality(original, Path(arguments.text), lengths.prompt, lengths.generate, terminal.say)
 
 
 def _check_room(subject: Subject, lengths: Lengths) -> None:
@@ -85,7 +102,7 @@ def _subject(arguments: argparse.Namespace) -> Subject:
         raise SnelloError("bench needs a MODEL or a --shape", "snello bench --shape tinyllama-1.1b", exit_code=2)
     if arguments.shape is not None:
         return subject_of_shape(arguments.shape, arguments.weights)
-    return subject_of_model(load(arguments.model), arguments.model)
+    return subject_of_model(load(arguments.model), arguments.model, arguments.original)
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -99,6 +116,10 @@ def _print(terminal: Terminal, subject: Subject, result: dict[str, Any]) -> None
         f"{result['threads']} threads, {result['processor']}; in turn, {2 * result['rounds']} runs each"
     )
     terminal.product("\n".join(peer_table(result["rows"])))
+    if "kl_positions" in result:
+        terminal.product("\n".join(quality_table(result["rows"])))
+        terminal.product(f"  KL from the original in FP32, nats at {result['kl_positions']:,} tokens; ahead: faster at")
+        terminal.product("  a KL shown to be no worse (95%)")
     terminal.product(
         f"  memory reads {limit['median']:.1f} GB/s meanwhile ({limit['min']:.1f}..{limit['max']:.1f}); "
         "`ours over it` with the 95% interval of paired runs"
@@ -128,6 +149,19 @@ def peer_table(rows: dict[str, dict[str, Any]]) -> list[str]:
             ]
         )
     return table(lines, right=range(1, 8), indent="  ")
+
+
+def quality_table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Each engine's divergence as aligned text, the least first."""
+    lines = [["", "KL", "95% between", "ours less it", "ours is"]]
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["kl"]["mean"]):
+        found, differs = row["kl"], "-"
+        if "ours_less_this" in found:
+            low, high = found["ours_less_this_90"]
+            differs = f"{found['ours_less_this']:+.4f} ({low:+.4f} to {high:+.4f})"
+        between = f"{found['low']:.4f}..{found['high']:.4f}"
+        lines.append([name, f"{found['mean']:.4f}", between, differs, row.get("verdict", "-")])
+    return table(lines, right=range(1, 4), indent="  ")
 
 
 def _ratio(row: dict[str, Any], what: str) -> str:

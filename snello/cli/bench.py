@@ -23,6 +23,7 @@ EXAMPLES = (
     "snello bench lean/qwen3-0.6b --streams 16 --json",
     "snello bench demo --profile",
     "snello bench --shape tinyllama-1.1b --against openvino,llama.cpp --streams 8",
+    "snello bench lean/qwen3-0.6b --against openvino,llama.cpp,ctranslate2,transformers --text held_out.txt",
 )
 
 PROFILED_STEPS = 20
@@ -45,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
     parser.add_argument("--profile", action="store_true", help="each operation's time beside its own ceiling")
     parser.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="timed runs [5]")
-    parser.add_argument("--against", metavar="PEERS", help="in turn with others: openvino,llama.cpp")
+    parser.add_argument("--against", metavar="PEERS", help="in turn with others: openvino,llama.cpp,...")
+    parser.add_argument(
+        "--text", metavar="FILE", help="with --against: also each engine's KL divergence from the FP32 original on it"
+    )
+    parser.add_argument("--original", metavar="MODEL", help="with --against: what the lean MODEL was made from")
     parser.add_argument(
         "--install-peers", metavar="PEERS", help="make what --against needs: up to 2 GB, and as much for a model"
     )
@@ -58,6 +63,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
 
     if arguments.against is not None or arguments.install_peers is not None:
         return against.execute(arguments, terminal)
+    if arguments.text is not None:
+        raise SnelloError("--text is what engines are compared on", "give --against too, or leave it out", exit_code=2)
     model = _model(arguments)
     here = machine(threads=arguments.threads)
     context = _context(model, arguments)

@@ -320,13 +320,13 @@ class Engine:
         """Asks for guesses, if the governor has time for them."""
         if self.governor.overdrawn:
             return
+        started = time.perf_counter()
         decoding = [sequence for sequence in self._scheduler.running if sequence.decoding]
         if not decoding or self._times.age(len(decoding)) >= PLAIN_EVERY:
             return
         reads = sum(self._scheduler.retention.reads(sequence.num_computed, 1) for sequence in decoding)
-        if not self.governor.begin(Load(len(decoding), reads, self._times)):
+        if not self.governor.begin(Load(len(decoding), reads, self._times, bool(self._scheduler.waiting))):
             return
-        started = time.perf_counter()
         for number, guesses in drafter.draft([self._ask(sequence) for sequence in decoding], self.governor).items():
             self._scheduler.propose(number, guesses)
         self.governor.pay((time.perf_counter() - started) * 1e3)

@@ -1,10 +1,10 @@
 """How many guesses are worth their time, and whether to guess at all.
 
 Two questions, two answers. Per sequence and source: how often were guesses right lately? With acceptance p, k of them
-bring p + p^2 + ... + p^k tokens more, each worth its share of a step without guesses; the k that gains most is taken.
-For the engine as a whole: an account. Guesses pay for their drafts and rows and are paid for tokens they saved, and a
-small share of all time is paid in. Nothing is guessed while it is overdrawn, so what guessing can lose is that share,
-whatever the text does. All prices are measured; the clock decides how soon a token comes, never which.
+bring p + p^2 + ... + p^k tokens more, each worth what it saves of steps without guesses; the k that gains most is
+taken. For the engine as a whole: an account. Guesses pay for their drafts and rows and are paid for tokens they saved,
+and a small share of all time is paid in. Nothing is guessed while it is overdrawn, so what guessing can lose is that
+share, whatever the text does. All prices are measured; the clock decides how soon a token comes, never which.
 """
 
 from __future__ import annotations
@@ -34,11 +34,30 @@ class Source(NamedTuple):
 
 
 class Load(NamedTuple):
-    """A step without guesses: so many next tokens, the positions that they read, and what rows and reads cost."""
+    """A step without guesses: so many next tokens, the positions that they read, and what rows and reads cost.
+
+    `waiting` is whether others wait for a place in the batch.
+    """
 
     sequences: int
     reads: int
     cost: StepTimes
+    waiting: bool = False
+
+    @property
+    def own_reads(self) -> int:
+        return self.reads // self.sequences
+
+    def token_ms(self) -> float:
+        """What it saves that one sequence needs a token less.
+
+        Where others wait, its place in the batch is theirs sooner: a sequence's share of the step. Where none do, the
+        other sequences' steps run all the same, and only its row is saved; a sequence alone saves its step.
+        """
+        whole = self.cost(self.sequences, self.reads)
+        if self.waiting or self.sequences == 1:
+            return whole / self.sequences
+        return max(whole - self.cost(self.sequences - 1, self.reads - self.own_reads), 0.0)
 
 
 @dataclass
@@ -80,7 +99,7 @@ class Governor:
         self._invested_now = 0.0  # since `begin`
         self._load: Load | None = None
         self._rows = self._reads = 0  # of this step, with what was granted
-        self._step_ms = 0.0
+        self._step_ms = self._token_ms = 0.0
         self._balance: float | None = None
 
     # ---- before a step
@@ -92,7 +111,8 @@ class Governor:
     def begin(self, load: Load) -> bool:
         """A step with this load comes next. False: no guesses in it."""
         self._load, self._rows, self._reads = load, load.sequences, load.reads
-        self._step_ms, self._invested_now = load.cost(load.sequences, load.reads), 0.0
+        self._step_ms, self._token_ms = load.cost(load.sequences, load.reads), load.token_ms()
+        self._invested_now = 0.0
         if self._balance is None:
             self._balance = CREDIT_STEPS * self._step_ms
         return not self.overdrawn
@@ -111,7 +131,8 @@ class Governor:
         if best:
             self._asked[id] = source
             self._rows += best
-            self._reads += best * self._own_reads()
+            assert self._load is not None
+            self._reads += best * self._load.own_reads
         return best
 
     def affords(self, id: int, source: Source, ms: float, remaining: int, price: float) -> bool:
@@ -128,9 +149,9 @@ class Governor:
         """(guesses, milliseconds gained in expectation): the most."""
         load = self._load
         assert load is not None
-        value = self._step_ms / load.sequences
+        value = self._token_ms
         best, gain, expected, chance = 0, 0.0, 0.0, 1.0
-        for count, spent in enumerate(load.cost.more(self._rows, self._reads, most, self._own_reads()), 1):
+        for count, spent in enumerate(load.cost.more(self._rows, self._reads, most, load.own_reads), 1):
             chance *= acceptance
             expected += chance
             if (won := expected * value - spent - count * price) > gain:
@@ -138,10 +159,6 @@ class Governor:
             if chance < 0.01:
                 break
         return best, gain
-
-    def _own_reads(self) -> int:
-        assert self._load is not None
-        return self._load.reads // self._load.sequences
 
     def _record(self, id: int, source: Source) -> _Rate:
         records = self._records.setdefault(id, {})
@@ -181,9 +198,9 @@ class Governor:
         tally = self._tallies.setdefault(source, Tally())
         tally.proposed += proposed
         tally.accepted += accepted
-        if self._load is not None and self._balance is not None:
+        if self._balance is not None:
             most = CAP_STEPS * self._step_ms + sum(self._invested.values())
-            self._balance = min(self._balance + accepted * self._step_ms / self._load.sequences, most)
+            self._balance = min(self._balance + accepted * self._token_ms, most)
 
     def forget(self, id: int) -> None:
         """This sequence has ended: what was invested in it is due."""

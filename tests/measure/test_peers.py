@@ -7,14 +7,17 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from snello.cli import main
 from snello.cli.against import peer_table
 from snello.errors import SnelloError, Unsupported
+from snello.measure.interval import Interval
 from snello.measure.peers import contenders as contending
 from snello.measure.peers.checkpoint import Shape, shape_of, write_checkpoint
 from snello.measure.peers.comparison import Lengths, compare
@@ -33,6 +36,7 @@ from snello.measure.peers.conversions import check, install
 from snello.measure.peers.environments import LLAMACPP, Environment, peers_folder
 from snello.measure.peers.inside import worker
 from snello.measure.peers.judge import judge, paired_ratio
+from snello.measure.peers.quality import Quality, pieces_of, verdict
 from snello.measure.peers.turns import Series, Worker, in_turn
 from snello.models import load
 from snello.models.shapes import spec_of_shape
@@ -68,6 +72,12 @@ class Fake:
                 moments.append(now + 0.002 * step)
         time.sleep(max(0.0, moments[-1] - time.perf_counter()))
         return answers
+
+    def score(self, prompt, answer):
+        import numpy as np
+        logits = np.zeros((len(answer), 4096), np.float32)  # as likely, all of them
+        logits[:, 0] = len(prompt) - 4  # the first token more so behind longer prompts
+        return logits
 """
 
 
@@ -108,7 +118,15 @@ def demo_subject(fake: Peer) -> Subject:
 
 def test_contenders_have_as_many_bits_as_ours() -> None:
     names = [one.name for one in contenders([*PEERS.values()], "int4")]
-    assert names == ["snello-int4", "llamacpp-q4_0", "openvino-int4-f32", "openvino-int4-bf16"]
+    assert names == [
+        "snello-int4",
+        "llamacpp-q4_0",
+        "openvino-int4-f32",
+        "openvino-int4-bf16",
+        "ctranslate2-int8",
+        "transformers-f32",
+        "transformers-bf16",
+    ]
     for peer in PEERS.values():
         assert set(peer.models) == {"int4", "int4-all", "int8", "bf16"}
         assert (contending.INSIDE / peer.engine).exists() and peer.environment.requirements.exists()
@@ -126,7 +144,7 @@ def test_a_peer_that_does_not_exist_is_an_error() -> None:
     for text in ("vllm", "openvino,vllm"):
         with pytest.raises(SnelloError, match="no peer is named vllm") as found:
             peers_named(text)
-        assert found.value.hint == "choose from: llama.cpp, openvino"
+        assert found.value.hint == "choose from: llama.cpp, openvino, ctranslate2, transformers"
     with pytest.raises(SnelloError, match="no peer is named"):
         peers_named(" , ")
 
@@ -168,6 +186,8 @@ def test_a_lean_folder_is_compared_on_its_original(tmp_path: Path) -> None:
     (tmp_path / "snello.json").write_text(json.dumps({"source": {"name": str(tmp_path / "gone")}}))
     with pytest.raises(SnelloError, match="lean was made from .*gone, which peers need"):
         subject_of_model(lean, "lean/demo")
+    found = subject_of_model(lean, "lean/demo", "demo")
+    assert found.checkpoint == demo.path and found.asked == "lean/demo --original demo"
     (tmp_path / "snello.json").unlink()
     with pytest.raises(Unsupported, match="no Hugging Face checkpoint"):
         subject_of_model(lean, "lean/demo")
@@ -182,6 +202,7 @@ def test_a_lean_folder_is_compared_on_its_original(tmp_path: Path) -> None:
         (["demo", "--against", "openvino", "--profile"], "--profile looks at our own engine alone"),
         (["demo", "--against", "openvino", "--install-peers", "openvino"], "are two runs"),
         (["--install-peers", "vllm"], "no peer is named vllm"),
+        (["demo", "--text", "x.txt"], "--text is what engines are compared on"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(
@@ -405,6 +426,92 @@ def test_ours_and_a_peer_are_compared(fake: Peer, streams: int) -> None:
     low, high = theirs["ours_over_this_95"]
     assert low <= theirs["ours_over_this"] <= high
     assert json.loads(json.dumps(result)) == result
+
+
+# ---- and no worse? --------------------------------------------------------------------------------------------------
+
+
+class Sayer:
+    """An engine that always says the same, whatever it is given."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self.logits = logits
+
+    def score(self, prompt: Sequence[int], answer: Sequence[int], logits: Path) -> None:
+        np.save(logits, np.repeat(self.logits[None], len(answer), axis=0))
+
+
+def test_a_worker_is_given_an_answer_and_its_logits_come_back(fake: Peer, tmp_path: Path) -> None:
+    one = Worker("fake", [*fake_contender(fake).command(demo_subject(fake)), "--prompt", "4"], tmp_path / "fake.log")
+    try:
+        one.load()
+        one.score([1, 2, 3, 4, 5], [6, 7], tmp_path / "logits.npy")
+        assert one.go()["decode_tokens_per_second"]
+    finally:
+        one.close()
+    logits = np.load(tmp_path / "logits.npy")
+    assert logits.shape == (2, 4096) and logits.dtype == np.float32 and logits[0, 0] == 1.0 and not logits[:, 1:].any()
+
+
+def test_divergence_is_that_of_the_original_from_the_engine() -> None:
+    original, other = np.log(np.array([0.5, 0.5])), np.log(np.array([0.25, 0.75]))
+    read = Quality([np.arange(6)] * 3, 4, [np.repeat(original[None], 2, axis=0)] * 3)
+    assert read.positions == 6
+    expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    for found in read.divergences(Sayer(other)):
+        np.testing.assert_allclose(found, [expected] * 2, rtol=1e-6)
+    padded = np.concatenate([original, [100.0]])  # a vocabulary that an engine has padded
+    assert not np.concatenate(read.divergences(Sayer(padded))).any()
+
+
+def test_pieces_are_spread_over_the_text_and_too_few_are_refused(tmp_path: Path) -> None:
+    demo, text = load("demo"), tmp_path / "text.txt"
+    text.write_text("def area(radius):\n    return 3.14 * radius ** 2\n" * 400)
+    pieces, prompt = pieces_of(demo, text, 40, 8)
+    assert prompt == 40 and len(pieces) == 24 and {len(piece) for piece in pieces} == {48}
+    ids = demo.tokenizer.encode(text.read_text())
+    assert list(pieces[0]) == ids[:48] and list(pieces[-1]) == ids[-48:]
+    text.write_text("too short")
+    with pytest.raises(SnelloError, match="too few to compare answers on") as found:
+        pieces_of(demo, text, 40, 8)
+    assert "at least 384 tokens" in str(found.value.hint)
+    with pytest.raises(SnelloError, match="cannot read"):
+        pieces_of(demo, tmp_path / "absent.txt", 40, 8)
+
+
+@pytest.mark.parametrize(
+    ("speed", "divergence", "said"),
+    [
+        ((1.1, 1.2, 1.3), (-0.3, -0.2, -0.1), "ahead"),
+        ((1.1, 1.2, 1.3), (-0.1, 0.0, 0.1), "faster, KL not told apart"),
+        ((1.1, 1.2, 1.3), (0.1, 0.2, 0.3), "faster, at a worse KL"),
+        ((0.9, 1.2, 1.3), (-0.3, -0.2, -0.1), "not shown faster"),
+    ],
+)
+def test_ahead_is_faster_at_a_divergence_no_worse(
+    speed: tuple[float, float, float], divergence: tuple[float, float, float], said: str
+) -> None:
+    assert verdict(Interval(*speed), Interval(*divergence)) == said
+
+
+def test_the_command_line_says_what_each_engine_s_arithmetic_costs(
+    fake: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo_subject(fake)
+    monkeypatch.setitem(PEERS, "fake", fake)
+    (name,) = (one.name for one in contenders([fake], "bf16")[1:])
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"def area_{i}(radius):\n    return {i} * radius ** 2\n" for i in range(100)))
+    command = ["bench", "demo", "--against", "fake", "--prompt", "32", "--generate", "6", "--repeats", "1"]
+    assert main([*command, "--text", str(text), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kl_positions"] == 24 * 6
+    ours, theirs = document["rows"]["snello-bf16"]["kl"], document["rows"][name]["kl"]
+    assert 0 <= ours["mean"] < 0.01 < 1 < theirs["mean"]
+    assert theirs["ours_less_this_90"][1] < 0 and document["rows"][name]["verdict"] in ("ahead", "not shown faster")
+    assert main([*command, "--text", str(text)]) == 0
+    assert "KL from the original in FP32" in capsys.readouterr().out
+    assert main(["bench", "--shape", "tinyllama-1.1b", "--against", "fake", "--text", str(text)]) != 0
 
 
 def test_a_peer_that_breaks_ends_the_run_with_its_last_words(fake: Peer) -> None:

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from snello.engine.resources import free_memory_bytes
@@ -19,6 +18,7 @@ from snello.measure.machine import cpu_name
 from snello.measure.peers.contenders import Contender, Subject
 from snello.measure.peers.environments import peers_folder
 from snello.measure.peers.judge import judge, spread
+from snello.measure.peers.quality import Quality, compared
 from snello.measure.peers.turns import Bandwidth, Told, Worker, in_turn
 
 
@@ -51,9 +51,14 @@ class Lengths:
 
 
 def compare(
-    subject: Subject, contenders: Sequence[Contender], lengths: Lengths, bandwidth: Bandwidth, told: Told
+    subject: Subject,
+    contenders: Sequence[Contender],
+    lengths: Lengths,
+    bandwidth: Bandwidth,
+    told: Told,
+    quality: Quality | None = None,
 ) -> dict[str, Any]:
-    """Everybody's row, and what was measured around them.
+    """Everybody's row, and what was measured around them; with `quality` also what each one's arithmetic costs.
 
     Raises:
         SnelloError: they do not fit into memory together, or one of them ends.
@@ -68,9 +73,13 @@ def compare(
             workers[one.name].load()
             told(f"loaded {one.name}")
         series = in_turn(workers, lengths.rounds, bandwidth, told)
+        divergences = {name: quality.divergences(worker) for name, worker in workers.items()} if quality else {}
     finally:
         for worker in workers.values():
             worker.close()
+    rows = judge(contenders, series, lengths.streams, lengths.seed)
+    if quality:
+        compared(rows, divergences)
     return {
         "when": time.strftime("%Y-%m-%d"),
         "processor": cpu_name(),
@@ -81,19 +90,15 @@ def compare(
         "generated_tokens": lengths.generate,
         "rounds": lengths.rounds,
         "bandwidth_gigabytes_per_second": spread([limit for one in series.values() for limit in one.bandwidth]),
-        "rows": judge(contenders, series, lengths.streams, lengths.seed),
+        **({"kl_positions": quality.positions} if quality else {}),
+        "rows": rows,
     }
 
 
 def _check_memory(subject: Subject, contenders: Sequence[Contender]) -> None:
     """Their models together: caches and what engines keep besides come on top."""
-    needed = sum(_bytes(one.converted(subject)) for one in contenders if one.peer is not None)
+    needed = sum(one.loaded_bytes(subject) for one in contenders)
     free = free_memory_bytes()
     if needed > free:
         message = f"the peers' models take {needed / 1e9:.1f} GB together, and {free / 1e9:.1f} GB are free"
         raise SnelloError(message, "compare with one peer at a time")
-
-
-def _bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

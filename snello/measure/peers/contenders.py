@@ -16,13 +16,24 @@ from typing import TYPE_CHECKING
 
 from snello.errors import SnelloError, Unsupported
 from snello.measure.peers.checkpoint import shape_of
-from snello.measure.peers.environments import HERE, LLAMACPP, OPENVINO, OPENVINO_CONVERT, Environment, peers_folder
+from snello.measure.peers.environments import (
+    CTRANSLATE2,
+    CTRANSLATE2_CONVERT,
+    HERE,
+    LLAMACPP,
+    OPENVINO,
+    OPENVINO_CONVERT,
+    TRANSFORMERS,
+    Environment,
+    peers_folder,
+)
 
 if TYPE_CHECKING:
     from snello.models.model import Model
 
 INSIDE = HERE / "inside"
 BOTH_PRECISIONS = ("f32", "bf16")
+ITSELF = ""  # in place of a converted model: the checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,21 @@ PEERS = {
             engine="engine_openvino.py",
             models={"int4": "int4", "int4-all": "int4-all", "int8": "int8", "bf16": "fp16"},
             settings=tuple({"precision": precision} for precision in BOTH_PRECISIONS),
+        ),
+        Peer(  # its fewest bits on a CPU are eight
+            name="ctranslate2",
+            environment=CTRANSLATE2,
+            converter=CTRANSLATE2_CONVERT,
+            engine="engine_ctranslate2.py",
+            models={"int4": "int8", "int4-all": "int8", "int8": "int8", "bf16": "bfloat16"},
+        ),
+        Peer(  # without further packages it runs what the checkpoint has
+            name="transformers",
+            environment=TRANSFORMERS,
+            converter=TRANSFORMERS,
+            engine="engine_transformers.py",
+            models=dict.fromkeys(("int4", "int4-all", "int8", "bf16"), ITSELF),
+            settings=tuple({"dtype": dtype} for dtype in BOTH_PRECISIONS),
         ),
     )
 }
@@ -102,8 +128,18 @@ class Contender:
     def converted(self, subject: Subject) -> Path:
         """The peer's model."""
         assert self.peer is not None
+        if self.peer.models[self.weights] == ITSELF:
+            return subject.checkpoint
         name = f"{subject.name}-{self.peer.models[self.weights]}"
         return peers_folder() / "models" / self.peer.environment.name / name
+
+    def loaded_bytes(self, subject: Subject) -> int:
+        """What a peer's model takes in memory; none for ours. A checkpoint that is run in FP32 grows to twice."""
+        if self.peer is None:
+            return 0
+        path = self.converted(subject)
+        size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+        return 2 * size if path == subject.checkpoint and "f32" in self.options.values() else size
 
     def command(self, subject: Subject) -> list[str]:
         """Python, the worker, its engine and its model; the lengths are added by who measures."""
@@ -126,7 +162,7 @@ def contenders_of(peer: Peer, weights: str) -> list[Contender]:
     model = peer.models[weights].removesuffix(".gguf")
     return [
         Contender(
-            name="-".join([peer.environment.name, model, *options.values()]),
+            name="-".join(filter(None, [peer.environment.name, model, *options.values()])),
             weights=weights,
             peer=peer,
             options=options,
@@ -174,15 +210,15 @@ def subject_of_shape(shape: str, weights: str) -> Subject:
     )
 
 
-def subject_of_model(model: Model, asked: str) -> Subject:
-    """A checkpoint, or a lean folder whose original the peers are converted from.
+def subject_of_model(model: Model, asked: str, original: str | None = None) -> Subject:
+    """A checkpoint, or a lean folder whose original (as it is named inside, if not given) the peers are converted from.
 
     Raises:
         SnelloError: it is no decoder, or the original of a lean folder is not there any more.
     """
     if not model.spec.causal:
         raise Unsupported(f"{model.name} is an encoder, and peers are compared on decoders", "leave out --against")
-    checkpoint = _original(model)
+    checkpoint = _original(model, original)
     place = hashlib.sha256(str(checkpoint.resolve()).encode()).hexdigest()[:8]
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", checkpoint.resolve().name).strip("-")
     return Subject(
@@ -192,7 +228,7 @@ def subject_of_model(model: Model, asked: str) -> Subject:
         weights=weights_of(model),
         words=model.spec.vocab_size,
         positions=model.spec.max_positions,
-        asked=asked,
+        asked=asked if original is None else f"{asked} --original {original}",
     )
 
 
@@ -208,11 +244,15 @@ def weights_of(model: Model) -> str:
     return "int8" if most == "int8" else "bf16"
 
 
-def _original(model: Model) -> Path:
+def _original(model: Model, named: str | None) -> Path:
     """The checkpoint that peers can be converted from."""
+    from snello.models import load
     from snello.models.lean import LEAN
 
-    path = _source(model) if (model.path / LEAN).exists() else model.path
+    if named is not None:
+        path = load(named).path
+    else:
+        path = _source(model) if (model.path / LEAN).exists() else model.path
     if not (path / "config.json").exists():
         message = f"{model.name} is no Hugging Face checkpoint, and peers are converted from one"
         raise Unsupported(message, "compare a model folder with a config.json, or a --shape")
@@ -228,5 +268,5 @@ def _source(model: Model) -> Path:
     try:
         return load(name).path
     except SnelloError as error:
-        hint = "run it where the original can be found by that name; or compare the original itself"
+        hint = "say where it is with --original FOLDER"
         raise SnelloError(f"{model.name} was made from {name}, which peers need: {error.message}", hint) from None

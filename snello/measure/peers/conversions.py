@@ -16,7 +16,14 @@ from pathlib import Path
 from snello.errors import SnelloError
 from snello.measure.peers.checkpoint import shape_of, write_checkpoint
 from snello.measure.peers.contenders import INSIDE, Contender, Peer, Subject
-from snello.measure.peers.environments import Environment, Say, make
+from snello.measure.peers.environments import (
+    CTRANSLATE2_CONVERT,
+    LLAMACPP,
+    OPENVINO_CONVERT,
+    Environment,
+    Say,
+    make,
+)
 
 INT4 = ("--weight-format", "int4", "--group-size", "128", "--ratio", "1.0", "--sym")
 # Nothing is tuned beyond what OpenVINO's exporter offers on its command line. By its defaults it keeps the embedding
@@ -77,7 +84,8 @@ def _convert(contender: Contender, subject: Subject, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     _remove(partial)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    command = _gguf(subject, contender, partial) if path.suffix == ".gguf" else _export(subject, contender, partial)
+    assert contender.peer is not None
+    command = COMMANDS[contender.peer.converter.name](subject, contender, partial)
     done = subprocess.run(command, stdout=sys.stderr, env={**os.environ, **OFFLINE}, check=False)
     if done.returncode != 0:
         _remove(partial)
@@ -105,3 +113,18 @@ def _export(subject: Subject, contender: Contender, output: Path) -> list[str]:
     options = EXPORTS[contender.peer.models[contender.weights]]
     task = ["--task", "text-generation-with-past"]
     return [str(exporter), "export", "openvino", "--model", str(subject.checkpoint), *options, *task, str(output)]
+
+
+def _ctranslate2(subject: Subject, contender: Contender, output: Path) -> list[str]:
+    assert contender.peer is not None
+    converter = contender.peer.converter.python.with_name("ct2-transformers-converter")
+    kind = contender.peer.models[contender.weights]
+    model = ["--model", str(subject.checkpoint)]
+    return [str(converter), *model, "--quantization", kind, "--output_dir", str(output)]
+
+
+COMMANDS = {
+    LLAMACPP.name: _gguf,
+    OPENVINO_CONVERT.name: _export,
+    CTRANSLATE2_CONVERT.name: _ctranslate2,
+}

@@ -92,10 +92,16 @@ OPENVINO_CONVERT = Environment(
     proof="import optimum.exporters.openvino, nncf",
     without_dependencies=("optimum-intel==2.2.0",),
 )
+CTRANSLATE2 = Environment(name="ctranslate2", proof="import ctranslate2")
+CTRANSLATE2_CONVERT = Environment(name="ctranslate2-convert", proof="import ctranslate2.converters.transformers")
+TRANSFORMERS = Environment(name="transformers", proof="import transformers, torch")
 SIZES = {  # on disk, and what it needs to be made
     LLAMACPP.name: "0.2 GB, compiled here for some minutes: needs a C++ compiler and CMake",
     OPENVINO.name: "0.3 GB",
     OPENVINO_CONVERT.name: "1.6 GB, only for conversions",
+    CTRANSLATE2.name: "0.2 GB",
+    CTRANSLATE2_CONVERT.name: "1.1 GB, only for conversions",
+    TRANSFORMERS.name: "1.0 GB",
 }
 
 

@@ -130,8 +130,19 @@ class LlamaCpp:
         status = llama_cpp.llama_decode(self.context, batch)
         if status != 0:
             raise RuntimeError(f"llama_decode failed with {status}")
-        return [self.likeliest(i) for i, row in enumerate(rows) if row[3]]
+        return [int(self.logits(i).argmax()) for i, row in enumerate(rows) if row[3]]
 
-    def likeliest(self, row: int) -> int:
+    def logits(self, row: int) -> np.ndarray:
+        """Its logits of a row of the last step, as they lie there until the next."""
         address = ctypes.cast(llama_cpp.llama_get_logits_ith(self.context, row), ctypes.POINTER(ctypes.c_float))
-        return int(np.ctypeslib.as_array(address, shape=(self.words,)).argmax())
+        return np.ctypeslib.as_array(address, shape=(self.words,))
+
+    def score(self, prompt: list[int], answer: list[int]) -> np.ndarray:
+        sequence = len(self.held) - 1
+        self.held[sequence] = []
+        self.read(sequence, prompt)
+        found = [self.logits(-1).copy()]
+        for position, token in enumerate(answer[:-1], start=len(prompt)):
+            self.step([(token, position, sequence, True)])
+            found.append(self.logits(-1).copy())
+        return np.stack(found)

@@ -20,6 +20,7 @@ DECOMPRESSION = {"Convert", "Subtract", "Multiply", "Reshape"}
 BLOCK = 32  # positions of a block of its cache on a CPU
 SPARE_PROMPTS = 4  # room for prompts that are read alone, so that the kept ones are not driven out
 LEAST_ROWS = 512
+RUNTIME_PROPERTIES = ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
 
 
 def consumers(node: Any) -> set[str]:
@@ -58,6 +59,7 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": setup.options.get("precision", "f32"),
         }
         self.bytes_per_token = bytes_per_token(self.folder)
+        self.compiled: Any = None
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -66,6 +68,26 @@ class OpenVino:
             "settings": {"model": self.folder.name, **self.properties},
             "bytes_per_token": self.bytes_per_token,
         }
+
+    def score(self, prompt: list[int], answer: list[int]) -> np.ndarray:
+        """Through the runtime that the pipelines stand on, with the same properties: they give no logits."""
+        if self.compiled is None:
+            properties = {name: self.properties[name] for name in RUNTIME_PROPERTIES}
+            self.compiled = openvino.Core().compile_model(self.folder / "openvino_model.xml", "CPU", properties)
+        request = self.compiled.create_infer_request()
+        names = {name for port in self.compiled.inputs for name in port.get_names()}
+        found, rows, seen = [], prompt, 0
+        for token in answer:
+            inputs = {
+                "input_ids": np.array([rows], dtype=np.int64),
+                "attention_mask": np.ones((1, seen + len(rows)), dtype=np.int64),
+                "position_ids": np.arange(seen, seen + len(rows), dtype=np.int64)[None],
+                "beam_idx": np.zeros(1, dtype=np.int32),
+            }
+            request.infer({name: value for name, value in inputs.items() if name in names})
+            found.append(request.get_tensor("logits").data[0, -1].astype(np.float32))
+            seen, rows = seen + len(rows), [token]
+        return np.stack(found)
 
     def config(self, generate: int) -> Any:
         return openvino_genai.GenerationConfig(

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from snello import __version__
 from snello.engine.engine import Engine, EngineOptions
 from snello.engine.native import NativeExecutor
@@ -37,7 +39,7 @@ class Snello:
         model = random_model(setup.model, weights, positions=context) if weights else load(setup.model)
         room = setup.streams + (SPARE_PROMPTS if setup.streams > 1 else 0)
         deployment = Deployment(threads=setup.threads, context=context, streams=room, max_num_seqs=setup.streams)
-        self.executor = NativeExecutor(model, deployment)
+        self.executor, self.model = NativeExecutor(model, deployment), model
         self.settings = {"model": setup.model, **({"weights": weights} if weights else {}), "threads": setup.threads}
         tokenizer = load_tokenizer(Path(spelling)) if spelling else model.tokenizer
         options = EngineOptions(max_num_seqs=setup.streams, step_ms=WHOLE_STEPS_MS)
@@ -68,3 +70,10 @@ class Snello:
                     tokens.append(chunk.token_id)
                     moments.append(moment)
         return list(answers.values())
+
+    def score(self, prompt: list[int], answer: list[int]) -> np.ndarray:
+        """Read in one go, beside the engine and its pages: the bits are those of one step a token."""
+        rows = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        deployment = Deployment(threads=self.settings["threads"], context=len(prompt) + len(answer))
+        with NativeExecutor(self.model, deployment) as executor:
+            return executor.logits([*prompt, *answer[:-1]], list(rows))

@@ -10,12 +10,16 @@ a new prompt each time. Several streams, whose prompts all differ, keep theirs f
 warm-up reads them, an engine may keep what it computed of them, and only what comes after is counted.
 
     echo go | PYTHON worker.py engine_llamacpp.py MODEL --prompt 512 --streams 8
+
+Where a request is a JSON object, {"prompt": IDS, "answer": IDS, "logits": FILE}, the engine is given the answer instead
+of choosing it, and the logits that it would have chosen from go into the file: (len(answer), V) float32.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -25,6 +29,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+import numpy as np
 
 FIRST_WORD = 300  # clear of special tokens in every vocabulary
 MOST_WORDS = 32000
@@ -50,6 +56,7 @@ class Engine(Protocol):
 
     def describe(self) -> dict[str, Any]: ...  # engine, version, settings, bytes_per_token
     def answer(self, prompts: list[list[int]], generate: int) -> Sequence[Answer]: ...
+    def score(self, prompt: list[int], answer: list[int]) -> np.ndarray: ...  # logits (len(answer), V)
 
 
 @dataclass(frozen=True)
@@ -124,13 +131,23 @@ class Work:
         return json.dumps(facts) + "\n"
 
     def serve(self, requests: TextIO, lines: TextIO) -> None:
-        """Warms up, says what is loaded, then answers `go` until the input ends."""
+        """Warms up, says what is loaded, then answers requests until the input ends."""
         self.warm_up()
         lines.write(self.line([]))
-        for index, request in enumerate(requests):
-            if request.strip() != "go":
-                raise ValueError(f"expected `go`, got {request!r}")
-            lines.write(self.line([self.measure(index)]))
+        turns = itertools.count()
+        for request in requests:
+            if request.startswith("{"):
+                self.score(**json.loads(request))
+                lines.write(self.line([]))
+            elif request.strip() == "go":
+                lines.write(self.line([self.measure(next(turns))]))
+            else:
+                raise ValueError(f"expected `go` or a JSON object, got {request!r}")
+
+    def score(self, *, prompt: list[int], answer: list[int], logits: str) -> None:
+        found = np.asarray(self.engine.score(prompt, answer), dtype=np.float32)
+        assert found.shape[:1] == (len(answer),) and found.ndim == 2, f"logits of shape {found.shape}"
+        np.save(logits, found)
 
 
 def resident_bytes() -> int:

@@ -2,11 +2,12 @@
 
 The same real model for everybody, and its twin: a model that computes the same function, in which one channel of a
 hundred is louder by a power of two (`tests/twins.py`), as in large models.  Ours is quantized by its defaults, without
-calibration, as the peers' exporters do.  Every engine is timed in turn and then given held-out text, through the same
-kernels, cache and types; "ahead" is faster at a KL that is shown to be no worse.
+calibration, as the peers' exporters do; by GPTQ as well, which is calibrated on text (`--calib`) and they are not.
+Every engine is timed in turn and then given held-out text, through the same kernels, cache and types; "ahead" is
+faster at a KL that is shown to be no worse.
 
     snello bench FOLDER --install-peers openvino,llama.cpp,ctranslate2,transformers
-    python -m benchmarks.quality_vs_peers --model FOLDER --text held_out.txt
+    python -m benchmarks.quality_vs_peers --model FOLDER --calib train.txt --text held_out.txt
 
 writes benchmarks/results/quality_vs_peers.json.  Peers live in `build/peers` unless SNELLO_PEERS says otherwise.
 """
@@ -20,6 +21,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks.decode_vs_peers import ROOT, bandwidth_now, refuse_noise, save
+from benchmarks.quantize_methods import windows
 from snello.cli.against import peer_table, quality_table
 from snello.interop.huggingface import hf_config, hf_tensors
 from snello.interop.tensor_writer import write_shards
@@ -34,10 +36,12 @@ from snello.techniques.quantize import Quantize
 from tests.twins import scaled_channels
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality_vs_peers.json"
+CALIBRATION = 24  # windows
 MOST_BYTES = 5_000_000_000  # of a file
 RECIPES = {
     "int4": Quantize(),
     "int4, groups of 32": Quantize(group_size=32),
+    "int4, groups of 32, gptq": Quantize(method="gptq", group_size=32),
     "int8": Quantize(weights="int8"),
 }
 
@@ -45,8 +49,9 @@ RECIPES = {
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path, help="a checkpoint in Hugging Face format")
+    parser.add_argument("--calib", required=True, type=Path, help="text like its own")
     parser.add_argument("--text", required=True, type=Path, help="text that it has not seen")
-    parser.add_argument("--only", choices=[*RECIPES, "bf16"], action="append")
+    parser.add_argument("--only", choices=RECIPES, action="append")
     parser.add_argument("--peers", default=",".join(PEERS), metavar="NAMES")
     parser.add_argument("--prompt", type=int, default=256, metavar="TOKENS")
     parser.add_argument("--generate", type=int, default=64, metavar="TOKENS")
@@ -71,18 +76,17 @@ def twin_of(checkpoint: Path) -> Path:
 
 
 def run(options: argparse.Namespace, name: str, checkpoint: Path, recipe: str) -> None:
-    lean = str(checkpoint)
-    if recipe in RECIPES:
-        folder = peers_folder() / "lean" / f"{name}-{recipe.replace(', ', '-').replace(' ', '-')}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        RECIPES[recipe].apply(load(str(checkpoint)), Context(output=folder))
-        lean = str(folder)
-    peers, subject = peers_named(options.peers), subject_of_model(load(lean), lean, str(checkpoint))
+    original = load(str(checkpoint))
+    folder = peers_folder() / "lean" / f"{name}-{recipe.replace(', ', '-').replace(' ', '-')}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    calib = windows(original, options.calib, CALIBRATION) if RECIPES[recipe].method != "rtn" else []
+    RECIPES[recipe].apply(original, Context(output=folder, windows=calib))
+    peers, subject = peers_named(options.peers), subject_of_model(load(str(folder)), str(folder), str(checkpoint))
     asked = contenders(peers, subject.weights)
     install(peers, asked, subject, print)
     lengths = Lengths(prompt=options.prompt, generate=options.generate, threads=options.threads, rounds=options.rounds)
-    read = quality(load(str(checkpoint)), options.text, lengths.prompt, lengths.generate, print)
+    read = quality(original, options.text, lengths.prompt, lengths.generate, print)
     result = compare(subject, asked, lengths, lambda: bandwidth_now(lengths.threads), print, read)
     print(f"{name}, {recipe}")
     print("\n".join([*peer_table(result["rows"]), *quality_table(result["rows"])]), flush=True)

@@ -5,7 +5,8 @@
 
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `demo` is what `make demo` printed, as recorded in
 results/demo.txt; `peers` are ours over the best of others in results/decode_vs_peers.json, those that we lose included;
-`methods` and `outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json.
+`methods` and `outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json; the blocks
+of docs/compare.md are the results files of their names.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+LEAST_ANSWER = 8  # tokens: below, the row was about its prompt
 WEIGHTS = {"snello-int4": "INT4, head INT8", "snello-int4-all": "INT4", "snello-int8": "INT8"}
 
 
@@ -42,19 +44,103 @@ def peers() -> str:
     ]
     for shape, result in sorted(whole.items(), reverse=True):
         lines += [f"| {shape} | {_pairs(result['rows'], ours, bits)} |" for ours, bits in WEIGHTS.items()]
-    told = "Ratios at the same bits, the other at its best settings; all in `benchmarks/results/decode_vs_peers.json`."
-    return "\n".join([said, "", *lines, "", told])
+    return "\n".join([said, "", *lines, "", f"Ratios at the same bits, the other at its best settings. {_many()}"])
+
+
+def _many() -> str:
+    """Many streams and a prompt, in a sentence."""
+    found = _read("streams_vs_peers.json")["tinyllama-1.1b"]["int4"]
+    counts = sorted(int(name.removeprefix("decode-")) for name in found if name.startswith("decode-"))
+    over = {
+        peer: ", ".join(f"{_best(found[f'decode-{count}']['rows'], peer)['ours_over_this']:.2f}" for count in counts)
+        for peer in ("llamacpp", "openvino")
+    }
+    at_once = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]} answers at once"
+    prompt = _best(found["prefill-512"]["rows"], "openvino", "prefill")["prefill_ours_over_this"]
+    return (
+        f"{at_once}: {over['llamacpp']} over llama.cpp, {over['openvino']} over OpenVINO; "
+        f"a prompt of 512: {prompt:.2f} over OpenVINO. Whose answers are no worse for it: [docs/compare.md](docs/compare.md)."
+    )
+
+
+def _best(rows: Mapping[str, Any], peer: str, what: str = "decode") -> Mapping[str, Any]:
+    """The fastest row of a peer."""
+    return max((row for name, row in rows.items() if name.startswith(peer)), key=lambda row: row[what]["median"])
+
+
+def streams() -> str:
+    found = _read("streams_vs_peers.json")
+    lines = ["| shape | | engine | answers, tokens a second | ours over it (95%) | prompt | ours over it (95%) |"]
+    lines.append("|---|---|---|---:|---:|---:|---:|")
+    for shape, bits in found.items():
+        for result in (result for kinds in bits.values() for result in kinds.values()):
+            at_once = result["streams"]
+            what = f"prompt {result['prompt_tokens']:,}" + (f", {at_once} at once" if at_once > 1 else "")
+            for name, row in sorted(result["rows"].items(), key=lambda item: -item[1]["decode"]["median"]):
+                prompt = row["prefill"]["median"]
+                answers = "-" if result["generated_tokens"] < LEAST_ANSWER else _speed(row)
+                ratio = "-" if result["generated_tokens"] < LEAST_ANSWER else _ratio(row)
+                lines.append(f"| {shape} | {what} | {name} | {answers} | {ratio} | {prompt:.0f} | {_prompts(row)} |")
+    return "\n".join(lines)
+
+
+def _prompts(row: Mapping[str, Any]) -> str:
+    if "prefill_ours_over_this" not in row:
+        return "-"
+    low, high = row["prefill_ours_over_this_95"]
+    return f"{row['prefill_ours_over_this']:.2f} ({low:.2f}-{high:.2f})"
+
+
+def quality() -> str:
+    lines = ["| model | weights | engine | KL from the original | ours less it | tokens a second | ours is |"]
+    lines.append("|---|---|---|---:|---:|---:|---|")
+    for model, recipes in _read("quality_vs_peers.json").items():
+        for recipe, result in recipes.items():
+            for name, row in sorted(result["rows"].items(), key=lambda item: item[1]["kl"]["mean"]):
+                kl, less = row["kl"], "-"
+                if "ours_less_this" in kl:
+                    low, high = kl["ours_less_this_90"]
+                    less = f"{kl['ours_less_this']:+.4f} ({low:+.4f} to {high:+.4f})"
+                speed = f"{row['decode']['median']:,.0f}"
+                lines.append(
+                    f"| {model} | {recipe} | {name} | {kl['mean']:.4f} | {less} | {speed} | {row.get('verdict', '-')} |"
+                )
+    return "\n".join(lines)
+
+
+def speculation() -> str:
+    measured = _read("speculation.json")
+    rows = {(row["model"], row["task"], row["temperature"], row["draft"]): row for row in measured["rows"]}
+    drafts = list(dict.fromkeys(row["draft"] for row in measured["rows"]))
+    lines = [f"| model | task | temperature | {' | '.join(drafts)} |", "|---|---|---:|" + "---:|" * len(drafts)]
+    for model, task, temperature in dict.fromkeys(key[:3] for key in rows):
+        cells = [
+            f"{row['speedup']:.2f} ({row['interval'][0]:.2f}-{row['interval'][1]:.2f})" if row else "-"
+            for row in (rows.get((model, task, temperature, draft)) for draft in drafts)
+        ]
+        lines.append(f"| {model} | {task} | {temperature} | {' | '.join(cells)} |")
+    return "\n".join([f"`{measured['command']}`:", "", *lines])
+
+
+def mixed() -> str:
+    measured = _read("mixed_load.json")
+    lines = ["| engine | tokens a second | first token, p50 / p99 | between tokens, p50 / p99 | unloaded step |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for run in measured["runs"]:
+        first, between = run["first_token_seconds"], run["between_tokens_seconds"]
+        lines.append(
+            f"| {run['engine']} | {run['tokens_per_second']:.1f} | {first['p50']:.2f} s / {first['p99']:.2f} s "
+            f"| {between['p50'] * 1e3:.0f} ms / {between['p99'] * 1e3:.0f} ms "
+            f"| {run['unloaded_step_seconds'] * 1e3:.0f} ms |"
+        )
+    said = f"{measured['requests']} requests, {measured['requests_per_minute']:.0f} a minute"
+    return "\n".join([f"{said}; `{measured['command']}`:", "", *lines])
 
 
 def _pairs(rows: Mapping[str, Any], ours: str, bits: str) -> str:
     """Our row, and how much faster it is than the fastest row of each peer with as many bits."""
-    against = [
-        max(
-            (row for name, row in rows.items() if name.startswith(peer) and row.get("ours") == ours),
-            key=lambda row: row["decode"]["median"],
-        )
-        for peer in ("llamacpp", "openvino")
-    ]
+    alike = {name: row for name, row in rows.items() if row.get("ours") == ours}
+    against = [_best(alike, peer) for peer in ("llamacpp", "openvino")]
     row = rows[ours]
     return " | ".join([bits, _speed(row), _share(row), *map(_ratio, against)])
 
@@ -107,6 +193,7 @@ def _added(row: Mapping[str, Any]) -> str:
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": demo, "peers": peers},
+    "docs/compare.md": {"streams": streams, "quality": quality, "mixed": mixed, "speculation": speculation},
     "docs/quantize.md": {"methods": methods, "outliers": outliers},
 }
 

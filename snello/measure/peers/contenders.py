@@ -249,10 +249,8 @@ def _original(model: Model, named: str | None) -> Path:
     from snello.models import load
     from snello.models.lean import LEAN
 
-    if named is not None:
-        path = load(named).path
-    else:
-        path = _source(model) if (model.path / LEAN).exists() else model.path
+    lean = (model.path / LEAN).exists()
+    path = load(named).path if named is not None else _source(model) if lean else model.path
     if not (path / "config.json").exists():
         message = f"{model.name} is no Hugging Face checkpoint, and peers are converted from one"
         raise Unsupported(message, "compare a model folder with a config.json, or a --shape")

@@ -24,6 +24,7 @@ from snello.measure.peers.contenders import contenders, peers_named
 
 RESULTS = ROOT / "benchmarks" / "results" / "streams_vs_peers.json"
 STREAMS = (1, 8, 16, 32)
+PROMPT = 512
 PREFILL_ANSWER = 2  # tokens: what comes after the first is not looked at
 
 
@@ -35,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, nargs="+", metavar="N", help="only these rows")
     parser.add_argument("--prefill", action="store_true", help="the row of the prompt alone")
     parser.add_argument("--rounds", type=int, default=2, help="each measures every engine twice")
-    parser.add_argument("--prompt", type=int, default=512, metavar="TOKENS")
+    parser.add_argument("--prompt", type=int, default=PROMPT, metavar="TOKENS")
     parser.add_argument("--generate", type=int, default=64, metavar="TOKENS")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0)
@@ -48,8 +49,9 @@ def rows(options: argparse.Namespace) -> dict[str, Lengths]:
     """The lengths of each row that was asked for, by its name."""
     everything = not options.prefill and options.streams is None
     shared = {"prompt": options.prompt, "threads": options.threads, "rounds": options.rounds, "seed": options.seed}
+    longer = "" if options.prompt == PROMPT else f"-after-{options.prompt}"
     asked = {
-        f"decode-{streams}": Lengths(generate=options.generate, streams=streams, **shared)
+        f"decode-{streams}{longer}": Lengths(generate=options.generate, streams=streams, **shared)
         for streams in (STREAMS if everything else options.streams or ())
     }
     if everything or options.prefill:

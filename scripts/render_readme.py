@@ -50,7 +50,7 @@ def peers() -> str:
 def _many() -> str:
     """Many streams and a prompt, in a sentence."""
     found = _read("streams_vs_peers.json")["tinyllama-1.1b"]["int4"]
-    counts = sorted(int(name.removeprefix("decode-")) for name in found if name.startswith("decode-"))
+    counts = sorted(int(name.removeprefix("decode-")) for name in found if re.fullmatch(r"decode-\d+", name))
     over = {
         peer: ", ".join(f"{_best(found[f'decode-{count}']['rows'], peer)['ours_over_this']:.2f}" for count in counts)
         for peer in ("llamacpp", "openvino")
@@ -59,7 +59,8 @@ def _many() -> str:
     prompt = _best(found["prefill-512"]["rows"], "openvino", "prefill")["prefill_ours_over_this"]
     return (
         f"{at_once}: {over['llamacpp']} over llama.cpp, {over['openvino']} over OpenVINO; "
-        f"a prompt of 512: {prompt:.2f} over OpenVINO. Whose answers are no worse for it: [docs/compare.md](docs/compare.md)."
+        f"a prompt of 512: {prompt:.2f} over OpenVINO. "
+        "Whose answers are no worse for it: [docs/compare.md](docs/compare.md)."
     )
 
 

@@ -35,6 +35,7 @@ ACROSS = {("optimize", "measure"), ("cli", "terminal")}  # the same layer, one d
 HEAVY = {"torch", "transformers", "accelerate"}
 # Whole files that are about torch; everywhere else it is imported inside the function that needs it.
 ABOUT_TORCH = (
+    "measure/peers/inside/engine_transformers.py",
     "techniques/",
     "training/",
     "models/reference",

@@ -169,9 +169,9 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
     check(subject, asked)
 
 
-def test_a_shape_without_a_checkpoint_and_an_encoder_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SnelloError, match="no checkpoint of the shape qwen3-0.6b"):
-        subject_of_shape("qwen3-0.6b", "int4")
+def test_an_unknown_shape_and_an_encoder_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SnelloError, match="no checkpoint of the shape gpt-9"):
+        subject_of_shape("gpt-9", "int4")
     monkeypatch.setattr(Spec, "causal", property(lambda self: False))
     with pytest.raises(Unsupported, match="is an encoder"):
         subject_of_model(load("demo"), "x")
@@ -267,6 +267,15 @@ def test_a_checkpoint_has_the_shape_it_is_named_for() -> None:
     config = shape_of("llama-3.2-1b").config()
     assert config["head_dim"] == 64 and config["tie_word_embeddings"]
     assert config["rope_scaling"]["rope_type"] == "llama3"
+
+
+def test_a_checkpoint_of_qwen3_opens_as_one(tmp_path: Path) -> None:
+    small = {"layers": 2, "hidden_size": 64, "heads": 2, "kv_heads": 1, "head_dim": 64, "intermediate_size": 128}
+    shape = dataclasses.replace(shape_of("qwen3-0.6b"), **small, vocab_size=512)
+    write_checkpoint(shape, tmp_path / "small")
+    spec, whole = load(tmp_path / "small").spec, spec_of_shape("qwen3-0.6b", "int4")
+    assert spec.family == whole.family == "qwen3" and spec.head.tied
+    assert "layers.0.attention.q_norm.weight" in load(tmp_path / "small").weights.names()
 
 
 # ---- the worker -----------------------------------------------------------------------------------------------------

@@ -25,13 +25,15 @@ from snello.models.shapes import SHAPES
 STANDARD_DEVIATION = 0.02
 DRAW = 1 << 22  # numbers drawn at a time
 BOS, EOS = 256, 257
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}  # model_type -> what it is loaded as
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A Llama-architecture model as numbers; the names follow its `config.json`."""
+    """A Llama or Qwen3 model (which also norms each head's queries and keys) as numbers, named as in `config.json`."""
 
     name: str
+    kind: str = "llama"
     hidden_size: int
     layers: int
     heads: int
@@ -47,8 +49,8 @@ class Shape:
     def config(self) -> dict[str, Any]:
         """The checkpoint's `config.json`."""
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [ARCHITECTURES[self.kind]],
+            "model_type": self.kind,
             "attention_bias": False,
             "bos_token_id": BOS,
             "eos_token_id": EOS,
@@ -82,6 +84,9 @@ class Shape:
             shapes[prefix + "self_attn.k_proj.weight"] = (key_value, hidden)
             shapes[prefix + "self_attn.v_proj.weight"] = (key_value, hidden)
             shapes[prefix + "self_attn.o_proj.weight"] = (hidden, query)
+            if self.kind == "qwen3":
+                shapes[prefix + "self_attn.q_norm.weight"] = (self.head_dim,)
+                shapes[prefix + "self_attn.k_norm.weight"] = (self.head_dim,)
             shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
             shapes[prefix + "mlp.gate_proj.weight"] = (inner, hidden)
             shapes[prefix + "mlp.up_proj.weight"] = (inner, hidden)
@@ -96,7 +101,7 @@ def shape_of(name: str) -> Shape:
     """A published shape as a checkpoint.
 
     Raises:
-        SnelloError: there is no such shape, or it is not of Llama's architecture.
+        SnelloError: there is no such shape, or its architecture is not written here.
     """
     if name not in shapes():
         raise SnelloError(
@@ -106,6 +111,7 @@ def shape_of(name: str) -> Shape:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     return Shape(
         name=name,
+        kind=config["model_type"],
         hidden_size=hidden,
         layers=config["num_hidden_layers"],
         heads=heads,
@@ -122,7 +128,7 @@ def shape_of(name: str) -> Shape:
 
 def shapes() -> tuple[str, ...]:
     """The shapes that have checkpoints."""
-    return tuple(name for name, config in SHAPES.items() if config["model_type"] == "llama")
+    return tuple(name for name, config in SHAPES.items() if config["model_type"] in ARCHITECTURES)
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

@@ -35,6 +35,8 @@ def _install(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
 
     if arguments.against is not None:
         raise SnelloError("--install-peers and --against are two runs", "first install, then compare", exit_code=2)
+    if arguments.text is not None:
+        raise SnelloError("--text goes with --against", "leave it out of --install-peers", exit_code=2)
     peers = peers_named(arguments.install_peers)
     subject = _subject(arguments) if arguments.model or arguments.shape else None
     asked = contenders(peers, subject.weights) if subject else []
@@ -101,6 +103,8 @@ def _subject(arguments: argparse.Namespace) -> Subject:
     if (arguments.model is None) == (arguments.shape is None):
         raise SnelloError("bench needs a MODEL or a --shape", "snello bench --shape tinyllama-1.1b", exit_code=2)
     if arguments.shape is not None:
+        if arguments.original is not None:
+            raise SnelloError("a --shape has random weights and no original", "leave out --original", exit_code=2)
         return subject_of_shape(arguments.shape, arguments.weights)
     return subject_of_model(load(arguments.model), arguments.model, arguments.original)
 

@@ -63,8 +63,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
 
     if arguments.against is not None or arguments.install_peers is not None:
         return against.execute(arguments, terminal)
-    if arguments.text is not None:
-        raise SnelloError("--text is what engines are compared on", "give --against too, or leave it out", exit_code=2)
+    for flag in ("text", "original"):
+        if getattr(arguments, flag) is not None:
+            raise SnelloError(f"--{flag} goes with --against", f"name the peers, or leave out --{flag}", exit_code=2)
     model = _model(arguments)
     here = machine(threads=arguments.threads)
     context = _context(model, arguments)

@@ -188,6 +188,9 @@ def test_a_lean_folder_is_compared_on_its_original(tmp_path: Path) -> None:
         subject_of_model(lean, "lean/demo")
     found = subject_of_model(lean, "lean/demo", "demo")
     assert found.checkpoint == demo.path and found.asked == "lean/demo --original demo"
+    another = dataclasses.replace(lean, spec=spec_of_shape("tinyllama-1.1b", "int4"))
+    with pytest.raises(SnelloError, match="demo is not what lean was made from: it has 4,096 words, and lean 32,000"):
+        subject_of_model(another, "lean/demo", "demo")
     (tmp_path / "snello.json").unlink()
     with pytest.raises(Unsupported, match="no Hugging Face checkpoint"):
         subject_of_model(lean, "lean/demo")
@@ -202,7 +205,10 @@ def test_a_lean_folder_is_compared_on_its_original(tmp_path: Path) -> None:
         (["demo", "--against", "openvino", "--profile"], "--profile looks at our own engine alone"),
         (["demo", "--against", "openvino", "--install-peers", "openvino"], "are two runs"),
         (["--install-peers", "vllm"], "no peer is named vllm"),
-        (["demo", "--text", "x.txt"], "--text is what engines are compared on"),
+        (["demo", "--text", "x.txt"], "--text goes with --against"),
+        (["demo", "--original", "demo"], "--original goes with --against"),
+        (["demo", "--text", "x.txt", "--install-peers", "openvino"], "--text goes with --against"),
+        (["--shape", "tinyllama-1.1b", "--original", "demo", "--against", "openvino"], "has random weights and no"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(

@@ -249,8 +249,14 @@ def _original(model: Model, named: str | None) -> Path:
     from snello.models import load
     from snello.models.lean import LEAN
 
-    lean = (model.path / LEAN).exists()
-    path = load(named).path if named is not None else _source(model) if lean else model.path
+    if named is None:
+        path = _source(model) if (model.path / LEAN).exists() else model.path
+    else:
+        original = load(named)
+        if original.spec.vocab_size != model.spec.vocab_size:
+            words = f"{original.spec.vocab_size:,} words, and {model.name} {model.spec.vocab_size:,}"
+            raise SnelloError(f"{named} is not what {model.name} was made from: it has {words}", "name its original")
+        path = original.path
     if not (path / "config.json").exists():
         message = f"{model.name} is no Hugging Face checkpoint, and peers are converted from one"
         raise Unsupported(message, "compare a model folder with a config.json, or a --shape")

@@ -116,12 +116,9 @@ def compared(rows: Mapping[str, dict[str, Any]], divergences: Mapping[str, list[
             differences = [a - b for a, b in zip(divergences[row["ours"]], divergences[name], strict=True)]
             less, middle, more = _bounds(differences)
             row["kl"] |= {"ours_less_this": middle, "ours_less_this_90": [less, more]}
-            row["verdict"] = verdict(Interval(*row_interval(row)), Interval(less, middle, more))
-
-
-def row_interval(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    low, high = row["ours_over_this_95"]
-    return low, row["ours_over_this"], high
+            slowest, fastest = row["ours_over_this_95"]
+            speed = Interval(slowest, row["ours_over_this"], fastest)
+            row["verdict"] = verdict(speed, Interval(less, middle, more))
 
 
 def verdict(speed: Interval, divergence: Interval) -> str:

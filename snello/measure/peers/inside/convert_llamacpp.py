@@ -1,7 +1,7 @@
 """Turns a checkpoint into a GGUF file for llama.cpp: in one type throughout, or as its own quantizer mixes them.
 
 A file in one type (embedding and output head like the rest: `q4_0-all`, `q8_0`) reads the fewest bytes per token that
-the type allows.  What people run is `q4_0`, made from `q8_0` by llama.cpp itself, with the head in six bits.  Norms and
+the type allows.  What people run is `q4_0`, made from `bf16` by llama.cpp itself, with the head in six bits.  Norms and
 RoPE factors stay float32.  Runs in the peer's environment, one tensor at a time.  The vocabulary is made up: the file
 is for measuring with token ids, not for talking.
 
@@ -203,12 +203,11 @@ def convert(folder: Path, type_name: str, path: Path) -> None:
 
 
 def quantize(folder: Path, path: Path) -> None:
-    """llama.cpp's own Q4_0, of a Q8_0 file that is made for it."""
-    source = path.with_suffix(".q8_0")
-    convert(folder, "q8_0", source)
+    """llama.cpp's own Q4_0, of a BF16 file that is made for it."""
+    source = path.with_suffix(".bf16")
+    convert(folder, "bf16", source)
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
-    settings.allow_requantize = True  # its types are measured here, not its answers
     status = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), settings)
     source.unlink()
     if status != 0:

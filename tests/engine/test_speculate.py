@@ -210,6 +210,32 @@ def test_the_jump_between_groups_of_rows_is_not_crossed_for_little() -> None:
     assert chosen(governor, 2, known, 15) == 15
 
 
+def test_a_token_saved_in_a_batch_is_worth_its_row_unless_somebody_waits() -> None:
+    governor = Governor()
+    seen(governor, 1, 4, 3, 30)
+    alone, beside, waited = Load(1, 0, FLAT), Load(4, 0, FLAT), Load(4, 0, FLAT, waiting=True)
+    granted = []
+    for load in (alone, beside, waited):
+        governor.begin(load)
+        granted.append(governor.worth(1, SOURCE, 8))
+    assert granted[0] == 8 and granted[1] == 0 and granted[2] >= 4
+    found = [load.token_ms() for load in (alone, beside, waited)]
+    assert found == pytest.approx([10.1, 0.1, 10.4 / 4], rel=1e-6)
+
+
+def test_what_a_right_guess_earns_is_what_it_was_granted_for() -> None:
+    """Beside others a right guess pays for its row and not for a draft, whatever was saved up before."""
+    governor = Governor()
+    seen(governor, 1, 1, 1, 40)
+    for _ in range(1000):
+        governor.begin(Load(4, 0, FLAT))
+        governor._asked[1] = SOURCE
+        governor.ran(FLAT, 5, 0, 1, 0)
+        governor.pay(0.5)
+        governor.observe(1, 1, 1)
+    assert not governor.begin(Load(4, 0, FLAT)), "what drafting took was never earned"
+
+
 def test_drafts_that_cost_time_must_be_worth_that_too() -> None:
     governor = Governor()
     seen(governor, 1, 3, 2, 20)

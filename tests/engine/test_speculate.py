@@ -215,11 +215,11 @@ def test_a_token_saved_in_a_batch_is_worth_its_row_unless_somebody_waits() -> No
     seen(governor, 1, 4, 3, 30)
     alone, beside, waited = Load(1, 0, FLAT), Load(4, 0, FLAT), Load(4, 0, FLAT, waiting=True)
     granted = []
-    for load in (alone, beside, waited):
-        governor.begin(load)
+    for each in (alone, beside, waited):
+        governor.begin(each)
         granted.append(governor.worth(1, SOURCE, 8))
     assert granted[0] == 8 and granted[1] == 0 and granted[2] >= 4
-    found = [load.token_ms() for load in (alone, beside, waited)]
+    found = [each.token_ms() for each in (alone, beside, waited)]
     assert found == pytest.approx([10.1, 0.1, 10.4 / 4], rel=1e-6)
 
 

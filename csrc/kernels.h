@@ -24,12 +24,15 @@ constexpr int rows_of_tile(int tile, int top_rows, int bottom_rows) {
   return tile < 6 ? bottom_rows : kTileRows;
 }
 
-// INT8 rows: q [rows, width] s8, scale [rows], sums [rows, width / 32] of q.
+// INT8 rows: q [rows, width] s8 with a stride in bytes, scale [rows], sums [rows, width / 32] of q.
 struct QuantRows {
   int8_t* q;
   float* scale;
   int32_t* sums;
   int32_t width;  // multiple of 64
+  int64_t stride;
+  int8_t* row(int64_t m) const { return q + m * stride; }
+  int32_t* row_sums(int64_t m) const { return sums + m * (width / kSumColumns); }
 };
 
 // Plain FP32 rows with a stride in floats.

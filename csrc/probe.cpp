@@ -64,7 +64,7 @@ struct Operands {
     task = {};
     task.weights = &weights;
     task.quantized = format == SNELLO_INT8 || format == SNELLO_INT4;
-    task.quant = {reinterpret_cast<int8_t*>(rows.data()), scale.data(), sums.data(), kColumns};
+    task.quant = {reinterpret_cast<int8_t*>(rows.data()), scale.data(), sums.data(), kColumns, kColumns};
     task.input = {reinterpret_cast<float*>(rows.data()), kColumns};
     task.output = {reinterpret_cast<float*>(outputs.data()), kOutputs};
     task.num_rows = kRows;

@@ -46,6 +46,9 @@ int64_t row_stride(int width) {
   return stride % 256 == 0 ? stride + kPanel : stride;
 }
 
+// The same for INT8 rows, whose width is a multiple of cache lines.
+int64_t quantized_stride(int width) { return width % 512 == 0 ? width + 64 : width; }
+
 // What a column costs, next to an addition.
 int column_cost(int kind) {
   switch (kind) {
@@ -110,7 +113,8 @@ snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
     const auto count = static_cast<uint64_t>(
         facts.sides[r] == snello::Side::kRows ? spec_.max_rows : std::min(spec_.head_rows, spec_.max_rows));
     if (reg.quantized)
-      places[r] = {0, take(count * width), take(count * 4), take(count * (width / snello::kSumColumns) * 4)};
+      places[r] = {0, take(count * static_cast<uint64_t>(snello::quantized_stride(reg.width))), take(count * 4),
+                   take(count * (width / snello::kSumColumns) * 4)};
     else
       places[r].rows = take(count * static_cast<uint64_t>(snello::row_stride(reg.width)) * 4);
   };
@@ -128,9 +132,9 @@ snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
     const snello_register& reg = spec_.registers[r];
     uint8_t* data = arena.data();
     if (reg.quantized)
-      memory_[r].quant = {reinterpret_cast<int8_t*>(data + places[r].q),
-                          reinterpret_cast<float*>(data + places[r].scale),
-                          reinterpret_cast<int32_t*>(data + places[r].sums), reg.width};
+      memory_[r].quant = {
+          reinterpret_cast<int8_t*>(data + places[r].q), reinterpret_cast<float*>(data + places[r].scale),
+          reinterpret_cast<int32_t*>(data + places[r].sums), reg.width, snello::quantized_stride(reg.width)};
     else
       memory_[r].rows = {reinterpret_cast<float*>(data + places[r].rows), snello::row_stride(reg.width)};
   }

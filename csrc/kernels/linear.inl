@@ -12,7 +12,7 @@ constexpr int kLineBytes = 64;
 constexpr int kPrefetchBytes = 8192, kPrefetchBytesOneRow = 1024;
 constexpr int kSuperRows = 96;        // rows whose partial sums are parked at once
 constexpr int kGroupPanels = 4;       // panels unpacked at once
-constexpr int kIntegerColumns = 512;  // columns unpacked at once, for INT8 and for FP32 operands
+constexpr int kIntegerColumns = 256;  // columns unpacked at once, for INT8 and for FP32 operands
 constexpr int kFloatColumns = 256;
 constexpr int kRowGap = 64;  // bytes between copied rows, so that they do not share cache sets
 
@@ -77,7 +77,7 @@ inline void finish_float(const LinearTask& task, int m, int p, const Panel& pane
 inline int32_t weight_bias(const LinearTask& task, int m) {
   if (kWeightBias == 0) return 0;
   const int blocks = task.quant.width / kSumColumns;
-  const int32_t* sums = task.quant.sums + static_cast<int64_t>(m) * blocks;
+  const int32_t* sums = task.quant.row_sums(m);
   int32_t total = 0;
   for (int b = 0; b < blocks; ++b) total += sums[b];
   return total * kWeightBias;
@@ -86,10 +86,11 @@ inline int32_t weight_bias(const LinearTask& task, int m) {
 // ---- quantized input, few rows ----
 
 template <int rows>
-inline void direct_int8(const LinearTask& task, int m0, int p) {
+inline void direct_int8(const LinearTask& task, int p) {
   constexpr int kChains = kDirectAccumulators / rows >= 4 ? 4 : kDirectAccumulators / rows >= 2 ? 2 : 1;
   const Panel panel = panel_at(*task.weights, p);
-  const int8_t* a = task.quant.q + static_cast<int64_t>(m0) * task.quant.width;
+  const int8_t* a = task.quant.q;
+  const int64_t stride = task.quant.stride;
   I32 acc[rows][kChains];
   for (auto& row : acc)
     for (I32& chain : row) chain = set1(0);
@@ -102,7 +103,7 @@ inline void direct_int8(const LinearTask& task, int m0, int p) {
       const Quads w = as_weights(load_quads(at));
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
-        const Quads x = set1_quad(a + static_cast<int64_t>(r) * task.quant.width + 4 * (line + i));
+        const Quads x = set1_quad(a + r * stride + 4 * (line + i));
         acc[r][i % kChains] = dot_weights(acc[r][i % kChains], w, x);
       }
     }
@@ -110,17 +111,18 @@ inline void direct_int8(const LinearTask& task, int m0, int p) {
   for (int r = 0; r < rows; ++r) {
     I32 sum = acc[r][0];
     for (int c = 1; c < kChains; ++c) sum = add(sum, acc[r][c]);
-    finish_integer(task, m0 + r, p, panel, sub(sum, set1(weight_bias(task, m0 + r))));
+    finish_integer(task, r, p, panel, sub(sum, set1(weight_bias(task, r))));
   }
 }
 
 // Groups of 32 columns are one half of a block; larger groups take both halves before they meet their scale.
 template <int rows, bool halves>
-inline void direct_int4(const LinearTask& task, int m0, int p) {
+inline void direct_int4(const LinearTask& task, int p) {
   const Panel panel = panel_at(*task.weights, p);
-  const int width = task.quant.width;
-  const int8_t* a = task.quant.q + static_cast<int64_t>(m0) * width;
-  const int32_t* sums = task.quant.sums + static_cast<int64_t>(m0) * (width / kSumColumns);
+  const int blocks = task.quant.width / kSumColumns;
+  const int8_t* a = task.quant.q;
+  const int64_t stride = task.quant.stride;
+  const int32_t* sums = task.quant.sums;
   I32 acc[rows];
   for (I32& row : acc) row = set1(0);
   for (int k = 0; k < task.weights->columns; k += kBlock) {
@@ -132,8 +134,8 @@ inline void direct_int4(const LinearTask& task, int m0, int p) {
     const I32 high_scale = halves ? load_u8(panel.group_scale(k + kSumColumns)) : low_scale;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-      const int8_t* x = a + static_cast<int64_t>(r) * width + k;
-      const int32_t* sum = sums + static_cast<int64_t>(r) * (width / kSumColumns) + k / kSumColumns;
+      const int8_t* x = a + r * stride + k;
+      const int32_t* sum = sums + static_cast<int64_t>(r) * blocks + k / kSumColumns;
       if constexpr (halves) {
         const I32 low = dot_nibbles<0>(set1(-8 * sum[0]), block, x);
         const I32 high = dot_nibbles<1>(set1(-8 * sum[1]), block, x + kSumColumns);
@@ -144,39 +146,43 @@ inline void direct_int4(const LinearTask& task, int m0, int p) {
       }
     }
   }
-  for (int r = 0; r < rows; ++r) finish_integer(task, m0 + r, p, panel, acc[r]);
+  for (int r = 0; r < rows; ++r) finish_integer(task, r, p, panel, acc[r]);
 }
 
-// Rows [m0, m0 + rows) of one panel.
+// All rows of one panel.
 struct DirectInteger {
   const LinearTask& task;
-  int m0, p;
+  int p;
   template <int rows>
   void run() const {
-    if (task.weights->format == SNELLO_INT8) return direct_int8<rows>(task, m0, p);
-    if (task.weights->group_size == kSumColumns) return direct_int4<rows, true>(task, m0, p);
-    direct_int4<rows, false>(task, m0, p);
+    if (task.weights->format == SNELLO_INT8) {
+      if constexpr (rows <= kDirectRowsInt8) direct_int8<rows>(task, p);
+    } else if (task.weights->group_size == kSumColumns) {
+      direct_int4<rows, true>(task, p);
+    } else {
+      direct_int4<rows, false>(task, p);
+    }
   }
 };
 
+inline bool few_integer_rows(const LinearTask& task) {
+  return task.num_rows <= (task.weights->format == SNELLO_INT8 ? kDirectRowsInt8 : kDirectRowsInt4);
+}
+
 inline void direct_integer(const LinearTask& task, int p0, int p1) {
-  for (int p = p0; p < p1; ++p) {
-    for (int m = 0, size; m < task.num_rows; m += size) {
-      size = tile_rows(task.num_rows - m, kDirectRowsQuantized);
-      with_rows<kDirectRowsQuantized>(size, DirectInteger{task, m, p});
-    }
-  }
+  for (int p = p0; p < p1; ++p) with_rows<kDirectRowsInt4>(task.num_rows, DirectInteger{task, p});
 }
 
 // ---- quantized input, many rows ----
 
 struct IntegerScratch {
   alignas(64) uint8_t weights[kGroupPanels][kIntegerColumns * kPanel];
-  alignas(64) int8_t rows[kRowBlock][kIntegerColumns + kRowGap];
   alignas(64) int32_t sums[kSuperRows][kGroupPanels][kPanel];
+  int32_t start[kSuperRows];  // what takes the bias of the weights off
 };
 
 // Columns [k, k + count) of a panel as signed bytes; INT8 weights are used where they are.
+template <int fetch_bytes>
 inline const uint8_t* unpack_integer(const Panel& panel, int k, int count, uint8_t* out) {
   if (panel.format == SNELLO_INT8) return panel.lines + static_cast<int64_t>(k) * kPanel;
   for (int b = 0; b < count; b += kBlock) {
@@ -184,7 +190,7 @@ inline const uint8_t* unpack_integer(const Panel& panel, int k, int count, uint8
     const NibbleScale low = nibble_scale(panel.group_scale(k + b));
     const NibbleScale high = nibble_scale(panel.group_scale(k + b + kSumColumns));
     for (int i = 0; i < 8; ++i, at += kLineBytes) {
-      prefetch(at + kPrefetchBytes);
+      if constexpr (fetch_bytes > 0) prefetch(at + fetch_bytes);
       store_quads(out + b * kPanel + kLineBytes * i, scaled_nibbles<0>(at, low));
       store_quads(out + b * kPanel + kLineBytes * (i + 8), scaled_nibbles<1>(at, high));
     }
@@ -192,10 +198,21 @@ inline const uint8_t* unpack_integer(const Panel& panel, int k, int count, uint8
   return out;
 }
 
+// A chunk of columns of some panels: the weights to multiply, and where the next chunk's lie. Unpacking is a burst that
+// memory cannot follow, so while one chunk is multiplied the next is fetched, a little with each line.
+struct IntegerChunk {
+  int columns;
+  const uint8_t* weights[kGroupPanels];
+  const uint8_t* next[kGroupPanels];
+  int next_bytes;  // of the next chunk for each line of this one
+};
+
 struct IntegerTile {
   IntegerScratch& scratch;
-  const uint8_t* const* weights;       // per panel of the group
-  int row, panel, panels_left, count;  // first row of the sums, first panel of the group, columns
+  const IntegerChunk& chunk;
+  const int8_t* x;  // first row, first column
+  int64_t stride;
+  int row, panel, panels_left;  // first row of the sums, first panel of the group
   template <int rows>
   void run() const {
     if (panels_left >= kPanelBlock) return run_panels<rows, kPanelBlock>();
@@ -204,20 +221,21 @@ struct IntegerTile {
   template <int rows, int panels>
   void run_panels() const {
     I32 acc[rows][panels];
-    const uint8_t* at[panels];
-    for (int p = 0; p < panels; ++p) at[p] = weights[panel + p];
+    const uint8_t *at[panels], *next[panels];
+    for (int p = 0; p < panels; ++p) at[p] = chunk.weights[panel + p];
+    for (int p = 0; p < panels; ++p) next[p] = chunk.next[panel + p];
     for (int r = 0; r < rows; ++r)
       for (int p = 0; p < panels; ++p) acc[r][p] = load(scratch.sums[row + r][panel + p]);
-    for (int line = 0; line < count / 4; ++line) {
+    for (int line = 0; line < chunk.columns / 4; ++line) {
       Quads w[panels];
       for (int p = 0; p < panels; ++p) {
-        prefetch(at[p] + line * kLineBytes + kPrefetchBytes);
+        prefetch(next[p] + line * chunk.next_bytes);
         w[p] = as_weights(load_quads(at[p] + line * kLineBytes));
       }
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {
-        const Quads x = set1_quad(scratch.rows[r] + 4 * line);
-        for (int p = 0; p < panels; ++p) acc[r][p] = dot_weights(acc[r][p], w[p], x);
+        const Quads q = set1_quad(x + r * stride + 4 * line);
+        for (int p = 0; p < panels; ++p) acc[r][p] = dot_weights(acc[r][p], w[p], q);
       }
     }
     for (int r = 0; r < rows; ++r)
@@ -225,31 +243,46 @@ struct IntegerTile {
   }
 };
 
-// Rows [m0, m0 + rows) x panels [p, p + panels), panels at most kGroupPanels, rows at most kSuperRows.
-inline void blocked_integer(const LinearTask& task, int m0, int rows, int p, int panels) {
-  IntegerScratch scratch;
-  for (int m = 0; m < rows; ++m) {
-    const I32 start = set1(-weight_bias(task, m0 + m));
-    for (int i = 0; i < panels; ++i) store(scratch.sums[m][i], start);
+inline IntegerChunk chunk_at(const snello_tensor& w, IntegerScratch& scratch, int p, int panels, int k) {
+  const int left = w.columns - k, count = left < kIntegerColumns ? left : kIntegerColumns;
+  IntegerChunk chunk;
+  chunk.columns = count;
+  chunk.next_bytes = w.format == SNELLO_INT8 ? kLineBytes : kLineBytes / 2;
+  for (int i = 0; i < panels; ++i) {
+    const Panel panel = panel_at(w, p + i);
+    chunk.weights[i] = unpack_integer<0>(panel, k, count, scratch.weights[i]);
+    const uint8_t* following = left > count ? panel.lines : panel_at(w, p + i + panels).lines;
+    chunk.next[i] = following + static_cast<int64_t>(left > count ? k + count : 0) / 4 * chunk.next_bytes;
   }
+  return chunk;
+}
+
+// Rows [m0, m0 + rows) x panels [p, p + panels), panels at most kGroupPanels, rows at most kSuperRows.
+inline void blocked_integer(const LinearTask& task, IntegerScratch& scratch, int m0, int rows, int p, int panels) {
+  for (int m = 0; m < rows; ++m)
+    for (int i = 0; i < panels; ++i) store(scratch.sums[m][i], set1(scratch.start[m]));
   for (int k = 0; k < task.weights->columns; k += kIntegerColumns) {
-    const int left = task.weights->columns - k, count = left < kIntegerColumns ? left : kIntegerColumns;
-    const uint8_t* weights[kGroupPanels];
-    for (int i = 0; i < panels; ++i)
-      weights[i] = unpack_integer(panel_at(*task.weights, p + i), k, count, scratch.weights[i]);
+    const IntegerChunk chunk = chunk_at(*task.weights, scratch, p, panels, k);
     for (int m = 0, size; m < rows; m += size) {
       size = tile_rows(rows - m, kRowBlock);
-      for (int r = 0; r < size; ++r)
-        for (int j = 0; j < count; j += kLineBytes)
-          store_quads(scratch.rows[r] + j,
-                      load_quads(task.quant.q + static_cast<int64_t>(m0 + m + r) * task.quant.width + k + j));
+      const int8_t* x = task.quant.row(m0 + m) + k;
       for (int i = 0; i < panels; i += kPanelBlock)
-        with_rows<kRowBlock>(size, IntegerTile{scratch, weights, m, i, panels - i, count});
+        with_rows<kRowBlock>(size, IntegerTile{scratch, chunk, x, task.quant.stride, m, i, panels - i});
     }
   }
   for (int i = 0; i < panels; ++i) {
     const Panel panel = panel_at(*task.weights, p + i);
     for (int m = 0; m < rows; ++m) finish_integer(task, m0 + m, p + i, panel, load(scratch.sums[m][i]));
+  }
+}
+
+inline void blocked_integer(const LinearTask& task, int p0, int p1) {
+  IntegerScratch scratch;
+  for (int m = 0, size; m < task.num_rows; m += size) {
+    size = tile_rows(task.num_rows - m, kSuperRows);
+    for (int r = 0; r < size; ++r) scratch.start[r] = -weight_bias(task, m + r);
+    for (int p = p0; p < p1; p += kGroupPanels)
+      blocked_integer(task, scratch, m, size, p, p1 - p < kGroupPanels ? p1 - p : kGroupPanels);
   }
 }
 
@@ -497,18 +530,15 @@ inline void blocked_float(const LinearTask& task, int m0, int rows, int p, int p
 
 inline void linear(const LinearTask& task, int p0, int p1) {
   if (task.num_rows <= 0) return;
-  if (task.quantized && task.num_rows <= 2 * kDirectRowsQuantized) return direct_integer(task, p0, p1);
+  if (task.quantized && few_integer_rows(task)) return direct_integer(task, p0, p1);
   if (!task.quantized && task.num_rows <= kDirectRowsFloat)
     return with_rows<kDirectRowsFloat>(task.num_rows, DirectFloat{task, p0, p1});
+  if (task.quantized) return blocked_integer(task, p0, p1);
   for (int p = p0; p < p1; p += kGroupPanels) {
     const int panels = p1 - p < kGroupPanels ? p1 - p : kGroupPanels;
     for (int m = 0, size; m < task.num_rows; m += size) {
       size = tile_rows(task.num_rows - m, kSuperRows);
-      if (task.quantized) {
-        blocked_integer(task, m, size, p, panels);
-      } else {
-        blocked_float(task, m, size, p, panels);
-      }
+      blocked_float(task, m, size, p, panels);
     }
   }
 }

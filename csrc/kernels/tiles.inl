@@ -112,12 +112,12 @@ class TileBlock {
   // Columns from k on of one or two panels, over all rows.
   void run_columns(int p, int panels, int k, int32_t (*sums)[kTilePair * kPanel]) {
     const int left = task_.weights->columns - k, count = left < kTileStepColumns ? left : kTileStepColumns;
-    TileOperands x{nullptr, task_.quant.width, {}, count};
+    TileOperands x{nullptr, task_.quant.stride, {}, count};
     for (int i = 0; i < panels; ++i) x.weights[i] = unpack(panel_at(*task_.weights, p + i), k, count, i);
     for (int m = 0; m < rows_; m += 2 * kTileRows) {
       const int rows = rows_ - m < 2 * kTileRows ? rows_ - m : 2 * kTileRows;
       shape(rows);
-      x.rows = task_.quant.q + static_cast<int64_t>(m0_ + m) * task_.quant.width + k;
+      x.rows = task_.quant.row(m0_ + m) + k;
       const bool last = count == left;
       multiply_tiles(x, rows, panels, k > 0 ? sums[m] : nullptr, last ? scratch_.result[0] : sums[m]);
       if (last) finish(m0_ + m, rows, p, panels);
@@ -127,7 +127,7 @@ class TileBlock {
   const uint8_t* unpack(const Panel& panel, int k, int count, int place) {
     if (panel.format == SNELLO_INT8 && rows_ <= kTileFewRows)
       return copy_lines(panel.lines + static_cast<int64_t>(k) * kPanel, count, scratch_.weights[place]);
-    return unpack_integer(panel, k, count, scratch_.weights[place]);
+    return unpack_integer<kPrefetchBytes>(panel, k, count, scratch_.weights[place]);
   }
 
   void shape(int rows) {

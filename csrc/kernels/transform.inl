@@ -146,8 +146,8 @@ inline bool quantize_transformed_row(const TransformTask& task, int m) {
     for (int i = 0; i < vectors; ++i) magnitude.see(x.v[i]);
   }
   const QuantRows& out = task.quant;
-  int8_t* q = out.q + static_cast<int64_t>(m) * out.width;
-  int32_t* sums = out.sums + static_cast<int64_t>(m) * (out.width / kSumColumns);
+  int8_t* q = out.row(m);
+  int32_t* sums = out.row_sums(m);
   out.scale[m] = magnitude.scale();
   const F32 scale = set1(out.scale[m]);
   for (int at = 0; at < task.width; at += kLanes * vectors) {

@@ -4,7 +4,8 @@
 constexpr int kLanes = 16;
 constexpr int kWeightBias = 128;  // VPDPBUSD multiplies unsigned by signed bytes: the weights are made unsigned
 constexpr int kRowBlock = 12;     // x 2 panels = 24 of 32 registers
-constexpr int kDirectRowsQuantized = 8;
+constexpr int kDirectRowsInt4 = 8;
+constexpr int kDirectRowsInt8 = 5;
 constexpr int kDirectRowsFloat = 4;
 constexpr int kDirectAccumulators = 16;
 constexpr int kPanelBlock = 2;
@@ -180,7 +181,11 @@ LANES Quads set1_quad(const void* p) {
   __builtin_memcpy(&quad, p, sizeof quad);
   return {_mm512_set1_epi32(quad)};
 }
-LANES I32 dot_us(I32 acc, Quads u, Quads s) { return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)}; }
+// Written out: GCC 12 copies the accumulator of the intrinsic around, and stores it, wherever there are many.
+LANES I32 dot_us(I32 acc, Quads u, Quads s) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(u.v), "v"(s.v));
+  return acc;
+}
 LANES I32 dot_ss(I32 acc, Quads a, Quads b) {
   const __mmask64 negative = _mm512_movepi8_mask(a.v);
   const __m512i signed_b = _mm512_mask_sub_epi8(b.v, negative, _mm512_setzero_si512(), b.v);

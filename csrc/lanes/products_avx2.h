@@ -3,7 +3,8 @@
 
 constexpr int kWeightBias = 0;
 constexpr int kRowBlock = 4;  // x 2 registers = 8 of 16
-constexpr int kDirectRowsQuantized = 2;
+constexpr int kDirectRowsInt4 = 2;
+constexpr int kDirectRowsInt8 = 2;
 
 // VPMADDUBSW would saturate, so even and odd bytes are multiplied as 16-bit numbers.
 LANES __m256i dot_us_half(__m256i acc, __m256i u, __m256i s) {

@@ -25,7 +25,8 @@ constexpr int kWeightBias = 0;
 // Rows that one pass over a panel keeps accumulators for: blocked products; products straight from packed weights, of
 // quantized and of float inputs; and the most accumulators of the latter.
 constexpr int kRowBlock = 4;
-constexpr int kDirectRowsQuantized = 2;
+constexpr int kDirectRowsInt4 = 2;
+constexpr int kDirectRowsInt8 = 2;
 constexpr int kDirectRowsFloat = 2;
 constexpr int kDirectAccumulators = 4;
 constexpr int kPanelBlock = 1;

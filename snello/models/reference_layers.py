@@ -73,8 +73,12 @@ class Half(nn.Module):
             return cast(Tensor, self.norm(x + y))
         return x + cast(Tensor, self.post_norm(y)) if self.order == "both" else x + y
 
+    def added(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What this half adds to the residual, before a norm that stands behind it."""
+        return self.project(self.inner(self.prepare(x), mask))
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.finish(x, self.project(self.inner(self.prepare(x), mask)))
+        return self.finish(x, self.added(x, mask))
 
 
 class AttentionHalf(Half):
@@ -127,10 +131,13 @@ class Block(nn.Module):
     def __init__(self, spec: specs.Spec, index: int) -> None:
         super().__init__()
         layer = spec.layers[index]
+        self.parallel = layer.norms == "parallel"
         self.attention = AttentionHalf(spec, layer)
         self.ffn = FeedForwardHalf(spec, layer)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.parallel:
+            return x + self.attention.added(x, mask) + self.ffn.added(x, mask)
         return cast(Tensor, self.ffn(self.attention(x, mask), mask))
 
 

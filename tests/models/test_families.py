@@ -85,6 +85,64 @@ def test_qwen_biases_and_norms() -> None:
     assert attention(spec_from_config({k: v for k, v in QWEN3.items() if k != "head_dim"})).head_dim == 128
 
 
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "vocab_size": 100, "n_embd": 32, "n_layer": 3, "n_head": 4}
+GPT2 |= {"activation_function": "gelu_new"}
+OPT = {key: value for key, value in LLAMA.items() if key not in ("intermediate_size", "hidden_act")}
+OPT |= {"architectures": ["OPTForCausalLM"], "ffn_dim": 48, "activation_function": "relu"}
+NEOX = LLAMA | {"architectures": ["GPTNeoXForCausalLM"], "hidden_act": "gelu"}
+
+
+def test_gpt2_settings() -> None:
+    spec = spec_from_config(GPT2 | {"n_positions": 64, "n_ctx": 64})
+    assert (spec.max_positions, spec.embedding.learned_positions, spec.embedding.position_offset) == (64, 64, 0)
+    assert spec.head.tied and spec.final_norm and spec.norm.kind == "layer" and attention(spec).rope is None
+    assert (spec.layers[0].feed_forward.width, spec.layers[0].feed_forward.activation) == (128, "gelu_tanh")
+    assert attention(spec).scale is None
+    deeper = spec_from_config(GPT2 | {"scale_attn_by_inverse_layer_idx": True})
+    assert [attention(deeper, i).score_scale for i in range(3)] == [8**-0.5 / (i + 1) for i in range(3)]
+    assert attention(spec_from_config(GPT2 | {"scale_attn_weights": False})).score_scale == 1.0
+
+
+def test_opt_settings() -> None:
+    spec = spec_from_config(OPT | {"max_position_embeddings": 64, "word_embed_proj_dim": 32})
+    assert (spec.max_positions, spec.embedding.learned_positions, spec.embedding.position_offset) == (64, 66, 2)
+    assert (spec.layers[0].norms, spec.final_norm, spec.head.tied) == ("pre", True, True)
+    after = spec_from_config(OPT | {"do_layer_norm_before": False})
+    assert (after.layers[0].norms, after.final_norm) == ("post", False)
+    bare = spec_from_config(OPT | {"enable_bias": False, "_remove_final_layer_norm": True})
+    assert not (attention(bare).qkv_bias or bare.layers[0].feed_forward.bias or bare.final_norm)
+
+
+def test_gpt_neox_settings() -> None:
+    spec = spec_from_config(NEOX)
+    assert (spec.layers[0].norms, spec.head.tied, attention(spec).rope) == ("parallel", False, Rope(base=1e4, dims=2))
+    assert spec_from_config(NEOX | {"use_parallel_residual": False}).layers[0].norms == "pre"
+    rotary = {"rotary_pct": 0.5, "rotary_emb_base": 500}
+    assert attention(spec_from_config(NEOX | rotary)).rope == Rope(base=500.0, dims=4)
+    both = rotary | {"rope_parameters": {"rope_theta": 500, "partial_rotary_factor": 0.5, "rope_type": "default"}}
+    assert attention(spec_from_config(NEOX | both)).rope == Rope(base=500.0, dims=4)
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "message"),
+    [
+        (GPT2, {"add_cross_attention": True}, "add_cross_attention = true"),
+        (GPT2, {"activation_function": "mish"}, "activation_function"),
+        (GPT2, {"n_head": 5}, "does not divide into 5"),
+        (OPT, {"word_embed_proj_dim": 16}, "word_embed_proj_dim 16 is not supported"),
+        (OPT, {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine false"),
+        (NEOX, {"rotary_pct": 0.4}, "0.4 of 8 dims"),
+        (NEOX, {"rotary_pct": 0.0}, "0 of 8 dims"),
+        (NEOX, {"rotary_pct": 0.5, "partial_rotary_factor": 0.25}, "partial_rotary_factor is both 0.25 and 0.5"),
+        (NEOX, {"rotary_pct": "half"}, "expected a number"),
+        (NEOX, {"is_decoder": True}, "is_decoder"),
+    ],
+)
+def test_gpt_variants_are_refused(base: dict[str, Any], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SnelloError, match=message):
+        spec_from_config(base | settings)
+
+
 LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 

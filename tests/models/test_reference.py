@@ -19,7 +19,7 @@ from snello.models.reference import Reference, build_block, build_embedding, bui
 from snello.models.reference_layers import attend, rotate, visible
 from snello.models.rope import inverse_frequencies, rope_tables
 from snello.models.spec import Attention, Experts, Recurrent, Rope
-from tests.checkpoints import DECODER, ENCODER, VARIANTS, make_checkpoint
+from tests.checkpoints import DECODER, ENCODER, GPT2, NEOX, OPT, VARIANTS, make_checkpoint
 
 DATA = Path(__file__).parents[3] / "shared/data"
 
@@ -46,6 +46,20 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-tied": (
         "Qwen2ForCausalLM",
         {k: v for k, v in DECODER.items() if k != "head_dim"} | {"tie_word_embeddings": True},
+    ),
+    "gpt2-scaled": (
+        "GPT2LMHeadModel",
+        {k: v for k, v in GPT2.items() if k != "n_inner"}
+        | {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False, "activation_function": "relu"}
+        | {"reorder_and_upcast_attn": True},
+    ),
+    "opt-post-norm": ("OPTForCausalLM", OPT | {"do_layer_norm_before": False, "enable_bias": False}),
+    "opt-no-final-norm": ("OPTForCausalLM", OPT | {"_remove_final_layer_norm": True, "tie_word_embeddings": False}),
+    "neox-sequential": (
+        "GPTNeoXForCausalLM",
+        NEOX
+        | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_fast"}
+        | {"tie_word_embeddings": True, "rotary_pct": 0.5, "rotary_emb_base": 5000},
     ),
     "distilbert-classify": (
         "DistilBertForSequenceClassification",
@@ -111,7 +125,7 @@ def test_embedding_ignores_padding(pooling: str, tmp_path: Path) -> None:
     assert alone.norm() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["qwen3", "llama-tied-bias", "bert-mlm", "bert-classify"])
+@pytest.mark.parametrize("variant", ["qwen3", "llama-tied-bias", "gpt2", "gpt-neox", "bert-mlm", "bert-classify"])
 def test_parts_equal_the_whole(variant: str, tmp_path: Path) -> None:
     model = load(make_checkpoint(tmp_path / variant, variant))
     tokens = random_tokens(307)
@@ -124,7 +138,7 @@ def test_parts_equal_the_whole(variant: str, tmp_path: Path) -> None:
 
 
 def test_parameter_names_are_canonical(tmp_path: Path) -> None:
-    for variant in ("qwen3", "llama-tied-bias", "bert-mlm", "distilbert-mlm"):
+    for variant in ("qwen3", "llama-tied-bias", "gpt2", "opt", "bert-mlm", "distilbert-mlm"):
         model = load(make_checkpoint(tmp_path / variant, variant))
         names = [name for name, _ in Reference.from_model(model).named_parameters()]
         assert sorted(names) == sorted(model.weights.names())

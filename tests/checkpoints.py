@@ -67,6 +67,8 @@ NEOX: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+PHI3: dict[str, Any] = {key: value for key, value in DECODER.items() if key != "head_dim"}
+PHI3 |= {"num_hidden_layers": 2, "num_key_value_heads": 2, "pad_token_id": 0}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", DECODER),
@@ -80,6 +82,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2LMHeadModel", GPT2),
     "opt": ("OPTForCausalLM", OPT),
     "gpt-neox": ("GPTNeoXForCausalLM", NEOX),
+    "phi3": ("Phi3ForCausalLM", PHI3 | {"partial_rotary_factor": 0.75, "sliding_window": 40}),
     "bert-mlm": ("BertForMaskedLM", ENCODER),
     "bert-classify": ("BertForSequenceClassification", ENCODER | {"num_labels": 3}),
     "distilbert-mlm": (

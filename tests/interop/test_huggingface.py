@@ -51,7 +51,7 @@ def test_what_goes_out_comes_in_again(
     assert again.spec == model.spec
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt-neox"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "phi3"])
 def test_fused_matrices_go_back_as_they_were(name: str, folders: Path) -> None:
     shapes, values = hf_tensors(load(folders / name))
     stored = load_file(folders / name / "model.safetensors")

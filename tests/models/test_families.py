@@ -123,9 +123,38 @@ def test_gpt_neox_settings() -> None:
     assert attention(spec_from_config(NEOX | both)).rope == Rope(base=500.0, dims=4)
 
 
+PHI3 = LLAMA | {"architectures": ["Phi3ForCausalLM"]}
+SU = {"short_factor": [1, 2, 3, 4], "long_factor": [5, 6, 7, 8]}
+
+
+def test_phi3_settings() -> None:
+    spec = spec_from_config(PHI3 | {"sliding_window": 9, "partial_rotary_factor": 0.5})
+    assert [attention(spec, i).window for i in range(3)] == [9] * 3
+    assert attention(spec).rope == Rope(base=1e4, dims=4) and spec.norm.epsilon == 1e-5
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su", "yarn"])  # older files say su, or even yarn
+def test_phi3_is_served_up_to_its_original_length(kind: str) -> None:
+    long = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    spec = spec_from_config(PHI3 | long | {"rope_scaling": SU | {"type": kind}})
+    rope = attention(spec).rope
+    assert rope is not None and spec.max_positions == 4096
+    assert dict(rope.scaling) == {
+        "rope_type": "longrope",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096.0,
+        "short_factor": "[1, 2, 3, 4]",
+        "long_factor": "[5, 6, 7, 8]",
+    }
+
+
 @pytest.mark.parametrize(
     ("base", "settings", "message"),
     [
+        (PHI3, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "Phi-3 with RoPE scaling of type linear"),
+        (PHI3, {"rope_scaling": SU | {"type": "su", "short_factor": [1, 2]}}, "short_factor must be 4 numbers"),
+        (PHI3, {"rope_scaling": {"type": "su", "long_factor": [1, 2, 3, 4]}}, "short_factor must be 4 numbers"),
+        (PHI3, {"attention_bias": True}, "attention_bias = true"),
         (GPT2, {"add_cross_attention": True}, "add_cross_attention = true"),
         (GPT2, {"activation_function": "mish"}, "activation_function"),
         (GPT2, {"n_head": 5}, "does not divide into 5"),

@@ -19,10 +19,20 @@ from snello.models.reference import Reference, build_block, build_embedding, bui
 from snello.models.reference_layers import attend, rotate, visible
 from snello.models.rope import inverse_frequencies, rope_tables
 from snello.models.spec import Attention, Experts, Recurrent, Rope
-from tests.checkpoints import DECODER, ENCODER, GPT2, NEOX, OPT, VARIANTS, make_checkpoint
+from tests.checkpoints import DECODER, ENCODER, GPT2, NEOX, OPT, PHI3, VARIANTS, make_checkpoint
 
 DATA = Path(__file__).parents[3] / "shared/data"
 
+LONGROPE: dict[str, Any] = {
+    "max_position_embeddings": 512,
+    "original_max_position_embeddings": 64,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1 + i / 8 for i in range(12)],
+        "long_factor": [2 + i / 4 for i in range(12)],
+    },
+}
 # Beyond the variants of every test: scaled RoPE, tied Qwen2, DistilBERT's classifier.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3-rope": (
@@ -60,6 +70,11 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         NEOX
         | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_fast"}
         | {"tie_word_embeddings": True, "rotary_pct": 0.5, "rotary_emb_base": 5000},
+    ),
+    "phi3-longrope": ("Phi3ForCausalLM", PHI3 | LONGROPE),
+    "phi3-stated-factor": (
+        "Phi3ForCausalLM",
+        PHI3 | LONGROPE | {"rope_parameters": LONGROPE["rope_parameters"] | {"attention_factor": 1.25}},
     ),
     "distilbert-classify": (
         "DistilBertForSequenceClassification",
@@ -178,6 +193,19 @@ def test_unknown_scaling_is_refused_by_name() -> None:
         rope_tables(Rope(base=1e4, dims=64, scaling=(("rope_type", "yarn"), ("factor", 4.0))), 4)
     with pytest.raises(Unsupported, match="factor"):
         rope_tables(Rope(base=1e4, dims=64, scaling=(("rope_type", "linear"),)), 4)
+
+
+def test_longrope_is_refused_where_its_frequencies_would_change(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(VARIANTS, "phi3-longrope", MORE["phi3-longrope"])
+    model = load(make_checkpoint(tmp_path / "m", "phi3-longrope"))
+    assert model.spec.max_positions == 64  # beyond, the first keys would have to be turned anew
+    with pytest.raises(SnelloError, match="65 tokens are more than the 64 positions"):
+        Reference.from_model(model)(random_tokens(307, length=65))
+    mixer = model.spec.layers[0].mixer
+    assert isinstance(mixer, Attention) and mixer.rope is not None
+    with pytest.raises(Unsupported, match="65 positions by LongRoPE") as caught:
+        rope_tables(mixer.rope, 65)
+    assert caught.value.hint == "use --context 64 or less"
 
 
 def test_interleaved_is_halves_reordered() -> None:

@@ -212,7 +212,7 @@ def rope(
 
 def rope_of(settings: Mapping[str, Any], base: float, dims: int) -> Rope:
     """What one table of rotary settings says, beside base and width."""
-    left = dict(settings)
+    left = {key: value for key, value in settings.items() if value is not None}
     legacy = left.pop("type", None)
     kind = left.pop("rope_type", legacy) or "default"
     if kind == "default" and left:

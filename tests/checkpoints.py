@@ -69,6 +69,14 @@ NEOX: dict[str, Any] = {
 }
 PHI3: dict[str, Any] = {key: value for key, value in DECODER.items() if key != "head_dim"}
 PHI3 |= {"num_hidden_layers": 2, "num_key_value_heads": 2, "pad_token_id": 0}
+GEMMA: dict[str, Any] = DECODER | {
+    "num_hidden_layers": 2,
+    "tie_word_embeddings": True,
+    "sliding_window": 33,
+    "query_pre_attn_scalar": 50,
+    "final_logit_softcapping": 8.0,
+    "pad_token_id": 0,
+}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", DECODER),
@@ -83,6 +91,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("OPTForCausalLM", OPT),
     "gpt-neox": ("GPTNeoXForCausalLM", NEOX),
     "phi3": ("Phi3ForCausalLM", PHI3 | {"partial_rotary_factor": 0.75, "sliding_window": 40}),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA | {"attn_logit_softcapping": 4.0}),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        GEMMA | {"num_key_value_heads": 2, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "bert-mlm": ("BertForMaskedLM", ENCODER),
     "bert-classify": ("BertForSequenceClassification", ENCODER | {"num_labels": 3}),
     "distilbert-mlm": (

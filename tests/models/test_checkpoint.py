@@ -70,6 +70,19 @@ PLACES: dict[str, dict[str, str]] = {
         "layers.1.attention.v.bias": "model.layers.1.self_attn.v_proj.bias",
         "head.weight": "lm_head.weight",
     },
+    "opt": {
+        "layers.1.attention.norm.bias": "model.decoder.layers.1.self_attn_layer_norm.bias",
+        "layers.1.ffn.norm.bias": "model.decoder.layers.1.final_layer_norm.bias",
+        "norm.bias": "model.decoder.final_layer_norm.bias",
+        "layers.0.attention.k.weight": "model.decoder.layers.0.self_attn.k_proj.weight",
+    },
+    "gemma3": {
+        "layers.1.attention.norm.weight": "model.layers.1.input_layernorm.weight",
+        "layers.1.attention.post_norm.weight": "model.layers.1.post_attention_layernorm.weight",
+        "layers.1.ffn.norm.weight": "model.layers.1.pre_feedforward_layernorm.weight",
+        "layers.1.ffn.post_norm.weight": "model.layers.1.post_feedforward_layernorm.weight",
+        "layers.1.attention.k_norm.weight": "model.layers.1.self_attn.k_norm.weight",
+    },
     "bert-mlm": {
         "layers.1.attention.o.bias": "bert.encoder.layer.1.attention.output.dense.bias",
         "layers.1.attention.norm.bias": "bert.encoder.layer.1.attention.output.LayerNorm.bias",

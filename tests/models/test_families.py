@@ -123,6 +123,45 @@ def test_gpt_neox_settings() -> None:
     assert attention(spec_from_config(NEOX | both)).rope == Rope(base=500.0, dims=4)
 
 
+GEMMA = LLAMA | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 8, "num_key_value_heads": 2, "sliding_window": 7}
+GEMMA |= {"hidden_activation": "gelu_pytorch_tanh", "hidden_act": "gelu"}  # the second is not what counts
+GEMMA3 = GEMMA | {"architectures": ["Gemma3ForCausalLM"]}
+
+
+def test_gemma2_settings() -> None:
+    spec = spec_from_config(GEMMA | {"query_pre_attn_scalar": 16})
+    assert (spec.norm.gain_offset, spec.embedding.scale, spec.head.tied) == (1.0, 32**0.5, True)
+    assert (spec.head.soft_cap, attention(spec).soft_cap, attention(spec).score_scale) == (30.0, 50.0, 0.25)
+    assert spec.layers[0].norms == "both" and spec.layers[0].feed_forward.activation == "gelu_tanh"
+    assert [attention(spec, i).window for i in range(3)] == [7, None, 7]
+    bare = spec_from_config(GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": None})
+    assert bare.head.soft_cap is None and attention(bare).soft_cap is None
+    assert attention(bare).score_scale == 256**-0.5  # unsaid, whatever the head_dim
+
+
+def test_gemma3_settings() -> None:
+    spec = spec_from_config(GEMMA3 | {"sliding_window_pattern": 2})
+    ropes = [attention(spec, i).rope for i in range(3)]
+    assert [attention(spec, i).window for i in range(3)] == [7, None, 7]
+    assert ropes == [Rope(base=1e4, dims=8), Rope(base=1e6, dims=8), Rope(base=1e4, dims=8)]
+    assert (spec.head.soft_cap, attention(spec).soft_cap) == (None, None)
+    norm = attention(spec).qk_norm
+    assert norm is not None and norm.gain_offset == 1.0
+    assert [attention(spec_from_config(GEMMA3), i).window for i in range(3)] == [7, 7, 7]
+
+
+def test_gemma3_ropes_in_both_dialects() -> None:
+    linear = {"rope_type": "linear", "factor": 8.0}
+    old = {"rope_theta": 5e5, "rope_local_base_freq": 5e3, "rope_scaling": linear}
+    full = {"rope_theta": 5e5, **linear}
+    new = {"rope_parameters": {"full_attention": full, "sliding_attention": {"rope_theta": 5e3}}}
+    pattern = {"sliding_window_pattern": 2}
+    assert spec_from_config(GEMMA3 | old | pattern) == spec_from_config(GEMMA3 | new | pattern)
+    spec = spec_from_config(GEMMA3 | new | pattern)
+    assert attention(spec, 0).rope == Rope(base=5e3, dims=8)
+    assert attention(spec, 1).rope == Rope(base=5e5, dims=8, scaling=(("rope_type", "linear"), ("factor", 8.0)))
+
+
 PHI3 = LLAMA | {"architectures": ["Phi3ForCausalLM"]}
 SU = {"short_factor": [1, 2, 3, 4], "long_factor": [5, 6, 7, 8]}
 
@@ -151,6 +190,14 @@ def test_phi3_is_served_up_to_its_original_length(kind: str) -> None:
 @pytest.mark.parametrize(
     ("base", "settings", "message"),
     [
+        (GEMMA, {"use_bidirectional_attention": True}, "use_bidirectional_attention = true"),
+        (GEMMA, {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0"),
+        (GEMMA, {"sliding_window": None}, "lacks sliding_window"),
+        (GEMMA, {"layer_types": ["full_attention"]}, "layer_types"),
+        (GEMMA3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+        (GEMMA3, {"rope_theta": 1e6, "rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "both 500000.0"),
+        (GEMMA3, {"rope_parameters": {"rope_theta": 5e5}}, "one table for each type of layer"),
+        (GEMMA3, {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}}, "partial_rotary_factor"),
         (PHI3, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "Phi-3 with RoPE scaling of type linear"),
         (PHI3, {"rope_scaling": SU | {"type": "su", "short_factor": [1, 2]}}, "short_factor must be 4 numbers"),
         (PHI3, {"rope_scaling": {"type": "su", "long_factor": [1, 2, 3, 4]}}, "short_factor must be 4 numbers"),

@@ -19,7 +19,7 @@ from snello.models.reference import Reference, build_block, build_embedding, bui
 from snello.models.reference_layers import attend, rotate, visible
 from snello.models.rope import inverse_frequencies, rope_tables
 from snello.models.spec import Attention, Experts, Recurrent, Rope
-from tests.checkpoints import DECODER, ENCODER, GPT2, NEOX, OPT, PHI3, VARIANTS, make_checkpoint
+from tests.checkpoints import DECODER, ENCODER, GEMMA, GPT2, NEOX, OPT, PHI3, VARIANTS, make_checkpoint
 
 DATA = Path(__file__).parents[3] / "shared/data"
 
@@ -75,6 +75,17 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-stated-factor": (
         "Phi3ForCausalLM",
         PHI3 | LONGROPE | {"rope_parameters": LONGROPE["rope_parameters"] | {"attention_factor": 1.25}},
+    ),
+    "gemma2-plain": (
+        "Gemma2ForCausalLM",
+        GEMMA
+        | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True}
+        | {"layer_types": ["full_attention", "sliding_attention"], "tie_word_embeddings": False},
+    ),
+    "gemma3-pattern": (
+        "Gemma3ForCausalLM",
+        {**GEMMA, "final_logit_softcapping": None, "sliding_window_pattern": 2, "rope_theta": 5000.0}
+        | {"rope_local_base_freq": 100.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     ),
     "distilbert-classify": (
         "DistilBertForSequenceClassification",
@@ -140,7 +151,9 @@ def test_embedding_ignores_padding(pooling: str, tmp_path: Path) -> None:
     assert alone.norm() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["qwen3", "llama-tied-bias", "gpt2", "gpt-neox", "bert-mlm", "bert-classify"])
+@pytest.mark.parametrize(
+    "variant", ["qwen3", "llama-tied-bias", "gpt2", "gpt-neox", "gemma3", "bert-mlm", "bert-classify"]
+)
 def test_parts_equal_the_whole(variant: str, tmp_path: Path) -> None:
     model = load(make_checkpoint(tmp_path / variant, variant))
     tokens = random_tokens(307)
@@ -153,7 +166,7 @@ def test_parts_equal_the_whole(variant: str, tmp_path: Path) -> None:
 
 
 def test_parameter_names_are_canonical(tmp_path: Path) -> None:
-    for variant in ("qwen3", "llama-tied-bias", "gpt2", "opt", "bert-mlm", "distilbert-mlm"):
+    for variant in ("qwen3", "llama-tied-bias", "gpt2", "opt", "gemma3", "bert-mlm", "distilbert-mlm"):
         model = load(make_checkpoint(tmp_path / variant, variant))
         names = [name for name, _ in Reference.from_model(model).named_parameters()]
         assert sorted(names) == sorted(model.weights.names())

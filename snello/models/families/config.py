@@ -119,11 +119,11 @@ class Config:
             self._refuse(key, "a number")
         return float(value)
 
-    def optional(self, key: str, default: float) -> float | None:
+    def optional(self, key: str, default: float | None) -> float | None:
         """A number above zero, or null for none; the default only where the key is absent."""
-        if key in self._values and self.raw(key) is None:
-            return None
-        value = self.number(key, default)
+        if self.raw(key) is None:
+            return None if key in self._values else default
+        value = self.number(key)
         if not value > 0:
             self._refuse(key, "a number above zero, or null")
         return value
@@ -206,8 +206,8 @@ def rope(
         )
     bases = [settings.pop("rope_theta", None), config.raw("rope_theta"), config.raw(base_key)]
     fractions = [settings.pop("partial_rotary_factor", None), config.raw("partial_rotary_factor")]
-    part = _agreed("partial_rotary_factor", [*fractions, config.raw(fraction_key)], fraction)
-    return rope_of(settings, _agreed("rope_theta", bases, DEFAULT_ROPE_BASE), _rotary_dims(head_dim, part))
+    part = agreed("partial_rotary_factor", [*fractions, config.raw(fraction_key)], fraction)
+    return rope_of(settings, agreed("rope_theta", bases, DEFAULT_ROPE_BASE), rotary_dims(head_dim, part))
 
 
 def rope_of(settings: Mapping[str, Any], base: float, dims: int) -> Rope:
@@ -229,7 +229,7 @@ def rope_table(config: Config, key: str) -> dict[str, Any]:
     return dict(value or {})
 
 
-def _agreed(name: str, values: list[Any], default: float) -> float:
+def agreed(name: str, values: list[Any], default: float) -> float:
     """The one value that is said, however often; the default where none is."""
     stated = list(dict.fromkeys(value for value in values if value is not None))
     if len(stated) > 1:
@@ -239,7 +239,8 @@ def _agreed(name: str, values: list[Any], default: float) -> float:
     return float(stated[0]) if stated else default
 
 
-def _rotary_dims(head_dim: int, fraction: float) -> int:
+def rotary_dims(head_dim: int, fraction: float = 1.0) -> int:
+    """How many of a head's dims are rotated; they come in pairs."""
     dims = int(head_dim * fraction)
     if dims < 2 or dims % 2 or dims > head_dim:
         raise SnelloError(f"config.json: {fraction:g} of {head_dim} dims cannot be rotated in pairs")

@@ -120,17 +120,24 @@ def _qwen3(config: Config, task: Task) -> Spec:
 
 def _qwen_windows(config: Config) -> tuple[int | None, ...]:
     """Per layer: `layer_types` where given, else the layers from `max_window_layers` on; none unless switched on."""
-    count, types, width = config.integer("num_hidden_layers"), config.raw("layer_types"), None
+    count, width = config.integer("num_hidden_layers"), None
     first = config.raw("max_window_layers")
     if config.flag("use_sliding_window", False) and config.raw("sliding_window") is not None:
         width = config.integer("sliding_window")
     config.raw("sliding_window")
+    silent = ["full_attention" if index < (first or 0) else "sliding_attention" for index in range(count)]
+    return tuple(width if kind == "sliding_attention" else None for kind in layer_types(config, silent))
+
+
+def layer_types(config: Config, silent: list[str]) -> list[str]:
+    """What each layer sees, `full_attention` or `sliding_attention`; `silent` where the config does not say."""
+    count, types = config.integer("num_hidden_layers"), config.raw("layer_types")
     if types is None:
-        types = ["full_attention" if index < (first or 0) else "sliding_attention" for index in range(count)]
+        return silent
     if not isinstance(types, list) or len(types) != count or set(types) - {"sliding_attention", "full_attention"}:
         expected = f"full_attention or sliding_attention for each of {count} layers"
         raise SnelloError(f"config.json: layer_types is {json.dumps(types)[:80]}, expected {expected}")
-    return tuple(width if kind == "sliding_attention" else None for kind in types)
+    return types
 
 
 def _family(name: str, architecture: str, spec: Callable[[Config, Task], Spec]) -> Family:

@@ -290,6 +290,7 @@ OPTIONS = {
 }
 CASES = [("preset", variant) for variant in VARIANTS]
 CASES += [(case, variant) for case in OPTIONS if case != "preset" for variant in ("llama", "bert-classify")]
+CASES += [("mixed-gptq", variant) for variant in ("gpt-neox", "gemma2")]
 
 
 @pytest.mark.parametrize(("case", "variant"), CASES)

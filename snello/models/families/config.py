@@ -243,7 +243,9 @@ def rotary_dims(head_dim: int, fraction: float = 1.0) -> int:
     """How many of a head's dims are rotated; they come in pairs."""
     dims = int(head_dim * fraction)
     if dims < 2 or dims % 2 or dims > head_dim:
-        raise SnelloError(f"config.json: {fraction:g} of {head_dim} dims cannot be rotated in pairs")
+        raise Unsupported(
+            f"config.json: {fraction:g} of a head's {head_dim} dims are to be rotated", "an even number is supported"
+        )
     return dims
 
 

@@ -1,4 +1,4 @@
-"""Random configurations of the decoder families with settings of their own: Transformers, the reference, the native core.
+"""Random configurations of the decoder families with settings of their own, three ways to the same logits.
 
 The settings are drawn by a seed, so a failure names its configuration and comes back.
 """

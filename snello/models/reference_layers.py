@@ -37,12 +37,13 @@ class NormLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if norm.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = self.weight + self.norm.gain_offset if self.norm.gain_offset else self.weight
+        offset, gain = self.norm.gain_offset, self.weight
         if self.norm.kind == "layer":
-            return F.layer_norm(x, gain.shape, gain, self.bias, self.norm.epsilon)
+            return F.layer_norm(x, gain.shape, gain + offset if offset else gain, self.bias, self.norm.epsilon)
         y = x.float()
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.norm.epsilon)
-        y = gain * y.to(x.dtype)
+        # Where the gain is stored less an offset, the product is taken before it is rounded to 16 bits (Gemma).
+        y = ((gain.float() + offset) * y).to(x.dtype) if offset else gain * y.to(x.dtype)
         return y if self.bias is None else y + self.bias
 
 

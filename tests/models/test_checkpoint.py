@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,16 @@ def test_gpt2_is_stored_the_other_way_round(tmp_path: Path) -> None:
     change(folder, lambda t: t.update({"transformer.h.0.mlp.c_fc.weight": torch.zeros(200, 96)}))
     with pytest.raises(SnelloError, match=r"c_fc.weight has shape \[200, 96\], expected \[96, 200\]"):
         load(folder)
+
+
+def test_one_part_of_a_fused_matrix_takes_no_more_than_itself(tmp_path: Path) -> None:
+    for variant in ("gpt2", "gpt-neox", "phi3"):
+        weights = load(make_checkpoint(tmp_path / variant, variant)).weights
+        assert isinstance(weights, CheckpointWeights)
+        tracemalloc.start()
+        part = weights.stored("layers.1.attention.k.weight")
+        assert tracemalloc.get_traced_memory()[1] < part.data.nbytes + 8192, variant
+        tracemalloc.stop()
 
 
 def test_gpt_neox_deals_heads(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 from snello.errors import SnelloError, Unsupported
 from snello.models import Model, load
 from snello.models.reference import Reference, build_block, build_embedding, build_head
-from snello.models.reference_layers import attend, rotate, visible
+from snello.models.reference_layers import NormLayer, attend, rotate, visible
 from snello.models.rope import inverse_frequencies, rope_tables
-from snello.models.spec import Attention, Experts, Recurrent, Rope
+from snello.models.spec import Attention, Experts, Norm, Recurrent, Rope
 from tests.checkpoints import DECODER, ENCODER, GEMMA, GPT2, NEOX, OPT, PHI3, VARIANTS, make_checkpoint
 
 DATA = Path(__file__).parents[3] / "shared/data"
@@ -234,6 +234,20 @@ def test_partial_rotary_leaves_the_rest() -> None:
     y = rotate(x, Rope(base=100.0, dims=6))
     assert torch.equal(y[..., 6:], x[..., 6:])
     assert torch.equal(y[..., :6], rotate(x[..., :6], Rope(base=100.0, dims=6)))
+
+
+# ---- norms ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gemmas_norm_rounds_as_transformers_does(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    theirs = transformers.models.gemma2.modeling_gemma2.Gemma2RMSNorm(96).to(dtype)
+    theirs.weight.data = torch.randn(96, generator=generator).mul(0.3).to(dtype)
+    ours = NormLayer(Norm(kind="rms", epsilon=1e-6, gain_offset=1.0), 96).to(dtype)
+    ours.weight.data = theirs.weight.data
+    x = torch.randn(7, 96, generator=generator).to(dtype)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=0)
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------

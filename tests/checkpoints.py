@@ -36,6 +36,48 @@ ENCODER: dict[str, Any] = {
     "max_position_embeddings": 128,
 }
 
+GPT2: dict[str, Any] = {
+    "vocab_size": 307,
+    "n_embd": 96,
+    "n_inner": 200,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+OPT: dict[str, Any] = {
+    "vocab_size": 307,
+    "hidden_size": 96,
+    "word_embed_proj_dim": 96,
+    "ffn_dim": 200,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+NEOX: dict[str, Any] = {
+    "vocab_size": 307,
+    "hidden_size": 96,
+    "intermediate_size": 200,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+PHI3: dict[str, Any] = {key: value for key, value in DECODER.items() if key != "head_dim"}
+PHI3 |= {"num_hidden_layers": 2, "num_key_value_heads": 2, "pad_token_id": 0}
+GEMMA: dict[str, Any] = DECODER | {
+    "num_hidden_layers": 2,
+    "tie_word_embeddings": True,
+    "sliding_window": 33,
+    "query_pre_attn_scalar": 50,
+    "final_logit_softcapping": 8.0,
+    "pad_token_id": 0,
+}
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", DECODER),
     "llama-tied-bias": (
@@ -45,6 +87,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("MistralForCausalLM", DECODER | {"sliding_window": 33}),
     "qwen2": ("Qwen2ForCausalLM", {k: v for k, v in DECODER.items() if k != "head_dim"} | {"num_key_value_heads": 2}),
     "qwen3": ("Qwen3ForCausalLM", DECODER | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "gpt2": ("GPT2LMHeadModel", GPT2),
+    "opt": ("OPTForCausalLM", OPT),
+    "gpt-neox": ("GPTNeoXForCausalLM", NEOX),
+    "phi3": ("Phi3ForCausalLM", PHI3 | {"partial_rotary_factor": 0.75, "sliding_window": 40}),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA | {"attn_logit_softcapping": 4.0}),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        GEMMA | {"num_key_value_heads": 2, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "bert-mlm": ("BertForMaskedLM", ENCODER),
     "bert-classify": ("BertForSequenceClassification", ENCODER | {"num_labels": 3}),
     "distilbert-mlm": (
@@ -52,7 +103,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 307, "dim": 96, "hidden_dim": 200, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128},
     ),
 }
-DECODERS = [name for name, (architecture, _) in VARIANTS.items() if architecture.endswith("CausalLM")]
+DECODERS = [name for name, (architecture, _) in VARIANTS.items() if architecture.endswith(("CausalLM", "LMHeadModel"))]
 
 
 def make_checkpoint(path: Path, variant: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:

@@ -12,9 +12,11 @@ import pytest
 
 from snello.cli import VERBS, parser_for
 from snello.errors import SnelloError
+from snello.models.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -42,6 +44,11 @@ def test_the_tree_is_the_house() -> None:
         name = line.split()[0]
         folder = ROOT / "snello" if line.startswith("  ") else ROOT
         assert (folder / name).exists(), name
+
+
+def test_every_architecture_is_in_the_docs() -> None:
+    named = set(re.findall(r"`(\w+(?:Model|LM|ForPreTraining|ForSequenceClassification))`", MODELS))
+    assert named == {name for family in FAMILIES.values() for name in family.architectures}
 
 
 @pytest.mark.parametrize("command", commands())

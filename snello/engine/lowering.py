@@ -120,8 +120,20 @@ class _Builder:
             raise Unsupported(f"layer {index} mixes with {type(mixer).__name__}, which the native core does not run")
         if layer.feed_forward.experts is not None:
             raise Unsupported(f"layer {index} has experts, which the native core does not run")
+        if layer.norms == "parallel":
+            self.parallel(index, mixer, layer, hidden)
+            return
         self.half(f"layers.{index}.attention", layer, hidden, lambda x, out: self.attention(index, mixer, x, out))
         self.half(f"layers.{index}.ffn", layer, hidden, lambda x, out: self.feed_forward(index, layer, x, out))
+
+    def parallel(self, index: int, mixer: Attention, layer: Layer, hidden: int) -> None:
+        """Both halves of what the block was given: the second norm is taken before the first half is added."""
+        width, norm = self.spec.hidden_size, self.spec.norm
+        first, second = self.register("normed", width), self.register("normed too", width)
+        self.norm(f"layers.{index}.attention.norm", norm, hidden, first)
+        self.norm(f"layers.{index}.ffn.norm", norm, hidden, second)
+        self.attention(index, mixer, first, hidden)
+        self.feed_forward(index, layer, second, hidden)
 
     def half(self, name: str, layer: Layer, hidden: int, compute: Callable[[int, int], None]) -> None:
         """One residual half: norm before, after the sum, or on both sides of what is added."""

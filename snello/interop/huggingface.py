@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from snello.errors import SnelloError, Unsupported
 from snello.interop.tensor_writer import DType, Floats, write_shards
+from snello.models.arrangement import Arrangement, join, stored_shape
 from snello.models.families import FAMILIES
 from snello.models.families.family import Names, names_for
 from snello.models.families.resolve import spec_from_config
@@ -110,15 +109,18 @@ def hf_tensors(model: Model) -> tuple[dict[str, tuple[int, ...]], Callable[[str]
     """Shapes of all tensors by their Hugging Face names, and how to get the values of one."""
     names = hf_names(model.spec)
     canonical = parameter_shapes(model.spec)
-    parts: dict[str, tuple[str, ...]] = {}
+    parts: dict[str, tuple[tuple[str, ...], Arrangement]] = {}
     for name in canonical:
         source = names.sources[name]
-        parts.setdefault(source.names[0], source.stacked or (name,))
-    shapes = {stored: _stacked_shape([canonical[part] for part in group]) for stored, group in parts.items()}
+        parts.setdefault(source.names[0], (source.stacked or (name,), source.arrangement))
+    shapes = {
+        stored: stored_shape([canonical[part] for part in group], arrangement)
+        for stored, (group, arrangement) in parts.items()
+    }
 
     def values(stored: str) -> Floats:
-        arrays = [model.weights.values(part) for part in parts[stored]]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        group, arrangement = parts[stored]
+        return join([model.weights.values(part) for part in group], arrangement)
 
     return shapes, values
 
@@ -126,10 +128,6 @@ def hf_tensors(model: Model) -> tuple[dict[str, tuple[int, ...]], Callable[[str]
 def hf_names(spec: Spec) -> Names:
     """Checkpoint names; a model without a head is saved without the base prefix, as Transformers does."""
     return names_for(FAMILIES[spec.family], spec, has_base=spec.head.kind != "embed")
-
-
-def _stacked_shape(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 # ---- the files beside -----------------------------------------------------------------------------------------------

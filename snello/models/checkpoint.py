@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from snello.errors import SnelloError, Unsupported
+from snello.models.arrangement import PLAIN, Piece, stored_shape
 from snello.models.families.family import Family, Names, Source, names_for
 from snello.models.families.resolve import with_type
 from snello.models.files import read_json
@@ -28,12 +29,13 @@ LISTED_FAULTS = 12
 SAMPLED_BLOCKS, SAMPLED_BYTES = 64, 4096
 
 Stored = Mapping[str, StoredTensor]
+Found = Mapping[str, StoredTensor | Piece]
 
 
 class CheckpointWeights:
     """Parameters of a checkpoint by canonical name, as stored."""
 
-    def __init__(self, tensors: Stored) -> None:
+    def __init__(self, tensors: Found) -> None:
         self._tensors = dict(tensors)
 
     def names(self) -> list[str]:
@@ -43,11 +45,12 @@ class CheckpointWeights:
         return self._tensors[name].shape
 
     def values(self, name: str) -> Floats:
-        return self._tensors[name].float32()
+        return self.stored(name).float32()
 
     def stored(self, name: str) -> StoredTensor:
-        """The tensor as its file holds it; rows of a fused matrix are a view."""
-        return self._tensors[name]
+        """The numbers as their file holds them; rows of a fused matrix are a view, another arrangement is undone."""
+        tensor = self._tensors[name]
+        return tensor.load() if isinstance(tensor, Piece) else tensor
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -129,7 +132,7 @@ def bind(family: Family, spec: Spec, stored: Stored, folder: Path) -> tuple[Spec
         SnelloError: parameters are missing, left over or of the wrong shape; all of them are named at once.
     """
     names = names_for(family, spec, has_base=any(name.startswith(family.base) for name in stored))
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, StoredTensor | Piece] = {}
     faults: list[str] = []
     used: set[str] = set()
     shapes = parameter_shapes(spec)
@@ -159,22 +162,21 @@ def bind(family: Family, spec: Spec, stored: Stored, folder: Path) -> tuple[Spec
 
 def _locate(
     canonical: str, shape: tuple[int, ...], source: Source, tensor: StoredTensor, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[str | None, StoredTensor | None]:
-    """A fault or the tensor; of a fused tensor, its rows."""
-    heights = [shapes[part][0] for part in source.stacked] or [shape[0]]
-    expected = (sum(heights), *shape[1:])
+) -> tuple[str | None, StoredTensor | Piece | None]:
+    """A fault or the tensor; of a fused or transposed tensor, its piece."""
+    parts = [shapes[part] for part in source.stacked] or [shape]
+    expected = stored_shape(parts, source.arrangement)
     if tensor.dtype not in FLOAT_FORMATS and tensor.dtype != "F64":
         return f"holds {tensor.dtype} numbers, not a float type", None
     if tensor.shape != expected:
         return f"has shape {list(tensor.shape)}, expected {list(expected)}", None
-    if not source.stacked:
+    if not source.stacked and source.arrangement == PLAIN:
         return None, tensor
-    part = source.stacked.index(canonical)
-    begin = sum(heights[:part])
-    return None, tensor.rows(begin, begin + heights[part])
+    index = source.stacked.index(canonical) if source.stacked else 0
+    return None, Piece(tensor, tuple(part[0] for part in parts), index, source.arrangement)
 
 
-def _differing(copies: list[str], names: Names, stored: Stored, found: Stored) -> list[str]:
+def _differing(copies: list[str], names: Names, stored: Stored, found: Found) -> list[str]:
     """Tied copies that are not equal: such a model is not tied, whatever its config says."""
     return [
         f"{name} differs from {names.sources[names.copies[name]].names[0]}, which config.json says it repeats"
@@ -183,8 +185,9 @@ def _differing(copies: list[str], names: Names, stored: Stored, found: Stored) -
     ]
 
 
-def _same(one: StoredTensor, other: StoredTensor) -> bool:
+def _same(one: StoredTensor, other: StoredTensor | Piece) -> bool:
     """Equality on evenly spaced blocks: cheap, and a matrix trained apart differs in every one of them."""
+    other = other.load() if isinstance(other, Piece) else other
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     last = max(one.data.size - SAMPLED_BYTES, 0)
@@ -195,7 +198,7 @@ def _same(one: StoredTensor, other: StoredTensor) -> bool:
     )
 
 
-def _with_stored_types(spec: Spec, found: Stored) -> Spec:
+def _with_stored_types(spec: Spec, found: Found) -> Spec:
     """An original runs in its own number type: the embedding's is the default, matrices that differ are named."""
     types = {name: FLOAT_FORMATS.get(found[name].dtype, "fp32") for name in matrix_names(spec)}
     typed = with_type(spec, types.pop("embedding.tokens.weight"))

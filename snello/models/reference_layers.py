@@ -37,12 +37,13 @@ class NormLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size)) if norm.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = self.weight + self.norm.gain_offset if self.norm.gain_offset else self.weight
+        offset, gain = self.norm.gain_offset, self.weight
         if self.norm.kind == "layer":
-            return F.layer_norm(x, gain.shape, gain, self.bias, self.norm.epsilon)
+            return F.layer_norm(x, gain.shape, gain + offset if offset else gain, self.bias, self.norm.epsilon)
         y = x.float()
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.norm.epsilon)
-        y = gain * y.to(x.dtype)
+        # Where the gain is stored less an offset, the product is taken before it is rounded to 16 bits (Gemma).
+        y = ((gain.float() + offset) * y).to(x.dtype) if offset else gain * y.to(x.dtype)
         return y if self.bias is None else y + self.bias
 
 
@@ -73,8 +74,12 @@ class Half(nn.Module):
             return cast(Tensor, self.norm(x + y))
         return x + cast(Tensor, self.post_norm(y)) if self.order == "both" else x + y
 
+    def added(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What this half adds to the residual, before a norm that stands behind it."""
+        return self.project(self.inner(self.prepare(x), mask))
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.finish(x, self.project(self.inner(self.prepare(x), mask)))
+        return self.finish(x, self.added(x, mask))
 
 
 class AttentionHalf(Half):
@@ -127,10 +132,13 @@ class Block(nn.Module):
     def __init__(self, spec: specs.Spec, index: int) -> None:
         super().__init__()
         layer = spec.layers[index]
+        self.parallel = layer.norms == "parallel"
         self.attention = AttentionHalf(spec, layer)
         self.ffn = FeedForwardHalf(spec, layer)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.parallel:
+            return x + self.attention.added(x, mask) + self.ffn.added(x, mask)
         return cast(Tensor, self.ffn(self.attention(x, mask), mask))
 
 

@@ -7,13 +7,14 @@ depend on a maths library. No torch: the native executor runs without it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from snello.errors import Unsupported
+from snello.errors import SnelloError, Unsupported
 from snello.models.spec import Rope
 
 Array = npt.NDArray[np.float32]
@@ -22,17 +23,23 @@ IGNORED = {"rope_theta", "partial_rotary_factor"}  # said by `Rope.base` and `Ro
 
 
 def rope_tables(rope: Rope, max_positions: int) -> tuple[Array, Array]:
-    """Cosines and sines, FP32, for positions 0 .. max_positions - 1."""
-    frequencies = inverse_frequencies(rope)
+    """Cosines and sines, FP32, for positions 0 .. max_positions - 1.
+
+    Raises:
+        Unsupported: a kind of scaling that is not known, or positions that it serves only with other frequencies.
+    """
+    frequencies, factor = inverse_frequencies(rope), np.float32(1)
+    if _kind(rope) == "longrope":
+        factor = _longrope_factor(dict(rope.scaling), max_positions)
     positions = np.arange(max_positions, dtype=np.float32)
     angles = (positions[:, None] * frequencies[None, :]).astype(np.float64)  # (positions, dims / 2)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return np.cos(angles).astype(np.float32) * factor, np.sin(angles).astype(np.float32) * factor
 
 
 def inverse_frequencies(rope: Rope) -> Array:
     """One FP32 frequency per rotated pair, scaled as the configuration says."""
     scaling = {name: value for name, value in rope.scaling if name not in IGNORED}
-    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
+    kind = _kind(rope)
     exponents = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
     powers = np.power(np.float64(rope.base), exponents.astype(np.float64)).astype(np.float32)
     frequencies: Array = np.float32(1.0) / powers
@@ -42,7 +49,14 @@ def inverse_frequencies(rope: Rope) -> Array:
         return frequencies / np.float32(_number(scaling, "factor"))
     if kind == "llama3":
         return _llama3(frequencies, scaling)
-    raise Unsupported(f"RoPE scaling of type {kind!r}", "supported: default, linear, llama3")
+    if kind == "longrope":
+        return np.float32(1.0) / (_short_factors(scaling, len(powers)) * powers)
+    raise Unsupported(f"RoPE scaling of type {kind!r}", "supported: default, linear, llama3, longrope")
+
+
+def _kind(rope: Rope) -> float | str:
+    scaling = dict(rope.scaling)
+    return scaling.get("rope_type", scaling.get("type", "default"))
 
 
 def _llama3(frequencies: Array, scaling: Mapping[str, float | str]) -> Array:
@@ -55,6 +69,28 @@ def _llama3(frequencies: Array, scaling: Mapping[str, float | str]) -> Array:
     blended = (1 - smooth) * stretched / np.float32(factor) + smooth * stretched
     between = (wavelengths >= trained / high) & (wavelengths <= trained / low)
     return np.where(between, blended, stretched).astype(np.float32)
+
+
+def _short_factors(scaling: Mapping[str, float | str], pairs: int) -> Array:
+    """LongRoPE's factors of texts up to the original length, one per rotated pair (arXiv:2402.13753)."""
+    factors = json.loads(str(scaling.get("short_factor", "null")))
+    if not isinstance(factors, list) or [type(x) in (int, float) for x in factors] != [True] * pairs:
+        raise SnelloError(f"LongRoPE's short_factor must be {pairs} numbers", "check rope_scaling in config.json")
+    return np.array(factors, np.float32)
+
+
+def _longrope_factor(scaling: Mapping[str, float | str], max_positions: int) -> np.float32:
+    """What cosines and sines are multiplied by, so that attention stays as sharp over the longer text."""
+    original = _number(scaling, "original_max_position_embeddings")
+    if max_positions > original:
+        raise Unsupported(
+            f"{max_positions:,} positions by LongRoPE, whose frequencies change at {original:,.0f} for the whole text",
+            f"use --context {original:.0f} or less",
+        )
+    if "attention_factor" in scaling:
+        return np.float32(_number(scaling, "attention_factor"))
+    factor = _number(scaling, "factor")
+    return np.float32(1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original)))
 
 
 def _number(scaling: Mapping[str, float | str], name: str) -> float:

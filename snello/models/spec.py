@@ -116,11 +116,15 @@ class FeedForward:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One block. Norms: `pre` before each half (Llama), `post` after the sum (BERT), `both` around (Gemma 2)."""
+    """One block.
+
+    Norms: `pre` before each half (Llama), `post` after the sum (BERT), `both` around (Gemma 2), `parallel` before each
+    where both halves read what the block reads and their sum is added to it (GPT-NeoX).
+    """
 
     mixer: Mixer
     feed_forward: FeedForward
-    norms: Literal["pre", "post", "both"] = "pre"
+    norms: Literal["pre", "post", "both", "parallel"] = "pre"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,6 +132,7 @@ FORMATS = {
     "int4, int8 cache": ("llama", Quantize(cache="int8")),
     "int8": ("mistral-window", Quantize(weights="int8")),
     "bf16": ("qwen3/bf16", None),
+    "int8, layers that differ": ("gemma3", Quantize(weights="int8")),
 }
 
 

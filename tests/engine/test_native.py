@@ -15,6 +15,8 @@ from snello.models.model import Model
 from snello.models.reference import Reference
 from snello.models.spec import Deployment
 from snello.native import core
+from snello.techniques.base import Context
+from snello.techniques.quantize import Quantize
 from tests.checkpoints import DECODERS, VARIANTS, make_checkpoint
 
 TOKENS = np.random.default_rng(0).integers(1, 300, 300).astype(np.int32)
@@ -64,8 +66,23 @@ def test_same_bits_however_it_is_cut(
             assert executor.logits(TOKENS).tobytes() == expected.tobytes(), (chunk, threads)
 
 
-def test_same_bits_on_every_instruction_set(tmp_path_factory: pytest.TempPathFactory) -> None:
-    model = checkpoint(tmp_path_factory, "qwen3", torch.bfloat16)
+@pytest.mark.parametrize("variant", ["gpt-neox", "gemma2", "opt"])
+def test_same_bits_however_a_lean_one_is_cut(variant: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    source, folder = checkpoint(tmp_path_factory, variant), tmp_path_factory.mktemp("lean")
+    model = Quantize(cache="int8").apply(source, Context(output=folder / variant))
+    with NativeExecutor(model, Deployment(threads=1)) as executor:
+        expected = executor.logits(TOKENS)
+    for chunk, threads, isa in ((1, 1, None), (7, 2, "scalar"), (130, 3, "avx2")):
+        if isa not in (None, *core.available_isas()):
+            continue
+        with NativeExecutor(model, Deployment(threads=threads, chunk_rows=chunk, isa=isa)) as executor:
+            assert executor.logits(TOKENS).tobytes() == expected.tobytes(), (chunk, threads, isa)
+    core.select_isa(None)
+
+
+@pytest.mark.parametrize("variant", ["qwen3", "gpt-neox", "gemma2"])
+def test_same_bits_on_every_instruction_set(variant: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = checkpoint(tmp_path_factory, variant, torch.bfloat16)
     results = {}
     for isa in core.available_isas():
         with NativeExecutor(model, Deployment(isa=isa)) as executor:
@@ -75,8 +92,9 @@ def test_same_bits_on_every_instruction_set(tmp_path_factory: pytest.TempPathFac
     assert "scalar" in results
 
 
-def test_sessions_alone_and_together(tmp_path_factory: pytest.TempPathFactory) -> None:
-    model = checkpoint(tmp_path_factory, "mistral-window")
+@pytest.mark.parametrize("variant", ["mistral-window", "opt", "gemma3"])
+def test_sessions_alone_and_together(variant: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = checkpoint(tmp_path_factory, variant)
     lengths = (5, 127, 128, 140)
     with NativeExecutor(model, Deployment(streams=4, context=256)) as executor:
         sessions = [executor.session() for _ in lengths]

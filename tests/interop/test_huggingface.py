@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from snello.errors import SnelloError, Unsupported
 from snello.interop import huggingface
@@ -48,6 +49,14 @@ def test_what_goes_out_comes_in_again(
     again = load(tmp_path / "out")
     assert same_values(model, again)
     assert again.spec == model.spec
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "phi3"])
+def test_fused_matrices_go_back_as_they_were(name: str, folders: Path) -> None:
+    shapes, values = hf_tensors(load(folders / name))
+    stored = load_file(folders / name / "model.safetensors")
+    assert shapes == {tensor: array.shape for tensor, array in stored.items()}
+    assert all(np.array_equal(values(tensor), array) for tensor, array in stored.items())
 
 
 @pytest.mark.parametrize("name", ["llama-tied-bias", "bert-classify"])

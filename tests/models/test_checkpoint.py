@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,11 @@ def test_every_family_binds_every_parameter(variant: str, tmp_path: Path) -> Non
     model = load(folder)
     original = getattr(transformers, VARIANTS[variant][0]).from_pretrained(folder)
     assert model.num_parameters == original.num_parameters()
-    held = sorted(np.sort(model.weights.values(name).ravel()).tobytes() for name in model.weights.names())
-    expected = sorted(np.sort(p.detach().numpy().ravel()).tobytes() for p in original.parameters())
-    assert held == expected  # the same tensors, each exactly once
+    held = [np.sort(model.weights.values(name).ravel()) for name in model.weights.names()]
+    expected = [np.sort(p.detach().numpy().ravel()) for p in original.parameters()]
+    if FAMILIES[model.spec.family].fused:  # the same numbers, each exactly once; else the same tensors
+        held, expected = [np.sort(np.concatenate(held))], [np.sort(np.concatenate(expected))]
+    assert sorted(values.tobytes() for values in held) == sorted(values.tobytes() for values in expected)
     assert {name: model.weights.shape(name) for name in model.weights.names()} == parameter_shapes(model.spec)
 
 
@@ -67,6 +70,19 @@ PLACES: dict[str, dict[str, str]] = {
         "layers.1.attention.k.bias": "model.layers.1.self_attn.k_proj.bias",
         "layers.1.attention.v.bias": "model.layers.1.self_attn.v_proj.bias",
         "head.weight": "lm_head.weight",
+    },
+    "opt": {
+        "layers.1.attention.norm.bias": "model.decoder.layers.1.self_attn_layer_norm.bias",
+        "layers.1.ffn.norm.bias": "model.decoder.layers.1.final_layer_norm.bias",
+        "norm.bias": "model.decoder.final_layer_norm.bias",
+        "layers.0.attention.k.weight": "model.decoder.layers.0.self_attn.k_proj.weight",
+    },
+    "gemma3": {
+        "layers.1.attention.norm.weight": "model.layers.1.input_layernorm.weight",
+        "layers.1.attention.post_norm.weight": "model.layers.1.post_attention_layernorm.weight",
+        "layers.1.ffn.norm.weight": "model.layers.1.pre_feedforward_layernorm.weight",
+        "layers.1.ffn.post_norm.weight": "model.layers.1.post_feedforward_layernorm.weight",
+        "layers.1.attention.k_norm.weight": "model.layers.1.self_attn.k_norm.weight",
     },
     "bert-mlm": {
         "layers.1.attention.o.bias": "bert.encoder.layer.1.attention.output.dense.bias",
@@ -91,6 +107,59 @@ def test_names_go_where_they_belong(variant: str, tmp_path: Path) -> None:
     model, stored = load(folder), load_file(folder / "model.safetensors")
     for canonical, name in PLACES[variant].items():
         np.testing.assert_array_equal(model.weights.values(canonical), stored[name].numpy(), err_msg=canonical)
+
+
+def test_gpt2_is_stored_the_other_way_round(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "gpt2", dtype=torch.bfloat16)
+    model, stored = load(folder), load_file(folder / "model.safetensors")
+    fused, bias = (stored[f"transformer.h.1.attn.c_attn.{suffix}"].float().numpy() for suffix in ("weight", "bias"))
+    for index, part in enumerate("qkv"):
+        columns = slice(96 * index, 96 * (index + 1))
+        np.testing.assert_array_equal(model.weights.values(f"layers.1.attention.{part}.weight"), fused[:, columns].T)
+        np.testing.assert_array_equal(model.weights.values(f"layers.1.attention.{part}.bias"), bias[columns])
+    up = stored["transformer.h.0.mlp.c_fc.weight"].float().numpy()
+    np.testing.assert_array_equal(model.weights.values("layers.0.ffn.up.weight"), up.T)
+    assert model.spec.default_format.weights == "bf16"
+    change(folder, lambda t: t.update({"transformer.h.0.mlp.c_fc.weight": torch.zeros(200, 96)}))
+    with pytest.raises(SnelloError, match=r"c_fc.weight has shape \[200, 96\], expected \[96, 200\]"):
+        load(folder)
+
+
+def test_one_part_of_a_fused_matrix_takes_no_more_than_itself(tmp_path: Path) -> None:
+    for variant in ("gpt2", "gpt-neox", "phi3"):
+        weights = load(make_checkpoint(tmp_path / variant, variant)).weights
+        assert isinstance(weights, CheckpointWeights)
+        tracemalloc.start()
+        part = weights.stored("layers.1.attention.k.weight")
+        assert tracemalloc.get_traced_memory()[1] < part.data.nbytes + 8192, variant
+        tracemalloc.stop()
+
+
+def test_gpt_neox_deals_heads(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "gpt-neox")
+    model, stored = load(folder), load_file(folder / "model.safetensors")
+    fused = stored["gpt_neox.layers.1.attention.query_key_value.weight"].numpy().reshape(4, 3, 24, 96)
+    for index, part in enumerate("qkv"):
+        values = model.weights.values(f"layers.1.attention.{part}.weight").reshape(4, 24, 96)
+        np.testing.assert_array_equal(values, fused[:, index])
+
+
+@pytest.mark.parametrize(("variant", "base"), [("gpt2", "transformer."), ("gpt-neox", ""), ("opt", "model.")])
+def test_names_that_older_gpt_files_have(variant: str, base: str, tmp_path: Path) -> None:
+    """GPT-2 and OPT were published without their base, and with tables that are no weights."""
+    folder = make_checkpoint(tmp_path / "m", variant)
+    expected = load(folder)
+
+    def age(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix(base).replace("embed_out", "lm_head")] = tensors.pop(name)
+        for index in range(2) if variant == "gpt2" else ():
+            tensors[f"h.{index}.attn.bias"] = torch.ones(1, 1, 8, 8)
+            tensors[f"h.{index}.attn.masked_bias"] = torch.tensor(-1e4)
+
+    change(folder, age)
+    for name in expected.weights.names():
+        np.testing.assert_array_equal(load(folder).weights.values(name), expected.weights.values(name), err_msg=name)
 
 
 @pytest.mark.parametrize(("dtype", "format"), [(torch.bfloat16, "bf16"), (torch.float16, "fp16")])

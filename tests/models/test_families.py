@@ -85,6 +85,140 @@ def test_qwen_biases_and_norms() -> None:
     assert attention(spec_from_config({k: v for k, v in QWEN3.items() if k != "head_dim"})).head_dim == 128
 
 
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "vocab_size": 100, "n_embd": 32, "n_layer": 3, "n_head": 4}
+GPT2 |= {"activation_function": "gelu_new"}
+OPT = {key: value for key, value in LLAMA.items() if key not in ("intermediate_size", "hidden_act")}
+OPT |= {"architectures": ["OPTForCausalLM"], "ffn_dim": 48, "activation_function": "relu"}
+NEOX = LLAMA | {"architectures": ["GPTNeoXForCausalLM"], "hidden_act": "gelu"}
+
+
+def test_gpt2_settings() -> None:
+    spec = spec_from_config(GPT2 | {"n_positions": 64, "n_ctx": 64})
+    assert (spec.max_positions, spec.embedding.learned_positions, spec.embedding.position_offset) == (64, 64, 0)
+    assert spec.head.tied and spec.final_norm and spec.norm.kind == "layer" and attention(spec).rope is None
+    assert (spec.layers[0].feed_forward.width, spec.layers[0].feed_forward.activation) == (128, "gelu_tanh")
+    assert attention(spec).scale is None
+    deeper = spec_from_config(GPT2 | {"scale_attn_by_inverse_layer_idx": True})
+    assert [attention(deeper, i).score_scale for i in range(3)] == [8**-0.5 / (i + 1) for i in range(3)]
+    assert attention(spec_from_config(GPT2 | {"scale_attn_weights": False})).score_scale == 1.0
+
+
+def test_opt_settings() -> None:
+    spec = spec_from_config(OPT | {"max_position_embeddings": 64, "word_embed_proj_dim": 32})
+    assert (spec.max_positions, spec.embedding.learned_positions, spec.embedding.position_offset) == (64, 66, 2)
+    assert (spec.layers[0].norms, spec.final_norm, spec.head.tied) == ("pre", True, True)
+    after = spec_from_config(OPT | {"do_layer_norm_before": False})
+    assert (after.layers[0].norms, after.final_norm) == ("post", False)
+    bare = spec_from_config(OPT | {"enable_bias": False, "_remove_final_layer_norm": True})
+    assert not (attention(bare).qkv_bias or bare.layers[0].feed_forward.bias or bare.final_norm)
+
+
+def test_gpt_neox_settings() -> None:
+    spec = spec_from_config(NEOX)
+    assert (spec.layers[0].norms, spec.head.tied, attention(spec).rope) == ("parallel", False, Rope(base=1e4, dims=2))
+    assert spec_from_config(NEOX | {"use_parallel_residual": False}).layers[0].norms == "pre"
+    rotary = {"rotary_pct": 0.5, "rotary_emb_base": 500}
+    assert attention(spec_from_config(NEOX | rotary)).rope == Rope(base=500.0, dims=4)
+    both = rotary | {"rope_parameters": {"rope_theta": 500, "partial_rotary_factor": 0.5, "rope_type": "default"}}
+    assert attention(spec_from_config(NEOX | both)).rope == Rope(base=500.0, dims=4)
+
+
+GEMMA = LLAMA | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 8, "num_key_value_heads": 2, "sliding_window": 7}
+GEMMA |= {"hidden_activation": "gelu_pytorch_tanh", "hidden_act": "gelu"}  # the second is not what counts
+GEMMA3 = GEMMA | {"architectures": ["Gemma3ForCausalLM"]}
+
+
+def test_gemma2_settings() -> None:
+    spec = spec_from_config(GEMMA | {"query_pre_attn_scalar": 16})
+    assert (spec.norm.gain_offset, spec.embedding.scale, spec.head.tied) == (1.0, 32**0.5, True)
+    assert (spec.head.soft_cap, attention(spec).soft_cap, attention(spec).score_scale) == (30.0, 50.0, 0.25)
+    assert spec.layers[0].norms == "both" and spec.layers[0].feed_forward.activation == "gelu_tanh"
+    assert [attention(spec, i).window for i in range(3)] == [7, None, 7]
+    bare = spec_from_config(GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": None})
+    assert bare.head.soft_cap is None and attention(bare).soft_cap is None
+    assert attention(bare).score_scale == 256**-0.5  # unsaid, whatever the head_dim
+
+
+def test_gemma3_settings() -> None:
+    spec = spec_from_config(GEMMA3 | {"sliding_window_pattern": 2})
+    ropes = [attention(spec, i).rope for i in range(3)]
+    assert [attention(spec, i).window for i in range(3)] == [7, None, 7]
+    assert ropes == [Rope(base=1e4, dims=8), Rope(base=1e6, dims=8), Rope(base=1e4, dims=8)]
+    assert (spec.head.soft_cap, attention(spec).soft_cap) == (None, None)
+    norm = attention(spec).qk_norm
+    assert norm is not None and norm.gain_offset == 1.0
+    assert [attention(spec_from_config(GEMMA3), i).window for i in range(3)] == [7, 7, 7]
+
+
+def test_gemma3_ropes_in_both_dialects() -> None:
+    linear = {"rope_type": "linear", "factor": 8.0}
+    old = {"rope_theta": 5e5, "rope_local_base_freq": 5e3, "rope_scaling": linear}
+    full = {"rope_theta": 5e5, **linear}
+    new = {"rope_parameters": {"full_attention": full, "sliding_attention": {"rope_theta": 5e3}}}
+    pattern = {"sliding_window_pattern": 2}
+    assert spec_from_config(GEMMA3 | old | pattern) == spec_from_config(GEMMA3 | new | pattern)
+    spec = spec_from_config(GEMMA3 | new | pattern)
+    assert attention(spec, 0).rope == Rope(base=5e3, dims=8)
+    assert attention(spec, 1).rope == Rope(base=5e5, dims=8, scaling=(("rope_type", "linear"), ("factor", 8.0)))
+
+
+PHI3 = LLAMA | {"architectures": ["Phi3ForCausalLM"]}
+SU = {"short_factor": [1, 2, 3, 4], "long_factor": [5, 6, 7, 8]}
+
+
+def test_phi3_settings() -> None:
+    spec = spec_from_config(PHI3 | {"sliding_window": 9, "partial_rotary_factor": 0.5})
+    assert [attention(spec, i).window for i in range(3)] == [9] * 3
+    assert attention(spec).rope == Rope(base=1e4, dims=4) and spec.norm.epsilon == 1e-5
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su", "yarn"])  # older files say su, or even yarn
+def test_phi3_is_served_up_to_its_original_length(kind: str) -> None:
+    long = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    spec = spec_from_config(PHI3 | long | {"rope_scaling": SU | {"type": kind}})
+    rope = attention(spec).rope
+    assert rope is not None and spec.max_positions == 4096
+    assert dict(rope.scaling) == {
+        "rope_type": "longrope",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096.0,
+        "short_factor": "[1, 2, 3, 4]",
+        "long_factor": "[5, 6, 7, 8]",
+    }
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "message"),
+    [
+        (GEMMA, {"use_bidirectional_attention": True}, "use_bidirectional_attention = true"),
+        (GEMMA, {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0"),
+        (GEMMA, {"sliding_window": None}, "lacks sliding_window"),
+        (GEMMA, {"layer_types": ["full_attention"]}, "layer_types"),
+        (GEMMA3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+        (GEMMA3, {"rope_theta": 1e6, "rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "both 500000.0"),
+        (GEMMA3, {"rope_parameters": {"rope_theta": 5e5}}, "one table for each type of layer"),
+        (GEMMA3, {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}}, "partial_rotary_factor"),
+        (PHI3, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "Phi-3 with RoPE scaling of type linear"),
+        (PHI3, {"rope_scaling": SU | {"type": "su", "short_factor": [1, 2]}}, "short_factor must be 4 numbers"),
+        (PHI3, {"rope_scaling": {"type": "su", "long_factor": [1, 2, 3, 4]}}, "short_factor must be 4 numbers"),
+        (PHI3, {"attention_bias": True}, "attention_bias = true"),
+        (GPT2, {"add_cross_attention": True}, "add_cross_attention = true"),
+        (GPT2, {"activation_function": "mish"}, "activation_function"),
+        (GPT2, {"n_head": 5}, "does not divide into 5"),
+        (OPT, {"word_embed_proj_dim": 16}, "word_embed_proj_dim 16 is not supported"),
+        (OPT, {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine false"),
+        (NEOX, {"rotary_pct": 0.4}, "0.4 of a head's 8 dims"),
+        (NEOX, {"rotary_pct": 0.0}, "0 of a head's 8 dims"),
+        (NEOX, {"rotary_pct": 0.5, "partial_rotary_factor": 0.25}, "partial_rotary_factor is both 0.25 and 0.5"),
+        (NEOX, {"rotary_pct": "half"}, "expected a number"),
+        (NEOX, {"is_decoder": True}, "is_decoder"),
+    ],
+)
+def test_gpt_variants_are_refused(base: dict[str, Any], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SnelloError, match=message):
+        spec_from_config(base | settings)
+
+
 LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 

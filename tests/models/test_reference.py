@@ -16,13 +16,23 @@ from torch import Tensor
 from snello.errors import SnelloError, Unsupported
 from snello.models import Model, load
 from snello.models.reference import Reference, build_block, build_embedding, build_head
-from snello.models.reference_layers import attend, rotate, visible
+from snello.models.reference_layers import NormLayer, attend, rotate, visible
 from snello.models.rope import inverse_frequencies, rope_tables
-from snello.models.spec import Attention, Experts, Recurrent, Rope
-from tests.checkpoints import DECODER, ENCODER, VARIANTS, make_checkpoint
+from snello.models.spec import Attention, Experts, Norm, Recurrent, Rope
+from tests.checkpoints import DECODER, ENCODER, GEMMA, GPT2, NEOX, OPT, PHI3, VARIANTS, make_checkpoint
 
 DATA = Path(__file__).parents[3] / "shared/data"
 
+LONGROPE: dict[str, Any] = {
+    "max_position_embeddings": 512,
+    "original_max_position_embeddings": 64,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1 + i / 8 for i in range(12)],
+        "long_factor": [2 + i / 4 for i in range(12)],
+    },
+}
 # Beyond the variants of every test: scaled RoPE, tied Qwen2, DistilBERT's classifier.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3-rope": (
@@ -46,6 +56,36 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-tied": (
         "Qwen2ForCausalLM",
         {k: v for k, v in DECODER.items() if k != "head_dim"} | {"tie_word_embeddings": True},
+    ),
+    "gpt2-scaled": (
+        "GPT2LMHeadModel",
+        {k: v for k, v in GPT2.items() if k != "n_inner"}
+        | {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False, "activation_function": "relu"}
+        | {"reorder_and_upcast_attn": True},
+    ),
+    "opt-post-norm": ("OPTForCausalLM", OPT | {"do_layer_norm_before": False, "enable_bias": False}),
+    "opt-no-final-norm": ("OPTForCausalLM", OPT | {"_remove_final_layer_norm": True, "tie_word_embeddings": False}),
+    "neox-sequential": (
+        "GPTNeoXForCausalLM",
+        NEOX
+        | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_fast"}
+        | {"tie_word_embeddings": True, "rotary_pct": 0.5, "rotary_emb_base": 5000},
+    ),
+    "phi3-longrope": ("Phi3ForCausalLM", PHI3 | LONGROPE),
+    "phi3-stated-factor": (
+        "Phi3ForCausalLM",
+        PHI3 | LONGROPE | {"rope_parameters": LONGROPE["rope_parameters"] | {"attention_factor": 1.25}},
+    ),
+    "gemma2-plain": (
+        "Gemma2ForCausalLM",
+        GEMMA
+        | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "attention_bias": True}
+        | {"layer_types": ["full_attention", "sliding_attention"], "tie_word_embeddings": False},
+    ),
+    "gemma3-pattern": (
+        "Gemma3ForCausalLM",
+        {**GEMMA, "final_logit_softcapping": None, "sliding_window_pattern": 2, "rope_theta": 5000.0}
+        | {"rope_local_base_freq": 100.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     ),
     "distilbert-classify": (
         "DistilBertForSequenceClassification",
@@ -111,7 +151,9 @@ def test_embedding_ignores_padding(pooling: str, tmp_path: Path) -> None:
     assert alone.norm() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["qwen3", "llama-tied-bias", "bert-mlm", "bert-classify"])
+@pytest.mark.parametrize(
+    "variant", ["qwen3", "llama-tied-bias", "gpt2", "gpt-neox", "gemma3", "bert-mlm", "bert-classify"]
+)
 def test_parts_equal_the_whole(variant: str, tmp_path: Path) -> None:
     model = load(make_checkpoint(tmp_path / variant, variant))
     tokens = random_tokens(307)
@@ -124,7 +166,7 @@ def test_parts_equal_the_whole(variant: str, tmp_path: Path) -> None:
 
 
 def test_parameter_names_are_canonical(tmp_path: Path) -> None:
-    for variant in ("qwen3", "llama-tied-bias", "bert-mlm", "distilbert-mlm"):
+    for variant in ("qwen3", "llama-tied-bias", "gpt2", "opt", "gemma3", "bert-mlm", "distilbert-mlm"):
         model = load(make_checkpoint(tmp_path / variant, variant))
         names = [name for name, _ in Reference.from_model(model).named_parameters()]
         assert sorted(names) == sorted(model.weights.names())
@@ -166,6 +208,19 @@ def test_unknown_scaling_is_refused_by_name() -> None:
         rope_tables(Rope(base=1e4, dims=64, scaling=(("rope_type", "linear"),)), 4)
 
 
+def test_longrope_is_refused_where_its_frequencies_would_change(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(VARIANTS, "phi3-longrope", MORE["phi3-longrope"])
+    model = load(make_checkpoint(tmp_path / "m", "phi3-longrope"))
+    assert model.spec.max_positions == 64  # beyond, the first keys would have to be turned anew
+    with pytest.raises(SnelloError, match="65 tokens are more than the 64 positions"):
+        Reference.from_model(model)(random_tokens(307, length=65))
+    mixer = model.spec.layers[0].mixer
+    assert isinstance(mixer, Attention) and mixer.rope is not None
+    with pytest.raises(Unsupported, match="65 positions by LongRoPE") as caught:
+        rope_tables(mixer.rope, 65)
+    assert caught.value.hint == "use --context 64 or less"
+
+
 def test_interleaved_is_halves_reordered() -> None:
     x = torch.randn(1, 2, 7, 16, generator=torch.Generator().manual_seed(0))
     order = torch.arange(16).view(8, 2).T.flatten()  # even columns, then odd ones
@@ -179,6 +234,20 @@ def test_partial_rotary_leaves_the_rest() -> None:
     y = rotate(x, Rope(base=100.0, dims=6))
     assert torch.equal(y[..., 6:], x[..., 6:])
     assert torch.equal(y[..., :6], rotate(x[..., :6], Rope(base=100.0, dims=6)))
+
+
+# ---- norms ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gemmas_norm_rounds_as_transformers_does(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    theirs = transformers.models.gemma2.modeling_gemma2.Gemma2RMSNorm(96).to(dtype)
+    theirs.weight.data = torch.randn(96, generator=generator).mul(0.3).to(dtype)
+    ours = NormLayer(Norm(kind="rms", epsilon=1e-6, gain_offset=1.0), 96).to(dtype)
+    ours.weight.data = theirs.weight.data
+    x = torch.randn(7, 96, generator=generator).to(dtype)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=0)
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def test_a_broken_layer_is_found_sensitive(tmp_path: Path) -> None:
 # ---- calibration ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["qwen3", "llama-tied-bias", "bert-mlm"])
+@pytest.mark.parametrize("variant", ["qwen3", "llama-tied-bias", "gpt-neox", "bert-mlm"])
 def test_statistics_are_those_of_the_whole_model(variant: str, tmp_path: Path) -> None:
     model = load(make_checkpoint(tmp_path / variant, variant))
     texts = random_windows()
@@ -184,8 +184,9 @@ def test_long_windows_stay_alone_and_in_order() -> None:
     assert [int(batch[0, 0]) for batch in batches] == [0, 1, 2]
 
 
-def test_later_inputs_see_the_replaced_weights(tmp_path: Path) -> None:
-    model = load(make_checkpoint(tmp_path / "qwen3", "qwen3"))
+@pytest.mark.parametrize("variant", ["qwen3", "gpt-neox"])
+def test_later_inputs_see_the_replaced_weights(variant: str, tmp_path: Path) -> None:
+    model = load(make_checkpoint(tmp_path / variant, variant))
     texts, linear = random_windows(), "layers.0.attention.o"
     changed = torch.from_numpy(model.weights.values(f"{linear}.weight")) * 0.5
     reference = Reference.from_model(model)
@@ -195,7 +196,7 @@ def test_later_inputs_see_the_replaced_weights(tmp_path: Path) -> None:
         calibrator = Calibrator(model, texts)
         calibrator.statistic("layers.0.attention.mixed")
         calibrator.replace(linear, changed)
-        for name, reader in (("layers.0.ffn.in", "layers.0.ffn.up"), ("layers.2.ffn.hidden", "layers.2.ffn.down")):
+        for name, reader in (("layers.0.ffn.in", "layers.0.ffn.up"), ("layers.1.ffn.hidden", "layers.1.ffn.down")):
             x = seen[reader]
             assert torch.allclose(calibrator.statistic(name).gram, x.T @ x / len(x), rtol=1e-3, atol=1e-4)
 
@@ -289,6 +290,7 @@ OPTIONS = {
 }
 CASES = [("preset", variant) for variant in VARIANTS]
 CASES += [(case, variant) for case in OPTIONS if case != "preset" for variant in ("llama", "bert-classify")]
+CASES += [("mixed-gptq", variant) for variant in ("gpt-neox", "gemma2")]
 
 
 @pytest.mark.parametrize(("case", "variant"), CASES)

@@ -91,7 +91,6 @@ HARMLESS = frozenset(
         "use_cache",
     ]
 )
-_ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 DEFAULT_ROPE_BASE = 10_000.0  # what Transformers takes where a config is silent
 
 
@@ -119,6 +118,15 @@ class Config:
         if type(value) not in (int, float):
             self._refuse(key, "a number")
         return float(value)
+
+    def optional(self, key: str, default: float | None) -> float | None:
+        """A number above zero, or null for none; the default only where the key is absent."""
+        if self.raw(key) is None:
+            return None if key in self._values else default
+        value = self.number(key)
+        if not value > 0:
+            self._refuse(key, "a number above zero, or null")
+        return value
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._value(key, default)
@@ -179,28 +187,66 @@ def token_ids(value: Any, key: str, vocab_size: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(item for item in listed if 0 <= item < vocab_size))
 
 
-def rope(config: Config, head_dim: int) -> Rope:
-    """Rotary settings from `rope_parameters` (Transformers 5) or `rope_theta` + `rope_scaling` (before)."""
-    parameters, scaling, base, partial = (config.raw(key) for key in _ROPE_KEYS)
-    for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
-        if value is not None and not isinstance(value, dict):
-            raise SnelloError(f"config.json: {key} is {json.dumps(value)}, expected a table")
-    settings = {**(scaling or {}), **(parameters or {})}
+def rope(
+    config: Config,
+    head_dim: int,
+    *,
+    fraction: float = 1.0,
+    base_key: str = "rope_theta",
+    fraction_key: str = "partial_rotary_factor",
+) -> Rope:
+    """Rotary settings from `rope_parameters` (Transformers 5) or `rope_theta` + `rope_scaling` (before).
+
+    `base_key` and `fraction_key` are what a family called those two before; `fraction` is what it takes unsaid.
+    """
+    settings = {**rope_table(config, "rope_scaling"), **rope_table(config, "rope_parameters")}
     if any(isinstance(value, dict) for value in settings.values()):
         raise Unsupported(
             "config.json: rope_parameters differ by type of layer", "only one rotary setting is supported"
         )
-    stated = [value for value in (settings.pop("rope_theta", None), base) if value is not None]
-    if len(set(stated)) > 1:
-        raise SnelloError(f"config.json: rope_theta is both {stated[0]} and {stated[1]}", "keep the right one")
-    legacy = settings.pop("type", None)
-    kind = settings.pop("rope_type", legacy) or "default"
-    fraction = settings.pop("partial_rotary_factor", partial)
-    dims = head_dim if fraction is None else int(head_dim * fraction)
-    scaled = () if kind == "default" else (("rope_type", str(kind)), *sorted(_scaling_items(settings)))
-    if kind == "default" and settings:
-        raise Unsupported(f"config.json: rope_parameters say {json.dumps(settings)} beside type default")
-    return Rope(base=float(stated[0]) if stated else DEFAULT_ROPE_BASE, dims=dims, scaling=scaled)
+    bases = [settings.pop("rope_theta", None), config.raw("rope_theta"), config.raw(base_key)]
+    fractions = [settings.pop("partial_rotary_factor", None), config.raw("partial_rotary_factor")]
+    part = agreed("partial_rotary_factor", [*fractions, config.raw(fraction_key)], fraction)
+    return rope_of(settings, agreed("rope_theta", bases, DEFAULT_ROPE_BASE), rotary_dims(head_dim, part))
+
+
+def rope_of(settings: Mapping[str, Any], base: float, dims: int) -> Rope:
+    """What one table of rotary settings says, beside base and width."""
+    left = {key: value for key, value in settings.items() if value is not None}
+    legacy = left.pop("type", None)
+    kind = left.pop("rope_type", legacy) or "default"
+    if kind == "default" and left:
+        raise Unsupported(f"config.json: rope_parameters say {json.dumps(left)} beside type default")
+    scaled = () if kind == "default" else (("rope_type", str(kind)), *sorted(_scaling_items(left)))
+    return Rope(base=base, dims=dims, scaling=scaled)
+
+
+def rope_table(config: Config, key: str) -> dict[str, Any]:
+    """A table of rotary settings, empty where there is none."""
+    value = config.raw(key)
+    if value is not None and not isinstance(value, dict):
+        raise SnelloError(f"config.json: {key} is {json.dumps(value)}, expected a table")
+    return dict(value or {})
+
+
+def agreed(name: str, values: list[Any], default: float) -> float:
+    """The one value that is said, however often; the default where none is."""
+    stated = list(dict.fromkeys(value for value in values if value is not None))
+    if len(stated) > 1:
+        raise SnelloError(f"config.json: {name} is both {stated[0]} and {stated[1]}", "keep the right one")
+    if stated and type(stated[0]) not in (int, float):
+        raise SnelloError(f"config.json: {name} is {json.dumps(stated[0])}, expected a number")
+    return float(stated[0]) if stated else default
+
+
+def rotary_dims(head_dim: int, fraction: float = 1.0) -> int:
+    """How many of a head's dims are rotated; they come in pairs."""
+    dims = int(head_dim * fraction)
+    if dims < 2 or dims % 2 or dims > head_dim:
+        raise Unsupported(
+            f"config.json: {fraction:g} of a head's {head_dim} dims are to be rotated", "an even number is supported"
+        )
+    return dims
 
 
 def _scaling_items(settings: Mapping[str, Any]) -> list[tuple[str, float | str]]:

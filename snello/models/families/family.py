@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from snello.models.arrangement import PLAIN, Arrangement
 from snello.models.families.config import Config
-from snello.models.spec import Spec, Task
+from snello.models.spec import Attention, Spec, Task
 
 SUFFIXES = ("weight", "bias")
 
@@ -23,7 +24,8 @@ class Family:
     `stems` maps canonical stems ("layers.{i}.attention.q") to the checkpoint's; ".weight" and ".bias" follow both.
     `heads` are the stems of each task's head; those of other tasks are dropped. `parameters` are single parameters
     whose names do not follow. `copies` are tensors that repeat a canonical parameter and must equal it. `fused`
-    maps a stem of the checkpoint to the canonical stems that are stacked in it, row after row. `base` is the prefix
+    maps a stem of the checkpoint to the canonical stems that are stacked in it, row after row, or head by head where
+    it is one of `by_head`. `transposed` are stems of the checkpoint that keep (inputs, outputs). `base` is the prefix
     that a headless save leaves out. `renamed` are (new, old) endings in old checkpoints. `ignored` are names that
     say nothing new.
     """
@@ -36,6 +38,8 @@ class Family:
     parameters: Mapping[Task, Mapping[str, str]] = field(default_factory=dict)
     copies: Mapping[Task, Mapping[str, str]] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    by_head: frozenset[str] = frozenset()
+    transposed: frozenset[str] = frozenset()
     base: str
     renamed: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
@@ -55,6 +59,7 @@ class Source:
 
     names: tuple[str, ...]
     stacked: tuple[str, ...] = ()
+    arrangement: Arrangement = PLAIN
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Names:
 
 def names_for(family: Family, spec: Spec, *, has_base: bool) -> Names:
     """Expands the templates of a family for this many layers and this task."""
-    names = _Expansion(family, len(spec.layers), has_base)
+    names = _Expansion(family, spec, has_base)
     sources = names.whole({**family.stems, **family.heads.get(spec.task, {})})
     for stored, parts in family.fused.items():
         sources |= names.stacked(stored, parts)
@@ -91,12 +96,14 @@ def names_for(family: Family, spec: Spec, *, has_base: bool) -> Names:
 @dataclass(frozen=True)
 class _Expansion:
     family: Family
-    count: int
+    spec: Spec
     has_base: bool
 
     def whole(self, stems: Mapping[str, str]) -> dict[str, Source]:
         return {
-            f"{at(canonical, index)}.{suffix}": Source(self.spellings(f"{at(stored, index)}.{suffix}"))
+            f"{at(canonical, index)}.{suffix}": Source(
+                self.spellings(f"{at(stored, index)}.{suffix}"), arrangement=self.arrangement(stored, index)
+            )
             for canonical, stored in stems.items()
             for index in self.indices(stored)
             for suffix in SUFFIXES
@@ -107,7 +114,7 @@ class _Expansion:
         for index in self.indices(stored):
             for suffix in SUFFIXES:
                 exact = tuple(f"{at(part, index)}.{suffix}" for part in parts)
-                source = Source(self.spellings(f"{at(stored, index)}.{suffix}"), exact)
+                source = Source(self.spellings(f"{at(stored, index)}.{suffix}"), exact, self.arrangement(stored, index))
                 found |= dict.fromkeys(exact, source)
         return found
 
@@ -119,8 +126,16 @@ class _Expansion:
             for name in self.spellings(at(template, index))
         }
 
+    def arrangement(self, stored: str, index: int) -> Arrangement:
+        runs = 1
+        if stored in self.family.by_head:
+            mixer = self.spec.layers[index].mixer
+            assert isinstance(mixer, Attention)
+            runs = mixer.num_kv_heads
+        return Arrangement(transposed=stored in self.family.transposed, runs=runs)
+
     def indices(self, template: str) -> range:
-        return range(self.count if "{i}" in template else 1)
+        return range(len(self.spec.layers) if "{i}" in template else 1)
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """The name as this checkpoint has it, then as older ones do."""

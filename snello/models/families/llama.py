@@ -14,7 +14,7 @@ from dataclasses import replace
 from snello.errors import SnelloError
 from snello.models.families.config import Config, rope
 from snello.models.families.family import Family
-from snello.models.spec import Attention, Embedding, FeedForward, Format, Head, Layer, Norm, Spec, Task
+from snello.models.spec import Attention, Embedding, FeedForward, Format, Head, Layer, Norm, Rope, Spec, Task
 
 STEMS: Mapping[str, str] = {
     "embedding.tokens": "model.embed_tokens",
@@ -45,23 +45,27 @@ def decoder(
     qk_norm: bool = False,
     head_dim: int | None = None,
     windows: tuple[int | None, ...] | None = None,
+    rotary: Rope | None = None,
+    activation: str = "hidden_act",
+    epsilon: float = 1e-6,
+    tied: bool = False,
 ) -> Spec:
-    """A Llama block stack with a family's own settings."""
+    """A Llama block stack with a family's own settings: `activation` is a key of the config, the last two defaults."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     vocab_size, count = config.integer("vocab_size"), config.integer("num_hidden_layers")
-    norm = Norm(kind="rms", epsilon=config.number("rms_norm_eps", 1e-6))
+    norm = Norm(kind="rms", epsilon=config.number("rms_norm_eps", epsilon))
     head_dim = config.integer("head_dim", head_dim or hidden // heads)
     attention = Attention(
         num_heads=heads,
         num_kv_heads=_kv_heads(config, heads),
         head_dim=head_dim,
-        rope=rope(config, head_dim),
+        rope=rotary or rope(config, head_dim),
         qk_norm=norm if qk_norm else None,
         qkv_bias=qkv_bias,
         out_bias=out_bias,
     )
     feed_forward = FeedForward(
-        width=config.integer("intermediate_size"), activation=config.activation("hidden_act"), bias=mlp_bias
+        width=config.integer("intermediate_size"), activation=config.activation(activation), bias=mlp_bias
     )
     return Spec(
         family=family,
@@ -75,7 +79,7 @@ def decoder(
         ),
         norm=norm,
         embedding=Embedding(),
-        head=Head(kind="lm", tied=config.flag("tie_word_embeddings", False)),
+        head=Head(kind="lm", tied=config.flag("tie_word_embeddings", tied)),
         default_format=Format(weights="fp32"),
         cache_format="fp32",
         bos_token=config.token("bos_token_id", vocab_size),
@@ -116,17 +120,24 @@ def _qwen3(config: Config, task: Task) -> Spec:
 
 def _qwen_windows(config: Config) -> tuple[int | None, ...]:
     """Per layer: `layer_types` where given, else the layers from `max_window_layers` on; none unless switched on."""
-    count, types, width = config.integer("num_hidden_layers"), config.raw("layer_types"), None
+    count, width = config.integer("num_hidden_layers"), None
     first = config.raw("max_window_layers")
     if config.flag("use_sliding_window", False) and config.raw("sliding_window") is not None:
         width = config.integer("sliding_window")
     config.raw("sliding_window")
+    silent = ["full_attention" if index < (first or 0) else "sliding_attention" for index in range(count)]
+    return tuple(width if kind == "sliding_attention" else None for kind in layer_types(config, silent))
+
+
+def layer_types(config: Config, silent: list[str]) -> list[str]:
+    """What each layer sees, `full_attention` or `sliding_attention`; `silent` where the config does not say."""
+    count, types = config.integer("num_hidden_layers"), config.raw("layer_types")
     if types is None:
-        types = ["full_attention" if index < (first or 0) else "sliding_attention" for index in range(count)]
+        return silent
     if not isinstance(types, list) or len(types) != count or set(types) - {"sliding_attention", "full_attention"}:
         expected = f"full_attention or sliding_attention for each of {count} layers"
         raise SnelloError(f"config.json: layer_types is {json.dumps(types)[:80]}, expected {expected}")
-    return tuple(width if kind == "sliding_attention" else None for kind in types)
+    return types
 
 
 def _family(name: str, architecture: str, spec: Callable[[Config, Task], Spec]) -> Family:

@@ -83,15 +83,21 @@ class Calibrator:
 
     def _walk_to(self, position: int) -> None:
         while self.position < position:
-            half = self._half()
-            self.hidden = [half(x) for x in self.hidden]
+            half, block = self._half(), self._block()
+            if not block.parallel:
+                self.hidden = [half(x) for x in self.hidden]
+            elif self.position % 2:  # both halves of a parallel block read its input: it stays until both are done
+                self.hidden = [block(x) for x in self.hidden]
             self.position += 1
             self.block = self.block if self.position % 2 else None
 
     def _half(self) -> Half:
+        return self._block().ffn if self.position % 2 else self._block().attention
+
+    def _block(self) -> Block:
         if self.block is None:
             self.block = build_block(self.model.spec, self.position // 2, self.model.weights)
-        return self.block.ffn if self.position % 2 else self.block.attention
+        return self.block
 
 
 def together(windows: Windows) -> list[Tensor]:

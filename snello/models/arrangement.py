@@ -1,0 +1,72 @@
+"""How a checkpoint lays out a parameter that is not simply a tensor of its own.
+
+Several may be stacked in one tensor, row after row or head by head (GPT-NeoX), and a matrix may be stored as
+(inputs, outputs) (GPT-2). Reading takes one parameter out, when it is asked for; writing puts all of them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from snello.models.model import DTYPE_BYTES, Floats, StoredTensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrangement:
+    """`runs`: the parts alternate so many times (q, k, v of the first head, then of the second, ...)."""
+
+    transposed: bool = False
+    runs: int = 1
+
+
+PLAIN = Arrangement()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of the parts of a stored tensor. Nothing is read or copied before `load`."""
+
+    tensor: StoredTensor
+    heights: tuple[int, ...]  # rows of each part
+    index: int
+    arrangement: Arrangement
+
+    @property
+    def dtype(self) -> str:
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> Shape:
+        rest = self.tensor.shape[:-1] if self.arrangement.transposed else self.tensor.shape[1:]
+        return self.heights[self.index], *rest
+
+    def load(self) -> StoredTensor:
+        """Its rows, row-major: a view where the file has them so, else a copy of this part alone."""
+        begin = sum(self.heights[: self.index])
+        if self.arrangement == PLAIN:
+            return self.tensor.rows(begin, begin + self.heights[self.index])
+        runs = self.arrangement.runs
+        numbers = self.tensor.data.view(f"u{DTYPE_BYTES[self.dtype]}").reshape(self.tensor.shape)
+        rows = numbers.T if self.arrangement.transposed else numbers
+        dealt = rows.reshape(runs, sum(self.heights) // runs, *rows.shape[1:])
+        part = dealt[:, begin // runs : (begin + self.heights[self.index]) // runs]
+        return StoredTensor(self.dtype, self.shape, np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+
+
+def stored_shape(shapes: Sequence[Shape], arrangement: Arrangement) -> Shape:
+    """The shape of the tensor that holds parts of these shapes."""
+    shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    return shape[::-1] if arrangement.transposed else shape
+
+
+def join(parts: Sequence[Floats], arrangement: Arrangement) -> Floats:
+    """The inverse of taking pieces out: the tensor that holds these parts."""
+    rest = parts[0].shape[1:]
+    dealt = [part.reshape(arrangement.runs, -1, *rest) for part in parts]
+    rows = np.concatenate(dealt, axis=1).reshape(-1, *rest) if len(parts) > 1 else parts[0]
+    return np.ascontiguousarray(rows.T) if arrangement.transposed else rows

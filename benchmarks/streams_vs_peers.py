@@ -32,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=shapes(), default="tinyllama-1.1b")
     parser.add_argument("--weights", choices=WEIGHTS, default="int4")
+    parser.add_argument("--cache", choices=("int8",), help="our keys and values [BF16]; OpenVINO's are INT8 by default")
     parser.add_argument("--peers", default="openvino,llama.cpp", metavar="NAMES")
     parser.add_argument("--streams", type=int, nargs="+", metavar="N", help="only these rows")
     parser.add_argument("--prefill", action="store_true", help="the row of the prompt alone")
@@ -50,19 +51,20 @@ def rows(options: argparse.Namespace) -> dict[str, Lengths]:
     everything = not options.prefill and options.streams is None
     shared = {"prompt": options.prompt, "threads": options.threads, "rounds": options.rounds, "seed": options.seed}
     longer = "" if options.prompt == PROMPT else f"-after-{options.prompt}"
+    cached = f"-kv-{options.cache}" if options.cache else ""
     asked = {
-        f"decode-{streams}{longer}": Lengths(generate=options.generate, streams=streams, **shared)
+        f"decode-{streams}{longer}{cached}": Lengths(generate=options.generate, streams=streams, **shared)
         for streams in (STREAMS if everything else options.streams or ())
     }
     if everything or options.prefill:
-        asked[f"prefill-{options.prompt}"] = Lengths(generate=PREFILL_ANSWER, **shared)
+        asked[f"prefill-{options.prompt}{cached}"] = Lengths(generate=PREFILL_ANSWER, **shared)
     return asked
 
 
 def main() -> None:
     options = parse()
     refuse_noise(options.force)
-    chosen = contenders(peers_named(options.peers), options.weights)
+    chosen = contenders(peers_named(options.peers), options.weights, options.cache)
     for name, lengths in rows(options).items():
         save(options.out, (options.shape, options.weights, name), run(options.shape, chosen, lengths))
 

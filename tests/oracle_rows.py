@@ -164,7 +164,7 @@ def attention(q: F32, k: F32, v: F32, seen: NDArray[np.int64], scale: float, cap
         if kv_format == "int8":
             u = p * v_scale[j]
             c = u.max()
-            u8 = np.rint(u / c * f32(255)).astype(np.int64) if c > 0 else np.zeros(len(j), np.int64)
+            u8 = np.rint(u * (f32(255) / c)).astype(np.int64) if c >= 2.0**-100 else np.zeros(len(j), np.int64)
             o_t = (u8 @ v8[j]).astype(f32) * (c / f32(255))
         else:
             o_t = np.zeros(head_dim, f32)

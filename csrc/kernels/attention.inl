@@ -226,23 +226,33 @@ LANES Mask visible(const AttentionScratch& s, int v, int base) {
   return s.sinks[v].empty() ? rest : mask_or(rest, within(s.sinks[v], base));
 }
 
-// The tile's maximum, probabilities and their sum, over the panels that hold `span`.
-inline void soft_maximum(const AttentionTask& task, AttentionScratch& s, int v, Span span) {
-  const int begin = span.begin / kPanel * kPanel;
+// Where a vector sees a whole range of panels nothing has to be masked there: in long texts, nearly everywhere.
+LANES bool sees_all(const AttentionScratch& s, int v, int begin, int end) {
+  return s.rest[v].begin <= begin && s.rest[v].end >= end;
+}
+
+template <bool masked>
+LANES F32 seen(const AttentionScratch& s, int v, int at, F32 x, F32 otherwise) {
+  return masked ? select(visible(s, v, at), x, otherwise) : x;
+}
+
+// The tile's maximum, probabilities and their sum, over panels [begin, end).
+template <bool masked>
+inline void soft_maximum(const AttentionTask& task, AttentionScratch& s, int v, int begin, int end) {
   const F32 scale = set1(task.scale), cap = set1(task.soft_cap), never = set1(-__builtin_inff());
   F32 highest = never;
-  for (int at = begin; at < span.end; at += kPanel) {
+  for (int at = begin; at < end; at += kPanel) {
     F32 x = mul(load(s.score[v] + at), scale);
     if (task.soft_cap != 0.0f) x = mul(cap, tanh(div(x, cap)));
-    x = select(visible(s, v, at), x, never);
+    x = seen<masked>(s, v, at, x, never);
     highest = max(x, highest);
     store(s.score[v] + at, x);
   }
   s.tile_m[v] = reduce_max(highest);
   const F32 m = set1(s.tile_m[v]);
   F32 sum = set1(0.0f);
-  for (int at = begin; at < span.end; at += kPanel) {
-    const F32 p = exp(sub(load(s.score[v] + at), m));
+  for (int at = begin; at < end; at += kPanel) {
+    const F32 p = exp_of_negative(sub(load(s.score[v] + at), m));
     sum = add(sum, p);
     store(s.score[v] + at, p);
   }
@@ -250,20 +260,25 @@ inline void soft_maximum(const AttentionTask& task, AttentionScratch& s, int v, 
 }
 
 // INT8: probabilities times the values' scales, as bytes against their own maximum; zero where nothing is seen.
-inline void quantize_probabilities(AttentionScratch& s, int v, const float* value_scale, Span span) {
-  const int begin = span.begin / kPanel * kPanel;
+template <bool masked>
+inline void quantize_probabilities(AttentionScratch& s, int v, const float* value_scale, int begin, int end) {
   F32 highest = set1(0.0f);
-  for (int at = begin; at < span.end; at += kPanel) {
-    const F32 u = mul(load(s.score[v] + at), load(value_scale + at));
-    const F32 seen = select(visible(s, v, at), u, set1(0.0f));
-    highest = max(seen, highest);
-    store(s.score[v] + at, seen);
+  for (int at = begin; at < end; at += kPanel) {
+    const F32 u = seen<masked>(s, v, at, mul(load(s.score[v] + at), load(value_scale + at)), set1(0.0f));
+    highest = max(u, highest);
+    store(s.score[v] + at, u);
   }
   const float c = reduce_max(highest);
-  const F32 divisor = set1(c > 0.0f ? c : 1.0f);
-  for (int at = begin; at < span.end; at += kPanel)
-    store_u8(s.p8[v] + at, to_int(mul(div(load(s.score[v] + at), divisor), set1(255.0f))));
+  const F32 factor = set1(c >= 0x1p-100f ? 255.0f / c : 0.0f);
+  for (int at = begin; at < end; at += kPanel) store_u8(s.p8[v] + at, to_int(mul(load(s.score[v] + at), factor)));
   s.p_scale[v] = c / 255.0f;
+}
+
+template <bool masked>
+inline void weigh(const AttentionTask& task, AttentionScratch& s, int v, const uint8_t* values, int begin, int end) {
+  soft_maximum<masked>(task, s, v, begin, end);
+  if (task.cache.format == SNELLO_INT8)
+    quantize_probabilities<masked>(s, v, reinterpret_cast<const float*>(values), begin, end);
 }
 
 // ---- values ----
@@ -447,9 +462,13 @@ inline bool attend_tile(const AttentionTask& task, AttentionScratch& s, const Si
   const uint8_t* block = head_block(task, sequence, tile, h);
   const uint8_t* values = block + task.cache.value_offset;
   for_groups(n, [&](int v, auto count) { dot_some_keys<count.value>(s, task.cache, v, block, all); });
+  const int begin = all.begin / kPanel * kPanel, end = (all.end + kPanel - 1) / kPanel * kPanel;
   for (int v = 0; v < n; ++v) {
-    soft_maximum(task, s, v, all);
-    if (task.cache.format == SNELLO_INT8) quantize_probabilities(s, v, reinterpret_cast<const float*>(values), all);
+    if (sees_all(s, v, begin, end)) {
+      weigh<false>(task, s, v, values, begin, end);
+    } else {
+      weigh<true>(task, s, v, values, begin, end);
+    }
   }
   for_groups(n, [&](int v, auto count) { weigh_values<count.value>(s, task.cache, v, values, all); });
   return true;

@@ -3,7 +3,7 @@
 
 constexpr int kWeightBias = 0;
 constexpr int kRowBlock = 4;  // x 2 registers = 8 of 16
-constexpr int kDirectRowsInt4 = 2;
+constexpr int kDirectRowsInt4 = 4;
 constexpr int kDirectRowsInt8 = 2;
 
 // VPMADDUBSW would saturate, so even and odd bytes are multiplied as 16-bit numbers.

@@ -39,7 +39,7 @@ def _install(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
         raise SnelloError("--text goes with --against", "leave it out of --install-peers", exit_code=2)
     peers = peers_named(arguments.install_peers)
     subject = _subject(arguments) if arguments.model or arguments.shape else None
-    asked = contenders(peers, subject.weights) if subject else []
+    asked = contenders(peers, subject.weights, arguments.cache) if subject else []
     install(peers, asked, subject, terminal.say)
     names = ", ".join(peer.name for peer in peers)
     terminal.product(f"{names}: ready in {peers_folder()}" + (f", with {subject.name}" if subject else ""))
@@ -55,7 +55,7 @@ def _against(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
     from snello.native import core
 
     peers, subject = peers_named(arguments.against), _subject(arguments)
-    asked = contenders(peers, subject.weights)
+    asked = contenders(peers, subject.weights, arguments.cache)
     check(subject, asked)
     generate = arguments.generate or min(GENERATE, max(2, subject.positions // 4))
     lengths = Lengths(

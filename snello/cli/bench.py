@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="int4",
         help="of --shape [int4, whose head is INT8]",
     )
+    parser.add_argument("--cache", choices=("int8",), help="keys and values of --shape [as the shape has them, BF16]")
     parser.add_argument("--prompt", type=at_least(1), metavar="N", help="prompt tokens [512, or what fits]")
     parser.add_argument("--generate", type=at_least(2), metavar="N", help="answer tokens [128, or what fits]")
     parser.add_argument("--streams", type=at_least(1), default=1, metavar="N", help="answers at once [1]")
@@ -61,6 +62,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     from snello.measure.machine import machine
     from snello.models.spec import Deployment
 
+    if arguments.cache is not None and arguments.shape is None:
+        raise SnelloError("--cache goes with --shape", "a MODEL has a type of its own", exit_code=2)
     if arguments.against is not None or arguments.install_peers is not None:
         return against.execute(arguments, terminal)
     for flag in ("text", "original"):
@@ -101,7 +104,7 @@ def _model(arguments: argparse.Namespace) -> Model:
     if arguments.shape is None:
         return load(arguments.model)
     asked = (arguments.prompt or 0) + (arguments.generate or 0)
-    return random_model(arguments.shape, arguments.weights, positions=asked)
+    return random_model(arguments.shape, arguments.weights, positions=asked, cache=arguments.cache)
 
 
 def _context(model: Model, arguments: argparse.Namespace) -> int | None:

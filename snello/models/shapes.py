@@ -18,7 +18,7 @@ from snello.models.model import Floats, Model, StoredTensor
 from snello.models.pack_cache import cached
 from snello.models.packed import VECTOR, Layout, PackedWeights, layouts
 from snello.models.packed_writer import PackedWriter
-from snello.models.spec import Format, Spec, linear_names
+from snello.models.spec import CacheFormat, Format, Spec, linear_names
 
 RandomWeights = Literal["bf16", "int8", "int4", "int4-all"]  # int4: an INT8 head; int4-all: an INT4 head too
 PRESETS: tuple[RandomWeights, ...] = ("bf16", "int8", "int4", "int4-all")
@@ -99,18 +99,27 @@ def spec_of_shape(name: str, weights: RandomWeights = "bf16") -> Spec:
     return spec.with_formats(formats if spec.head.tied else {**formats, "embedding": Format(weights="int8")})
 
 
-def random_model(name: str, weights: RandomWeights = "int4", seed: int = 0, positions: int = 0) -> Model:
+def random_model(
+    name: str,
+    weights: RandomWeights = "int4",
+    seed: int = 0,
+    positions: int = 0,
+    cache: CacheFormat | None = None,
+) -> Model:
     """A model of this shape with random packed weights, kept in the pack cache; it has no tokenizer.
 
     Args:
         positions: it is as if made for so many, if the shape was made for fewer: random weights know no position.
+        cache: the type of keys and values; None: the shape's own.
     """
     spec = spec_of_shape(name, weights)
     key = f"random-{name}-{weights}-{seed}-{spec.digest[:16]}"
     filled = cached(key, spec, lambda writer: _fill(writer, spec, np.random.default_rng(seed)))
     model = model_of_packed(filled, f"{name} (random {weights})")
-    longer = dataclasses.replace(spec, max_positions=max(spec.max_positions, positions))
-    return dataclasses.replace(model, spec=longer)
+    spec = dataclasses.replace(
+        spec, max_positions=max(spec.max_positions, positions), cache_format=cache or spec.cache_format
+    )
+    return dataclasses.replace(model, spec=spec)
 
 
 def model_of_packed(weights: PackedWeights, name: str) -> Model:

@@ -110,17 +110,18 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One engine with one set of settings. `peer` is None for ours."""
+    """One engine with one set of settings. `peer` is None for ours; `cache` is the type of *our* keys and values."""
 
     name: str
     weights: str
+    cache: str | None = None
     peer: Peer | None = None
     options: dict[str, str] = field(default_factory=dict)
 
     @property
     def ours(self) -> str:
         """The name of what stands against it: as many bits in the body and in the head."""
-        return our_name(self.weights)
+        return our_name(self.weights, self.cache)
 
     def model(self, subject: Subject) -> str:
         return subject.model if self.peer is None else str(self.converted(subject))
@@ -148,22 +149,24 @@ class Contender:
         options = dict(self.options)
         if self.peer is None and subject.random:
             options |= {"weights": self.weights, "tokenizer": str(subject.checkpoint)}
+            options |= {"cache": self.cache} if self.cache else {}
         extra = [word for name, value in options.items() for word in ("--option", f"{name}={value}")]
         command = [python, INSIDE / "worker.py", INSIDE / engine, self.model(subject), "--words", subject.words]
         return [*map(str, command), *extra]
 
 
-def our_name(weights: str) -> str:
-    return f"snello-{weights}"
+def our_name(weights: str, cache: str | None = None) -> str:
+    return f"snello-{weights}" + (f"-kv-{cache}" if cache else "")
 
 
-def contenders_of(peer: Peer, weights: str) -> list[Contender]:
+def contenders_of(peer: Peer, weights: str, cache: str | None = None) -> list[Contender]:
     """The peer's settings at these bits."""
     model = peer.models[weights].removesuffix(".gguf")
     return [
         Contender(
             name="-".join(filter(None, [peer.environment.name, model, *options.values()])),
             weights=weights,
+            cache=cache,
             peer=peer,
             options=options,
         )
@@ -171,10 +174,10 @@ def contenders_of(peer: Peer, weights: str) -> list[Contender]:
     ]
 
 
-def contenders(peers: Sequence[Peer], weights: str) -> list[Contender]:
+def contenders(peers: Sequence[Peer], weights: str, cache: str | None = None) -> list[Contender]:
     """Ours and all of theirs at these bits."""
-    theirs = [contender for peer in peers for contender in contenders_of(peer, weights)]
-    return [Contender(name=our_name(weights), weights=weights), *theirs]
+    theirs = [contender for peer in peers for contender in contenders_of(peer, weights, cache)]
+    return [Contender(name=our_name(weights, cache), weights=weights, cache=cache), *theirs]
 
 
 def peers_named(text: str) -> list[Peer]:

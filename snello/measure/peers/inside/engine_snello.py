@@ -34,13 +34,14 @@ class Snello:
     """One model, ready."""
 
     def __init__(self, setup: Any) -> None:
-        weights, spelling = setup.options.get("weights"), setup.options.get("tokenizer")
+        weights, cache, spelling = (setup.options.get(name) for name in ("weights", "cache", "tokenizer"))
         context = setup.prompt + setup.generate
-        model = random_model(setup.model, weights, positions=context) if weights else load(setup.model)
+        model = random_model(setup.model, weights, positions=context, cache=cache) if weights else load(setup.model)
         room = setup.streams + (SPARE_PROMPTS if setup.streams > 1 else 0)
         deployment = Deployment(threads=setup.threads, context=context, streams=room, max_num_seqs=setup.streams)
         self.executor, self.model = NativeExecutor(model, deployment), model
-        self.settings = {"model": setup.model, **({"weights": weights} if weights else {}), "threads": setup.threads}
+        random = {"weights": weights, "cache": model.spec.cache_format} if weights else {}
+        self.settings = {"model": setup.model, **random, "threads": setup.threads}
         tokenizer = load_tokenizer(Path(spelling)) if spelling else model.tokenizer
         options = EngineOptions(max_num_seqs=setup.streams, step_ms=WHOLE_STEPS_MS)
         self.engine = Engine(self.executor, tokenizer, options)

@@ -5,8 +5,8 @@
 
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `demo` is what `make demo` printed, as recorded in
 results/demo.txt; `peers` are ours over the best of others in results/decode_vs_peers.json, those that we lose included;
-`methods` and `outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json; the blocks
-of docs/compare.md are the results files of their names.
+`methods` and `outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json; `zeros`, of
+docs/sparsify.md, is results/sparsify_methods.json; the blocks of docs/compare.md are the results files of their names.
 """
 
 from __future__ import annotations
@@ -191,6 +191,23 @@ def outliers() -> str:
     return "\n".join([f"Added loss on {measured['tokens']:,} tokens; `{measured['command']}`:", "", *lines])
 
 
+def zeros() -> str:
+    """A table for each model; methods that read text show what other draws of it gave."""
+    parts = []
+    for model, measured in _read("sparsify_methods.json").items():
+        told = f"{measured['tokens']:,} held-out tokens, {measured['calibration_tokens']:,} of calibration"
+        parts += [f"`{model}`, {told}; `{measured['command']}`:", ""]
+        parts += ["| | zeros | added loss (95% bounds) | on other calibration text | weights |"]
+        parts += ["|---|---:|---:|---:|---:|"]
+        parts += [f"| original, BF16 | | | | {measured['original_bytes'] / 1e6:.1f} MB |"]
+        for name, row in measured["rows"].items():
+            others = ", ".join(f"{value:+.4f}" for value in row["draws"][1:]) or "-"
+            size = f"{row['weights_bytes'] / 1e6:.1f} MB"
+            parts.append(f"| {name} | {row['zeros']:.1%} | {_added(row)} | {others} | {size} |")
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
@@ -204,6 +221,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": demo, "peers": peers},
     "docs/compare.md": {"streams": streams, "quality": quality, "mixed": mixed, "speculation": speculation},
     "docs/quantize.md": {"methods": methods, "outliers": outliers},
+    "docs/sparsify.md": {"zeros": zeros},
 }
 
 

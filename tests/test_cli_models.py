@@ -134,6 +134,19 @@ def test_apply_then_run_then_export(home: Path) -> None:
     assert result(snello(home, "run", "hf", "the rain", "--max-tokens", "4", "--json"))["text"] is not None
 
 
+def test_apply_sparsify_reads_its_options_and_text(home: Path) -> None:
+    (home / "calib.txt").write_text("the rain on the roof is here. " * 200)
+    words = ("apply", "sparsify", "llama", "--method", "sparsegpt", "--pattern", "2:4", "-o", "sparse")
+    without = snello(home, *words)
+    assert without.returncode == 1 and "none was given" in without.stderr and "method='magnitude'" in without.stderr
+    first = result(snello(home, *words, "--text", "calib.txt", "--threads", "1", "--json"))
+    again = result(snello(home, *words, "--text", "calib.txt", "--threads", "1", "--overwrite", "--json"))
+    assert first["digest"] == again["digest"] and abs(first["bytes_after"] / first["bytes_before"] - 1) < 0.1
+    assert snello(home, "run", "sparse", "the rain", "--max-tokens", "4", "-q").returncode == 0
+    assert "bytes_after" in result(snello(home, "apply", "quantize", "sparse", "-o", "both", "--json"))
+    assert "--sparsity float [0.5]" in snello(home, "explain", "sparsify").stdout
+
+
 def test_embed_gives_a_vector_a_line(home: Path) -> None:
     done = snello(home, "embed", "bert", "x")
     assert done.returncode == 1 and "gives no vectors of texts: it is made for masked-lm" in done.stderr

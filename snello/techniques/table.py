@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from snello.techniques.base import Technique
 from snello.techniques.quantize import Quantize
+from snello.techniques.sparsify import Sparsify
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "quantize": Quantize,
+    "sparsify": Sparsify,
 }

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from snello.techniques.quantize.gptq import damped, gptq
+from snello.techniques.curvature import damped
+from snello.techniques.quantize.gptq import gptq
 from snello.techniques.quantize.rounding import int4_scales, nearest
 
 

@@ -17,10 +17,11 @@ from snello.models import Model, load
 from snello.models.reference import Reference
 from snello.models.spec import Format, Spec, linear_names
 from snello.techniques.base import Context
+from snello.techniques.calibration import Calibrator, Statistic, together
 from snello.techniques.quantize import Quantize, loudness, sensitivity
-from snello.techniques.quantize.calibrate import Calibrator, Statistic, together
-from snello.techniques.quantize.size import average_bits, body_linears, stored_bytes, units
+from snello.techniques.quantize.size import average_bits, stored_bytes
 from snello.techniques.quantize.solve import solve
+from snello.techniques.units import body_linears, units
 from tests.checkpoints import VARIANTS, make_checkpoint
 from tests.techniques import real
 from tests.techniques.simulate import quantized_reference

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from snello.errors import SnelloError, Unsupported
-from snello.models.spec import Attention, Format, Spec, linear_names, linear_shape
-from snello.techniques.quantize.size import body_linears, extend_to_budget
+from snello.models.spec import Format, Spec, linear_names, linear_shape
+from snello.techniques.quantize.size import extend_to_budget
+from snello.techniques.units import body_linears, check_plain_blocks
 
 if TYPE_CHECKING:
     from snello.models.model import Model
@@ -142,11 +143,7 @@ def _check_spec(spec: Spec) -> None:
     integer = [format for _, format in spec.formats if format.weights in ("int8", "int4")]
     if integer or spec.default_format.weights in ("int8", "int4"):
         raise Unsupported("this model is quantized already", "start from the original, which still has all its bits")
-    for index, layer in enumerate(spec.layers):
-        if not isinstance(layer.mixer, Attention):
-            raise Unsupported(f"quantize: {type(layer.mixer).__name__} in layer {index}", "attention is supported")
-        if layer.feed_forward.experts is not None:
-            raise Unsupported(f"quantize: experts in layer {index}", "dense feed-forward layers are supported")
+    check_plain_blocks(spec, "quantize")
     for linear in linear_names(spec):
         columns = linear_shape(spec, linear)[1]
         if columns > MAX_COLUMNS:

@@ -18,11 +18,11 @@ from snello.errors import SnelloError
 from snello.models import load, write_lean_folder
 from snello.models.parameters import matrix_names
 from snello.models.spec import Spec, linear_names
+from snello.techniques.calibration import Calibrator
 from snello.techniques.quantize import loudness, sensitivity
-from snello.techniques.quantize.calibrate import Calibrator
 from snello.techniques.quantize.rounding import Int4, Int8, round_int8
-from snello.techniques.quantize.size import Unit, units
 from snello.techniques.quantize.solve import Solution, solve
+from snello.techniques.units import Unit, units
 
 if TYPE_CHECKING:
     from snello.models.model import Model
@@ -72,7 +72,7 @@ def fill(writer: Writer, options: Quantize, model: Model, spec: Spec, context: C
     if written:
         _write_embedding(writer, model)
     integer = [name for name in linear_names(spec) if spec.format(name).weights in ("int8", "int4")]
-    calibrator = Calibrator(model, context.windows) if integer and options.method != "rtn" else None
+    calibrator = Calibrator(model, context.windows, "method='rtn'") if integer and options.method != "rtn" else None
     work = units(spec, integer)
     for done, unit in enumerate(work):
         context.progress(f"quantize {unit.input}", done / len(work))

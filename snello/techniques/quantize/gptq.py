@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from snello.techniques.curvature import inverse_factor
 from snello.techniques.quantize.rounding import nearest
 
 BLOCK = 128
-DAMPING = 0.01
 
 
 def gptq(
@@ -47,18 +47,3 @@ def gptq(
             w[j + 1 : stop].addr_(factor[j, j + 1 : stop], errors[j - start], alpha=-1)
         w[stop:] -= factor[start:stop, stop:].T @ errors
     return q.T.contiguous()
-
-
-def inverse_factor(gram: Tensor) -> Tensor:
-    """U, upper triangular, with U^T U = (G + damping)^-1; in double, since G is often nearly singular."""
-    factor: Tensor = torch.linalg.cholesky(damped(gram))
-    factor = torch.cholesky_inverse(factor)  # one name for all three, so that two are in memory at most
-    return torch.linalg.cholesky(factor, upper=True)  # type: ignore[no-any-return]
-
-
-def damped(gram: Tensor) -> Tensor:
-    """G in double plus a little of its mean diagonal; channels never seen get that alone."""
-    g = gram.double().clone()
-    ridge = max(g.diagonal().mean().item() * DAMPING, 1e-30)
-    g.diagonal().add_(ridge)
-    return g

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from snello.models.model import Model
 from snello.models.reference import Block, Tail, build_block, build_embedding, build_head
 from snello.models.spec import Format, Spec, linear_shape
+from snello.techniques.calibration import Windows, check_windows
 from snello.techniques.quantize import loudness
-from snello.techniques.quantize.calibrate import Windows, check_windows
-from snello.techniques.quantize.size import Unit, body_linears, packed_bytes, stored_bytes, units, widen
+from snello.techniques.quantize.size import packed_bytes, stored_bytes, widen
 from snello.techniques.quantize.solve import solve
+from snello.techniques.units import Unit, body_linears, units
 
 MEASURED_TOKENS = 512
 WINDOW = 256
+TEXTLESS = "weights='int8'"
 
 
 def distribute(planned: Spec, narrow: Format, wide: Format, sensitivity: Mapping[str, float]) -> Spec:
@@ -44,7 +46,9 @@ def measure(model: Model, windows: Windows, format: Format, progress: Callable[[
     """Distance of the answers, by input name of each unit rounded to nearest alone."""
     spec, weights = model.spec, model.weights
     embedding = build_embedding(spec, weights)
-    tokens = [torch.from_numpy(w[:WINDOW].astype(np.int64))[None] for w in _few(check_windows(model, windows))]
+    tokens = [
+        torch.from_numpy(w[:WINDOW].astype(np.int64))[None] for w in _few(check_windows(model, windows, TEXTLESS))
+    ]
     states = {"": [embedding(window) for window in tokens]}  # "": the clean model; (1, T, D) each
     grouped = units(spec, body_linears(spec))
     for index in range(len(spec.layers)):

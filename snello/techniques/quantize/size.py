@@ -6,32 +6,12 @@ Linears that share an input form a unit and always have one format, since the in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from snello.errors import Unsupported
-from snello.models.spec import Format, Spec, input_name, linear_names, linear_shape
+from snello.models.spec import Format, Spec, linear_shape
+from snello.techniques.units import Unit, body_linears, units
 
 PANEL_ROWS, BLOCK_COLUMNS = 16, 64
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The linears that read one input."""
-
-    input: str
-    linears: tuple[str, ...]
-
-
-def body_linears(spec: Spec) -> list[str]:
-    return [name for name in linear_names(spec) if name.startswith("layers.")]
-
-
-def units(spec: Spec, linears: Sequence[str]) -> list[Unit]:
-    """Grouped by shared input, in the order of computation."""
-    grouped: dict[str, list[str]] = {}
-    for linear in linears:
-        grouped.setdefault(input_name(linear), []).append(linear)
-    return [Unit(name, tuple(members)) for name, members in grouped.items()]
 
 
 def packed_bytes(format: Format, rows: int, columns: int) -> int:

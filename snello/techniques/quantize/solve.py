@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from snello.models.spec import Format
+from snello.techniques.calibration import Statistic
 from snello.techniques.quantize import Method
 from snello.techniques.quantize.awq import search_scale
 from snello.techniques.quantize.basis import Basis, balanced_scale, column_rms
-from snello.techniques.quantize.calibrate import Statistic
 from snello.techniques.quantize.gptq import gptq
 from snello.techniques.quantize.rounding import (
     INT4_HIGH,

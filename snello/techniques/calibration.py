@@ -1,8 +1,9 @@
-"""Calibration text streamed through the model, one block's weights in memory at a time.
+"""Calibration text streamed through the model, one block's weights in memory at a time; shared by the techniques.
 
 The hidden rows of all windows wait between blocks. A block is walked half by half and, within a half, input by input:
-`statistic` looks at an input, the caller quantizes the linears that read it and puts them back with `replace`, and so
-everything later sees the model as it will be. Peak memory: the hidden rows, one block, one Gram matrix.
+`statistic` (or `energy`) looks at an input, the caller changes the linears that read it and puts them back with
+`replace`, and so everything later sees the model as it will be. Peak memory: the hidden rows, one block, one Gram
+matrix.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Windows = Sequence[npt.NDArray[np.int32]]
 MAX_TOKENS = 32_768  # more calibration text than this changes nothing measurable
 SAMPLED_ROWS = 512
 BATCH_TOKENS = 512
+TEXTLESS = "a method that needs none"
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class Statistic:
 class Calibrator:
     """Asked for inputs in the order of computation; remembers how far it has walked."""
 
-    def __init__(self, model: Model, windows: Windows) -> None:
+    def __init__(self, model: Model, windows: Windows, textless: str = TEXTLESS) -> None:
         self.model = model
-        self.windows = check_windows(model, windows)
+        self.windows = check_windows(model, windows, textless)
         embedding = build_embedding(model.spec, model.weights)
         self.hidden = [embedding(tokens) for tokens in together(self.windows)]  # (B, T, D) each
         self.position = 0  # halves walked: block position // 2, its attention or its feed-forward
@@ -55,6 +57,13 @@ class Calibrator:
             gram = x.T @ x if gram is None else gram.addmm_(x.T, x)
         assert gram is not None
         return Statistic(gram / sample.seen, torch.cat(sample.rows))
+
+    def energy(self, name: str) -> Tensor:
+        """Mean square of each channel of an input (K), in double: the diagonal of `gram`, without the rest."""
+        total, seen = torch.zeros(1, dtype=torch.float64), 0
+        for x in self._inputs(name):
+            total, seen = total + x.double().square().sum(0), seen + len(x)
+        return total / seen
 
     def replace(self, linear: str, weight: Tensor) -> None:
         """Give a linear of the current block its effective weights."""
@@ -130,10 +139,13 @@ class RowSample:
         self.seen += len(x)
 
 
-def check_windows(model: Model, windows: Windows) -> Windows:
-    """As many windows as are useful, evenly spread; an error where there is none or one does not fit the model."""
+def check_windows(model: Model, windows: Windows, textless: str = TEXTLESS) -> Windows:
+    """As many windows as are useful, evenly spread; an error where there is none or one does not fit the model.
+
+    `textless` says in the hint what can be used where there is no text.
+    """
     if not windows:
-        raise SnelloError("this method calibrates on text, and none was given", "give text, or use method='rtn'")
+        raise SnelloError("this method calibrates on text, and none was given", f"give text, or use {textless}")
     longest, largest = max(len(w) for w in windows), max(int(w.max()) for w in windows)
     if longest > model.spec.max_positions:
         raise SnelloError(

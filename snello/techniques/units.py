@@ -1,0 +1,42 @@
+"""The linears of a model's blocks in the order of computation, grouped by the input they read; no torch, no weights.
+
+Linears that share an input form a unit: they see the same calibration statistic and are worked on together. Shared by
+the techniques that rewrite weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from snello.errors import Unsupported
+from snello.models.spec import Attention, Spec, input_name, linear_names
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The linears that read one input."""
+
+    input: str
+    linears: tuple[str, ...]
+
+
+def body_linears(spec: Spec) -> list[str]:
+    return [name for name in linear_names(spec) if name.startswith("layers.")]
+
+
+def units(spec: Spec, linears: Sequence[str]) -> list[Unit]:
+    """Grouped by shared input, in the order of computation."""
+    grouped: dict[str, list[str]] = {}
+    for linear in linears:
+        grouped.setdefault(input_name(linear), []).append(linear)
+    return [Unit(name, tuple(members)) for name, members in grouped.items()]
+
+
+def check_plain_blocks(spec: Spec, technique: str) -> None:
+    """Refuses blocks that are not attention and a dense feed-forward, by name."""
+    for index, layer in enumerate(spec.layers):
+        if not isinstance(layer.mixer, Attention):
+            raise Unsupported(f"{technique}: {type(layer.mixer).__name__} in layer {index}", "attention is supported")
+        if layer.feed_forward.experts is not None:
+            raise Unsupported(f"{technique}: experts in layer {index}", "dense feed-forward layers are supported")

@@ -29,9 +29,10 @@ BATCH_TOKENS = 512
 
 @dataclass(frozen=True)
 class Statistic:
-    """What was seen at one input: `gram` = X^T X / rows (K, K), and a sample of its `rows` (M, K)."""
+    """What was seen at one input: `gram` = X^T X / rows (K, K), largest magnitudes (K), a sample of its `rows` (M, K)."""
 
     gram: Tensor
+    peaks: Tensor
     rows: Tensor
 
 
@@ -50,11 +51,13 @@ class Calibrator:
         """Of an input by its canonical name, with everything before it as it is now."""
         sample = RowSample(sum(len(w) for w in self.windows))
         gram: Tensor | None = None
+        peaks: list[Tensor] = []
         for x in self._inputs(name):
             sample.add(x)
+            peaks.append(x.abs().amax(0))
             gram = x.T @ x if gram is None else gram.addmm_(x.T, x)
         assert gram is not None
-        return Statistic(gram / sample.seen, torch.cat(sample.rows))
+        return Statistic(gram / sample.seen, torch.stack(peaks).amax(0), torch.cat(sample.rows))
 
     def replace(self, linear: str, weight: Tensor) -> None:
         """Give a linear of the current block its effective weights."""

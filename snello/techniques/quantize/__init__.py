@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Weights = Literal["int4", "int8", "mixed", "bf16", "fp16"]
 Method = Literal["rtn", "hqq", "gptq", "awq", "smoothquant"]
 GroupSize = Literal[32, 64, 128]
-Activations = Literal["int8", "float"]
+Activations = Literal["int8", "int8-static", "float"]
 HeadWeights = Literal["int8", "int4", "float"]
 
 FITS: dict[Method, tuple[Weights, ...]] = {  # the weights that a method has something to say about
@@ -48,11 +48,13 @@ class Quantize:
     the input is brought there once, x' = H (x / s). `rtn` takes the nearest integer; `gptq` rounds column by column and
     lets later columns repair the errors of earlier ones on calibration text; `awq` searches the s that loses least.
     `hqq` moves r and s[n, g] to lessen the sum of |error|^0.7 instead of its square, without text; `smoothquant`, for
-    INT8, takes s = max|X|^alpha / max|W|^(1 - alpha) per channel, from calibration text. bf16 and fp16 are casts.
+    INT8, takes s = max|X|^alpha / max|W|^(1 - alpha) per channel, from calibration text. Static activations have one
+    scale per input, the largest magnitude in calibration text / 127. bf16 and fp16 are casts.
 
     When it hurts: small models and narrow layers have little room, INT4 without calibration costs them most; tasks that
-    hang on exact recall suffer before the average loss shows it; below about 4 bits nothing here holds. FP16 ends at
-    65,504: a checkpoint with larger weights is refused.
+    hang on exact recall suffer before the average loss shows it; below about 4 bits nothing here holds. HQQ trades
+    squared error for its own and mostly loses by it. Inputs louder than any calibrated are cut to a static scale's
+    range. FP16 ends at 65,504: a checkpoint with larger weights is refused.
 
     Papers: GPTQ arXiv:2210.17323, AWQ arXiv:2306.00978, SmoothQuant arXiv:2211.10438, QuaRot arXiv:2404.00456, HQQ
     https://mobiusml.github.io/hqq_blog (Badri and Shaji, 2023).
@@ -64,13 +66,18 @@ class Quantize:
     )
     method: Method = field(
         default="rtn",
-        metadata={"help": "How integers are chosen: rtn and hqq need no text, gptq, awq and smoothquant calibrate on it."},
+        metadata={
+            "help": "How integers are chosen: rtn and hqq need no text, gptq, awq and smoothquant calibrate on it."
+        },
     )
     group_size: GroupSize = field(
         default=128, metadata={"help": "Columns that share an INT4 group scale; smaller is finer and a little larger."}
     )
     activations: Activations = field(
-        default="int8", metadata={"help": "Type of the linears' inputs at run time; float is slower and loses less."}
+        default="int8",
+        metadata={
+            "help": "Linears' inputs at run time: int8 by row, int8-static by one calibrated scale, float slower."
+        },
     )
     rotate: bool = field(
         default=True, metadata={"help": "Round in a Hadamard basis, which spreads outlier channels over their block."}
@@ -129,8 +136,8 @@ class Quantize:
 
     @property
     def calibrates(self) -> bool:
-        """Whether `apply` looks at text to choose integers."""
-        return self.method not in DATA_FREE
+        """Whether `apply` looks at text to choose integers or scales."""
+        return self.method not in DATA_FREE or self.activations == "int8-static"
 
     def plan(self, spec: Spec) -> Spec:
         """Formats and cache type of the result. With mixed: one way to spend the budget; `apply` finds a better one."""
@@ -163,12 +170,17 @@ class Quantize:
         if self.head == "float":
             return {}
         linears = [name for name in linear_names(spec) if name.startswith("head.")]
-        formats = {name: self.format("int8") for name in linears}
+        formats = {name: self._head_format("int8") for name in linears}
         if spec.head.kind == "lm":
-            formats["head"] = self.format(self.head)
+            formats["head"] = self._head_format(self.head)
         if not (spec.head.kind == "lm" and spec.head.tied):
             formats["embedding"] = Format(weights="int8")
         return formats
+
+    def _head_format(self, weights: Literal["int8", "int4"]) -> Format:
+        """Activations by row also where the blocks' are static: few rows come here, and all of them are answers."""
+        format = self.format(weights)
+        return format if format.activations == "float" else dataclasses.replace(format, activations="int8")
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -19,9 +19,9 @@ from snello.errors import SnelloError
 from snello.models import load, write_lean_folder
 from snello.models.parameters import matrix_names
 from snello.models.spec import Spec, linear_names
-from snello.techniques.quantize import loudness, sensitivity
+from snello.techniques.quantize import DATA_FREE, loudness, sensitivity
 from snello.techniques.quantize.calibrate import Calibrator
-from snello.techniques.quantize.rounding import Int4, Int8, round_int8
+from snello.techniques.quantize.rounding import Int4, Int8, round_int8, static_step
 from snello.techniques.quantize.size import Unit, units
 from snello.techniques.quantize.solve import Solution, solve
 
@@ -89,13 +89,16 @@ def _write_unit(
     parameters = {linear: parameter(spec, linear) for linear in unit.linears}
     weights = {linear: torch.from_numpy(model.weights.values(name)) for linear, name in parameters.items()}
     formats = {linear: spec.format(linear) for linear in unit.linears}
-    calibrated = calibrator is not None and is_calibrated(spec, unit)
-    statistic = calibrator.statistic(unit.input) if calibrator is not None and calibrated else None
+    seen = calibrator if is_calibrated(spec, unit) else None
+    statistic = seen.statistic(unit.input) if seen is not None and options.method not in DATA_FREE else None
     loud = loudness.estimate(model, unit.input)
     solution = solve(weights, formats, loud, options.method, statistic, options.alpha)
-    if calibrator is not None and calibrated:
+    if seen is not None:
+        if spec.format(unit.linears[0]).activations == "int8-static":
+            step = static_step(seen.largest(unit.input, solution.basis))
+            writer.add_vector(f"inputs.{unit.input}.step", np.array([step], np.float32))
         for linear, effective in solution.effective().items():
-            calibrator.replace(linear, effective)
+            seen.replace(linear, effective)
     _write_solution(writer, unit, parameters, solution)
     return set(parameters.values())
 

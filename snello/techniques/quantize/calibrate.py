@@ -19,6 +19,7 @@ from snello.errors import SnelloError
 from snello.models.model import Model
 from snello.models.reference import Block, build_block, build_embedding, build_head
 from snello.models.reference_layers import Half
+from snello.techniques.quantize.basis import Basis
 
 Windows = Sequence[npt.NDArray[np.int32]]
 
@@ -29,7 +30,7 @@ BATCH_TOKENS = 512
 
 @dataclass(frozen=True)
 class Statistic:
-    """What was seen at one input: `gram` = X^T X / rows (K, K), largest magnitudes (K), a sample of its `rows` (M, K)."""
+    """What was seen at one input: `gram` = X^T X / rows (K, K), `peaks` the largest (K), some `rows` (M, K)."""
 
     gram: Tensor
     peaks: Tensor
@@ -58,6 +59,10 @@ class Calibrator:
             gram = x.T @ x if gram is None else gram.addmm_(x.T, x)
         assert gram is not None
         return Statistic(gram / sample.seen, torch.stack(peaks).amax(0), torch.cat(sample.rows))
+
+    def largest(self, name: str, basis: Basis) -> float:
+        """The largest magnitude at an input, in this basis, of all text."""
+        return max(basis.inputs(x).abs().max().item() for x in self._inputs(name))
 
     def replace(self, linear: str, weight: Tensor) -> None:
         """Give a linear of the current block its effective weights."""
@@ -130,7 +135,9 @@ class RowSample:
 def check_windows(model: Model, windows: Windows) -> Windows:
     """As many windows as are useful, evenly spread; an error where there is none or one does not fit the model."""
     if not windows:
-        raise SnelloError("this method calibrates on text, and none was given", "give text, or use method='rtn'")
+        raise SnelloError(
+            "this calibrates on text, and none was given", "give text, or use method='rtn' with activations='int8'"
+        )
     longest, largest = max(len(w) for w in windows), max(int(w.max()) for w in windows)
     if longest > model.spec.max_positions:
         raise SnelloError(

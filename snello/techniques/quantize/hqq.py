@@ -4,8 +4,8 @@ The error of a matrix is counted as the sum of |w - w'|^p with p < 1, which forg
 outliers) for many small ones. Half-quadratic splitting makes it solvable: what is forgiven becomes a variable e of its
 own, `|e|^p + b/2 (w - w' - e)^2`, whose e is a shrinkage of the error and whose scales are least squares on w - e. The
 paper moves zero points; a symmetric format has none, so here the scales of docs/numerics.md move: each group's integer
-s, then the row's r. Since both are rounded, a step is taken only where the error itself falls: it never rises, and
-round-to-nearest, which is the start, is never beaten by the result.
+s, then the row's r. Since both are rounded, a step is taken only where the error itself falls: it never rises, and the
+result is never worse by it than round-to-nearest, where it starts.
 """
 
 from __future__ import annotations
@@ -95,15 +95,11 @@ def _better_group_scale(
     return best
 
 
-def _better_row_scale(
-    groups: Tensor, row_scale: Tensor, group_scale: Tensor, unit: Tensor, sharpness: float
-) -> Tensor:
+def _better_row_scale(groups: Tensor, row_scale: Tensor, group_scale: Tensor, unit: Tensor, sharpness: float) -> Tensor:
     q, target = _split(groups, row_scale, group_scale, unit, sharpness)
     whole = q * group_scale[..., None]
     candidate = seven_bits(_ratio((target * whole).sum((1, 2)), whole.square().sum((1, 2))))
-    before, after = (
-        robust_error(groups, r[:, None] * group_scale, unit).sum(1) for r in (row_scale, candidate)
-    )
+    before, after = (robust_error(groups, r[:, None] * group_scale, unit).sum(1) for r in (row_scale, candidate))
     return torch.where((after < before) & (candidate > 0), candidate, row_scale)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,9 +70,15 @@ def round_int8(w: Tensor) -> Int8:
     return Int8(torch.cat([part.q for part in parts]), torch.cat([part.row_scale for part in parts]))
 
 
-def round_activations(x: Tensor) -> Tensor:
-    """What 8-bit activations make of these rows: one scale per row, largest / 127."""
-    scale = x.abs().amax(-1, keepdim=True) / INT8_LIMIT
+def static_step(largest: float) -> float:
+    """The scale of 8-bit activations whose largest magnitude was seen before; later ones beyond it are cut to it."""
+    step = float(np.float32(largest) / np.float32(INT8_LIMIT))
+    return step if step > 0 else 1.0
+
+
+def round_activations(x: Tensor, *, static: bool = False) -> Tensor:
+    """What 8-bit activations make of these rows: one scale per row, largest / 127, or one for all if `static`."""
+    scale = (x.abs().amax() if static else x.abs().amax(-1, keepdim=True)) / INT8_LIMIT
     scale = torch.where(scale > 0, scale, 1.0)
     return (x / scale).round_().clamp_(-INT8_LIMIT, INT8_LIMIT) * scale
 

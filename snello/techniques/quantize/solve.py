@@ -55,7 +55,7 @@ def solve(
     statistic: Statistic | None = None,
     alpha: float = ALPHA,
 ) -> Solution:
-    """`loudness` (K) of the input as estimated from weights; what needs a statistic and has none is round-to-nearest."""
+    """`loudness` (K) of the input as estimated from weights; without a statistic only rtn and hqq are what they say."""
     basis = choose_basis(consumers, formats, loudness, method, statistic, alpha)
     if method == "gptq" and statistic is not None:
         return Solution(basis, _gptq_unit(consumers, formats, basis, basis.gram(statistic.gram)))

@@ -63,6 +63,7 @@ struct TransformTask {
   bool quantized;
   int32_t width;        // padded width of the output
   uint8_t* not_finite;  // [rows]: set to 1 for a row with Inf or NaN
+  float step;           // when quantized: the scale of every row; 0: each row's own
 };
 
 struct NormTask {

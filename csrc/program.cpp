@@ -342,7 +342,7 @@ void snello_program::run_row_action(const Action& action, const Rows& r, int m0,
     case SNELLO_OP_TRANSFORM:
       return k.transform(
           {in0, width(o.in[0]), vector(o.tensor[0]), o.i[0], out, memory_[static_cast<size_t>(o.out)].quant,
-           spec_.registers[static_cast<size_t>(o.out)].quantized != 0, width(o.out), r.not_finite},
+           spec_.registers[static_cast<size_t>(o.out)].quantized != 0, width(o.out), r.not_finite, o.f[0]},
           m0, m1);
     case SNELLO_OP_ROPE:
       return k.rope(

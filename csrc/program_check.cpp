@@ -1,5 +1,6 @@
 // The checks of a program, once, and of every batch: after them nothing in a step can read or write out of bounds. Each
 // mistake is one line that names the operation and what does not fit.
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 #include <string>
@@ -236,6 +237,8 @@ class Checker {
     if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
     const int from = width(op_->in[0]), to = width(op_->out);
     if (to < from || to - from >= kBlock) return bad("in0 has %d columns, out has %d", from, to);
+    if (!(op_->f[0] >= 0.0f) || std::isinf(op_->f[0])) return bad("the scale is %g", static_cast<double>(op_->f[0]));
+    if (op_->f[0] > 0.0f && !quantized(op_->out)) return bad("a scale, but out (register %d) is float", op_->out);
     return rotates(0, to) && optional_vector(0, from, "the multiplier") && writes(op_->out, 0, to);
   }
 

@@ -107,7 +107,8 @@ enum snello_op_kind {
    * f1 added to the gain (Gemma: 1). in0 may be out. */
   SNELLO_OP_NORM = 1,
   /* out = hadamard(in0 * tensor[0]), zero-padded to the width of out.  tensor[0] multiplier vector (Hadamard's
-   * normalization inside) or -1.  i0 rotate block 0, 64, 128.  A quantized out is rounded to INT8 per row. */
+   * normalization inside) or -1.  i0 rotate block 0, 64, 128.  A quantized out is rounded to INT8.  f0: the scale of
+   * every row, or 0: each row has its own, absmax / 127. */
   SNELLO_OP_TRANSFORM = 2,
   /* out[:, i1 : i1 + rows] = or += in0 * tensor[0]^T + tensor[1].  Quantized in0 needs an integer matrix; a float in0
    * takes any.  tensor[1] bias or -1.  i0: 1 adds into out (the residual). */

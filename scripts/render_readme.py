@@ -171,8 +171,11 @@ def _ratio(row: Mapping[str, Any]) -> str:
 
 
 def methods() -> str:
-    measured = _read("quantize_methods.json")
-    lines = ["| | added loss (95% bounds) | KL from the original | weights |", "|---|---:|---:|---:|"]
+    return "\n\n".join(_methods(model, measured) for model, measured in _read("quantize_methods.json").items())
+
+
+def _methods(model: str, measured: Mapping[str, Any]) -> str:
+    lines = [f"| {model} | added loss (95% bounds) | KL from the original | weights |", "|---|---:|---:|---:|"]
     lines.append(f"| original, BF16 | | | {measured['original_bytes'] / 1e6:.1f} MB |")
     lines += [
         f"| {name} | {_added(row)} | {row['kl_nats']:.4f} | {row['weights_bytes'] / 1e6:.1f} MB |"

@@ -132,9 +132,11 @@ class Rows:
     scale: F32
 
 
-def quantize(x: F32) -> Rows:
+def quantize(x: F32, step: float = 0.0) -> Rows:
+    """By each row's own scale, or by a given one."""
     scale = (np.abs(x).max(axis=1) / np.float32(127)).astype(np.float32)
     scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+    scale = np.full_like(scale, step) if step else scale
     q = np.clip(np.rint(x / scale[:, None]), -127, 127)
     return Rows(q.astype(np.int8), scale)
 

@@ -1,7 +1,7 @@
 // What happens to a linear's input: a multiplier per column, a block Hadamard transform, and rounding to INT8.
 //
-// A block of up to 128 columns lives in registers from the load to the store, so the quantized form simply computes it
-// twice (once for the row's largest magnitude, once to round) instead of keeping a row of FP32 anywhere.
+// A block of up to 128 columns lives in registers from the load to the store, so the form that finds its own scale
+// simply computes it twice (once for the row's largest magnitude, once to round) instead of keeping a row of FP32.
 #pragma once
 
 template <int vectors>
@@ -138,20 +138,30 @@ inline bool transform_row(const TransformTask& task, int m) {
 }
 
 template <int vectors, bool rotate>
-inline bool quantize_transformed_row(const TransformTask& task, int m) {
-  const float* row = task.input.row(m);
+inline Magnitude transformed_magnitude(const TransformTask& task, const float* row) {
   Magnitude magnitude;
   for (int at = 0; at < task.width; at += kLanes * vectors) {
     const Columns<vectors> x = transformed<vectors, rotate>(task, row, at);
     for (int i = 0; i < vectors; ++i) magnitude.see(x.v[i]);
   }
+  return magnitude;
+}
+
+// With a scale that is known before, one pass looks for Inf and NaN and rounds at once.
+template <int vectors, bool rotate>
+inline bool quantize_transformed_row(const TransformTask& task, int m) {
+  const float* row = task.input.row(m);
+  const bool given = task.step > 0;
+  Magnitude magnitude;
+  if (!given) magnitude = transformed_magnitude<vectors, rotate>(task, row);
   const QuantRows& out = task.quant;
   int8_t* q = out.row(m);
   int32_t* sums = out.row_sums(m);
-  out.scale[m] = magnitude.scale();
+  out.scale[m] = given ? task.step : magnitude.scale();
   const F32 scale = set1(out.scale[m]);
   for (int at = 0; at < task.width; at += kLanes * vectors) {
     const Columns<vectors> x = transformed<vectors, rotate>(task, row, at);
+    for (int i = 0; given && i < vectors; ++i) magnitude.see(x.v[i]);
     for (int i = 0; i < vectors; i += 2) {
       const int column = at + kLanes * i;
       const I32 a = quantize(x.v[i], scale), b = quantize(x.v[i + 1], scale);

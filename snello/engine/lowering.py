@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from snello.errors import Unsupported
+from snello.errors import SnelloError, Unsupported
 from snello.models.packed import PackedWeights
 from snello.models.rope import rope_tables
 from snello.models.spec import Attention, Format, Layer, Norm, Spec, input_name, linear_shape
@@ -261,15 +261,29 @@ class _Builder:
         key = (source, fmt.activations, fmt.rotate, fmt.equalize)
         if key not in self._prepared:
             padded = _padded(width)
-            quantized = fmt.activations == "int8"
+            quantized = fmt.activations != "float"
             stage = "answers" if linear.startswith("head") else "rows"  # registers belong to one side of the gather
-            out = self.register(f"prepared {stage} {fmt.activations}", padded, quantized=quantized)
+            out = self.register(f"prepared {stage}", padded, quantized=quantized)
+            step = self.step(source, fmt)
             block = _rotate_block(padded) if fmt.rotate else 0
             multiplier = self.multiplier(source, fmt, padded, width)
-            self.op(core.OpKind.TRANSFORM, x, out=out, tensors=(multiplier,), i=(block,))
+            self.op(core.OpKind.TRANSFORM, x, out=out, tensors=(multiplier,), i=(block,), f=(step,))
             self.touch(out)
             self._prepared[key] = out
         return self._prepared[key]
+
+    def step(self, source: str, fmt: Format) -> float:
+        """The scale of all rows of this input where it was measured before, else 0.
+
+        Raises:
+            SnelloError: what is stored is no scale.
+        """
+        if fmt.activations != "int8-static":
+            return 0.0
+        step = self.weights.input_step(source)
+        if not 0 < step < float("inf"):
+            raise SnelloError(f"the activation scale of {source} is {step:g}", "make or copy the folder again")
+        return step
 
     def multiplier(self, source: str, fmt: Format, padded: int, width: int) -> int:
         """The tensor [width] of 1 / (input scale * sqrt(rotate block)), or -1 where nothing is to be multiplied."""
@@ -296,7 +310,7 @@ class _Builder:
 
 def _needs_preparing(fmt: Format, width: int) -> bool:
     integer = fmt.weights in ("int8", "int4")
-    return integer and (fmt.activations == "int8" or fmt.rotate or fmt.equalize or width != _padded(width))
+    return integer and (fmt.activations != "float" or fmt.rotate or fmt.equalize or width != _padded(width))
 
 
 def _padded(width: int) -> int:

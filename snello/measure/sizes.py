@@ -96,5 +96,5 @@ def attention_operations(spec: Spec, context: float) -> float:
 
 def arithmetic(form: Format) -> str:
     """Which inner loop a linear of this format runs: its own integers, or FP32."""
-    integer = form.weights in ("int8", "int4") and form.activations == "int8"
+    integer = form.weights in ("int8", "int4") and form.activations != "float"
     return form.weights if integer or form.weights not in ("int8", "int4") else "fp32"

@@ -68,7 +68,10 @@ def matrix_format(spec: Spec, name: str) -> Format:
 
 
 def layouts(spec: Spec) -> dict[str, Layout]:
-    """Every tensor of this model's packed file: parameters, then input scales ("inputs.<input>.scale")."""
+    """Every tensor of this model's packed file: parameters, then what belongs to inputs.
+
+    "inputs.<input>.scale" per column; "inputs.<input>.step", one value: the scale of INT8 activations that are static.
+    """
     matrices, found = set(matrix_names(spec)), dict[str, Layout]()
     for name, shape in parameter_shapes(spec).items():
         fmt = matrix_format(spec, name) if name in matrices else None
@@ -78,6 +81,8 @@ def layouts(spec: Spec) -> dict[str, Layout]:
         if spec.format(linear).equalize:
             columns = shapes[_matrix_of(spec, linear)][1]
             found[f"inputs.{input_name(linear)}.scale"] = Layout(VECTOR, (padded(columns),))
+        if spec.format(linear).activations == "int8-static":
+            found[f"inputs.{input_name(linear)}.step"] = Layout(VECTOR, (1,))
     return found
 
 
@@ -151,6 +156,11 @@ class PackedWeights:
         """By how much the weights of this input's linears were multiplied, per padded column; None: not at all."""
         name = f"inputs.{input_name}.scale"
         return self.vector(name) if name in self.layouts else None
+
+    def input_step(self, input_name: str) -> float:
+        """The scale of this input's INT8 activations; 0: every row has its own."""
+        name = f"inputs.{input_name}.step"
+        return float(self.vector(name)[0]) if name in self.layouts else 0.0
 
     @property
     def total_bytes(self) -> int:

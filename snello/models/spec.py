@@ -25,13 +25,14 @@ BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4
 class Format:
     """How the weights of one linear are stored, and how its input is prepared (docs/numerics.md).
 
-    `group_size` belongs to INT4. `activations` int8 quantizes the input per row and needs integer weights. `rotate` and
+    `group_size` belongs to INT4. `activations` int8 quantizes the input per row and needs integer weights; int8-static
+    does so by one scale for all rows, measured before and stored. `rotate` and
     `equalize` say that the weights are stored in the basis `W diag(input scale) H`; the input is brought there once.
     """
 
     weights: WeightFormat
     group_size: Literal[0, 32, 64, 128] = 0
-    activations: Literal["float", "int8"] = "float"
+    activations: Literal["float", "int8", "int8-static"] = "float"
     rotate: bool = False
     equalize: bool = False
 

@@ -20,14 +20,19 @@ from snello.models.spec import BITS, Spec
 from snello.optimize.gate import PAYS
 from snello.optimize.recipe import Stage, Step
 
-APPLY_SECONDS = {"rtn": 40.0, "awq": 500.0, "gptq": 700.0}  # per billion weights, before any was measured
+# per billion weights, before any was measured
+APPLY_SECONDS = {"rtn": 40.0, "hqq": 150.0, "smoothquant": 400.0, "awq": 500.0, "gptq": 700.0}
 SENSITIVITY_SECONDS = 600.0
 TIMED_RUNS = 30  # of the goal's workload, per judged stage
 Plan = Callable[[Step, Spec], Spec]
 
 
 def default_stages(spec: Spec) -> tuple[Stage, ...]:
-    """The fixed list: cheap and sure first, then fewer bits with more effort."""
+    """The fixed list: cheap and sure first, then fewer bits with more effort.
+
+    HQQ and SmoothQuant are for recipes: what they make runs as fast as what `rtn` makes, and on every model measured
+    HQQ diverges more and SmoothQuant as much (docs/decisions.md), so a stage of theirs only takes time from others.
+    """
     own = spec.default_format.weights
     stages = [_quantize("bf16", weights="bf16")] if BITS[own] > 16 else []
     stages.append(_quantize("int8", weights="int8"))

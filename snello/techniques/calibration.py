@@ -8,7 +8,7 @@ matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,9 +31,10 @@ TEXTLESS = "a method that needs none"
 
 @dataclass(frozen=True)
 class Statistic:
-    """What was seen at one input: `gram` = X^T X / rows (K, K), and a sample of its `rows` (M, K)."""
+    """What was seen at one input: `gram` = X^T X / rows (K, K), `peaks` the largest (K), some `rows` (M, K)."""
 
     gram: Tensor
+    peaks: Tensor
     rows: Tensor
 
 
@@ -52,11 +53,17 @@ class Calibrator:
         """Of an input by its canonical name, with everything before it as it is now."""
         sample = RowSample(sum(len(w) for w in self.windows))
         gram: Tensor | None = None
+        peaks: list[Tensor] = []
         for x in self._inputs(name):
             sample.add(x)
+            peaks.append(x.abs().amax(0))
             gram = x.T @ x if gram is None else gram.addmm_(x.T, x)
         assert gram is not None
-        return Statistic(gram / sample.seen, torch.cat(sample.rows))
+        return Statistic(gram / sample.seen, torch.stack(peaks).amax(0), torch.cat(sample.rows))
+
+    def largest(self, name: str, prepare: Callable[[Tensor], Tensor]) -> float:
+        """The largest magnitude at an input, prepared so, of all text."""
+        return max(prepare(x).abs().max().item() for x in self._inputs(name))
 
     def energy(self, name: str) -> Tensor:
         """Mean square of each channel of an input (K), in double: the diagonal of `gram`, without the rest."""
@@ -145,7 +152,7 @@ def check_windows(model: Model, windows: Windows, textless: str = TEXTLESS) -> W
     `textless` says in the hint what can be used where there is no text.
     """
     if not windows:
-        raise SnelloError("this method calibrates on text, and none was given", f"give text, or use {textless}")
+        raise SnelloError("this calibrates on text, and none was given", f"give text, or use {textless}")
     longest, largest = max(len(w) for w in windows), max(int(w.max()) for w in windows)
     if longest > model.spec.max_positions:
         raise SnelloError(

@@ -41,7 +41,7 @@ def test_options_are_a_frozen_keyword_only_dataclass(name: str) -> None:
     technique = TECHNIQUES[name]
     parameters = technique.__dataclass_params__  # type: ignore[attr-defined]
     assert parameters.frozen and all(field.kw_only for field in dataclasses.fields(technique))
-    assert len(dataclasses.fields(technique)) <= 9
+    assert len(dataclasses.fields(technique)) <= 10
     assert hash(technique()) == hash(technique()) and technique() == technique()
 
 

@@ -131,6 +131,7 @@ class Truth(NamedTuple):
 FORMATS = {
     "int4, int8 cache": ("llama", Quantize(cache="int8")),
     "int8": ("mistral-window", Quantize(weights="int8")),
+    "int8, static": ("qwen3", Quantize(weights="int8", method="smoothquant", activations="int8-static")),
     "bf16": ("qwen3/bf16", None),
     "int8, layers that differ": ("gemma3", Quantize(weights="int8")),
 }
@@ -141,7 +142,8 @@ def truth(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     variant, recipe = FORMATS[request.param]
     original = model_of(variant, tmp_path_factory.getbasetemp())
     folder = tmp_path_factory.mktemp("law7")
-    model = recipe.apply(original, Context(output=folder / "lean")) if recipe else original
+    calib = [np.random.default_rng(0).integers(1, original.spec.vocab_size, 100).astype(np.int32)]
+    model = recipe.apply(original, Context(output=folder / "lean", windows=calib)) if recipe else original
     draft = original if recipe else Quantize().apply(original, Context(output=folder / "draft"))
     answers, texts = [], []
     core.select_isa(None)

@@ -170,11 +170,11 @@ def test_sums_fill_int32(format_: str, sign: int) -> None:
                 assert product(case, count, True).tobytes() == case.wanted[:count].tobytes(), (name, count)
 
 
-def transformed(x: F32, multiplier: F32 | None, block: int, width: int, quantized: bool) -> F32:
+def transformed(x: F32, multiplier: F32 | None, block: int, width: int, quantized: bool, step: float = 0.0) -> F32:
     """The core's transform; a quantized one is read back through an identity matrix, exactly."""
     b = Builder()
     vector = -1 if multiplier is None else b.tensor(plain(multiplier))
-    out = b.op(TRANSFORM, [b.table(x)], b.register(width, quantized), [vector], i=[block])
+    out = b.op(TRANSFORM, [b.table(x)], b.register(width, quantized), [vector], i=[block], f=[step])
     if quantized:
         unit = Int8Matrix(np.eye(width, dtype=np.int8), np.ones(width, np.float32))
         out = b.op(LINEAR, [out], b.register(width), [b.tensor(packed(unit))])
@@ -207,15 +207,39 @@ def test_hadamard_is_its_own_inverse_but_for_the_block() -> None:
     assert np.array_equal(hadamard(hadamard(x, 128), 128), x * 128)
 
 
+@pytest.mark.parametrize(
+    "columns,width,block", [(100, 128, 64), (96, 128, 128), (192, 192, 64), (384, 384, 128), (70, 128, 0)]
+)
+@pytest.mark.parametrize("step", [0.05, 1e-6, 1e-42, 3e37])
+def test_transform_by_a_given_scale(columns: int, width: int, block: int, step: float) -> None:
+    """What lies beyond 127 steps is cut to it; rows do not depend on one another."""
+    rng = np.random.default_rng(columns)
+    x = rng.standard_normal((9, columns)).astype(np.float32) * np.float32(10) ** np.arange(-6, 3, 1)[:, None]
+    x = x.astype(np.float32)
+    x[4] = 0
+    multiplier = rng.uniform(0.5, 2, columns).astype(np.float32)
+    wanted = transform(x, multiplier, block, width)
+    with np.errstate(over="ignore"):
+        rows = quantize(wanted, np.float32(step))
+    read_back = rows.q.astype(np.float32) * rows.scale[:, None]
+    if step == 0.05:
+        assert (np.abs(rows.q) == 127).any() and (np.abs(wanted) > 127 * 0.05).any()
+    for name in ISAS:
+        with isa(name):
+            assert transformed(x, multiplier, block, width, True, step).tobytes() == read_back.tobytes(), name
+            one = transformed(x[3:4], multiplier, block, width, True, step)
+            assert one.tobytes() == read_back[3:4].tobytes(), name
+
+
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("quantized", [False, True])
-def test_a_row_that_is_not_finite_is_named(bad: float, quantized: bool) -> None:
+@pytest.mark.parametrize(("quantized", "step"), [(False, 0.0), (True, 0.0), (True, 0.5)])
+def test_a_row_that_is_not_finite_is_named(bad: float, quantized: bool, step: float) -> None:
     x = np.ones((5, 64), np.float32)
     x[3, 63] = bad
     for name in ISAS:
         with isa(name):
             b = Builder()
-            out = b.op(TRANSFORM, [b.table(x)], b.register(64, quantized))
+            out = b.op(TRANSFORM, [b.table(x)], b.register(64, quantized), f=[step])
             if quantized:
                 unit = Int8Matrix(np.eye(64, dtype=np.int8), np.ones(64, np.float32))
                 out = b.op(LINEAR, [out], b.register(64), [b.tensor(packed(unit))])

@@ -110,19 +110,20 @@ def hook_activations(reference: Reference, spec: Spec, recorded: RecordingWriter
     """Every linear of a block sees its input as 8-bit activations in the stored basis would give it."""
     for linear in linear_names(spec):
         format = spec.format(linear)
-        if format.activations == "int8" and linear.startswith("layers."):
-            scale = recorded.plain.get(f"inputs.{input_name(linear)}.scale")
-            reference.get_submodule(linear).register_forward_pre_hook(_rounding_hook(format, scale))
+        if format.activations != "float" and linear.startswith("layers."):
+            scale, step = (recorded.plain.get(f"inputs.{input_name(linear)}.{part}") for part in ("scale", "step"))
+            assert (step is not None) == (format.activations == "int8-static")
+            reference.get_submodule(linear).register_forward_pre_hook(_rounding_hook(format, scale, step))
 
 
-def _rounding_hook(format: Format, scale: np.ndarray | None) -> Any:
+def _rounding_hook(format: Format, scale: np.ndarray | None, static: np.ndarray | None) -> Any:
     def hook(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> torch.Tensor:
         x = arguments[0]
         columns, padded = x.shape[-1], -(-x.shape[-1] // 64) * 64
         divisor = torch.ones(padded) if scale is None else torch.from_numpy(scale)
         h = torch.from_numpy(hadamard(padded)) if format.rotate else torch.eye(padded)
         y = (torch.nn.functional.pad(x, (0, padded - columns)) / divisor) @ h
-        step = (y.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30)
-        return (((y / step).round() * step) @ h * divisor)[..., :columns]
+        step = (y.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-30) if static is None else torch.from_numpy(static)
+        return (((y / step).round().clamp(-127, 127) * step) @ h * divisor)[..., :columns]
 
     return hook

@@ -20,11 +20,20 @@ if TYPE_CHECKING:
     from snello.techniques.base import Context
 
 Weights = Literal["int4", "int8", "mixed", "bf16", "fp16"]
-Method = Literal["rtn", "gptq", "awq"]
+Method = Literal["rtn", "hqq", "gptq", "awq", "smoothquant"]
 GroupSize = Literal[32, 64, 128]
-Activations = Literal["int8", "float"]
+Activations = Literal["int8", "int8-static", "float"]
 HeadWeights = Literal["int8", "int4", "float"]
 
+FITS: dict[Method, tuple[Weights, ...]] = {  # the weights that a method has something to say about
+    "rtn": get_args(Weights),
+    "hqq": ("int4", "mixed"),
+    "gptq": ("int4", "int8", "mixed"),
+    "awq": ("int4", "int8", "mixed"),
+    "smoothquant": ("int8",),
+}
+DATA_FREE: tuple[Method, ...] = ("rtn", "hqq")
+ALPHA = 0.5
 MAX_COLUMNS = 131_072  # the exact int32 sum over K holds up to here
 
 
@@ -39,11 +48,17 @@ class Quantize:
     Weights are rounded in the basis W diag(s) H (equalize, then a Hadamard rotation), in which no channel stands out;
     the input is brought there once, x' = H (x / s). `rtn` takes the nearest integer; `gptq` rounds column by column and
     lets later columns repair the errors of earlier ones on calibration text; `awq` searches the s that loses least.
+    `hqq` moves r and s[n, g] to lessen the sum of |error|^0.7 instead of its square, without text; `smoothquant`, for
+    INT8, takes s = max|X|^alpha / max|W|^(1 - alpha) per channel, from calibration text. Static activations have one
+    scale per input, the largest magnitude in calibration text / 127. bf16 and fp16 are casts.
 
     When it hurts: small models and narrow layers have little room, INT4 without calibration costs them most; tasks that
-    hang on exact recall suffer before the average loss shows it; below about 4 bits nothing here holds.
+    hang on exact recall suffer before the average loss shows it; below about 4 bits nothing here holds. HQQ trades
+    squared error for its own and mostly loses by it. Inputs louder than any calibrated are cut to a static scale's
+    range. FP16 ends at 65,504: a checkpoint with larger weights is refused.
 
-    Papers: GPTQ arXiv:2210.17323, AWQ arXiv:2306.00978, SmoothQuant arXiv:2211.10438, QuaRot arXiv:2404.00456.
+    Papers: GPTQ arXiv:2210.17323, AWQ arXiv:2306.00978, SmoothQuant arXiv:2211.10438, QuaRot arXiv:2404.00456, HQQ
+    https://mobiusml.github.io/hqq_blog (Badri and Shaji, 2023).
     """
 
     weights: Weights = field(
@@ -51,13 +66,19 @@ class Quantize:
         metadata={"help": "Bits of the linears: int4, int8, mixed (see bits), or a cast to bf16 or fp16."},
     )
     method: Method = field(
-        default="rtn", metadata={"help": "How integers are chosen: rtn needs no text, gptq and awq calibrate on it."}
+        default="rtn",
+        metadata={
+            "help": "How integers are chosen: rtn and hqq need no text, gptq, awq and smoothquant calibrate on it."
+        },
     )
     group_size: GroupSize = field(
         default=128, metadata={"help": "Columns that share an INT4 group scale; smaller is finer and a little larger."}
     )
     activations: Activations = field(
-        default="int8", metadata={"help": "Type of the linears' inputs at run time; float is slower and loses less."}
+        default="int8",
+        metadata={
+            "help": "Linears' inputs at run time: int8 by row, int8-static by one calibrated scale, float slower."
+        },
     )
     rotate: bool = field(
         default=True, metadata={"help": "Round in a Hadamard basis, which spreads outlier channels over their block."}
@@ -76,6 +97,10 @@ class Quantize:
         default=None,
         metadata={"help": "With mixed: average stored bits per weight, spread over layers by sensitivity."},
     )
+    alpha: float = field(
+        default=ALPHA,
+        metadata={"help": "With smoothquant: how much of the inputs' range moves into the weights, 0 to 1."},
+    )
 
     def __post_init__(self) -> None:
         choices = {"weights": Weights, "method": Method, "group_size": GroupSize, "activations": Activations}
@@ -93,6 +118,27 @@ class Quantize:
             raise SnelloError(f"bits={self.bits} has no meaning with weights={self.weights!r}", "use weights='mixed'")
         if self.bits is not None and not 4 < self.bits < 9:
             raise SnelloError(f"bits={self.bits} is outside 4..9", "bits=5 is a good start")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """What a method has no use for is said, not ignored."""
+        if self.weights not in FITS[self.method]:
+            fitting = " or ".join(repr(weights) for weights in FITS[self.method])
+            raise SnelloError(
+                f"method={self.method!r} has nothing to do with weights={self.weights!r}",
+                f"use weights={fitting}, or method='rtn'",
+            )
+        if self.method == "smoothquant" and self.activations == "float":
+            raise SnelloError("smoothquant prepares inputs for 8 bits, and activations are float", "activations='int8'")
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha <= 1:
+            raise SnelloError(f"alpha={self.alpha!r} is not between 0 and 1", "alpha=0.5 is where the paper starts")
+        if self.method != "smoothquant" and self.alpha != ALPHA:
+            raise SnelloError(f"alpha={self.alpha} has no meaning with method={self.method!r}", "use smoothquant")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether `apply` looks at text to choose integers or scales."""
+        return self.method not in DATA_FREE or self.activations == "int8-static"
 
     def plan(self, spec: Spec) -> Spec:
         """Formats and cache type of the result. With mixed: one way to spend the budget; `apply` finds a better one."""
@@ -114,7 +160,7 @@ class Quantize:
 
     def format(self, weights: Literal["int8", "int4"]) -> Format:
         """The format of a linear that gets these integer weights."""
-        equalize = self.equalize or self.method == "awq"
+        equalize = self.equalize or self.method in ("awq", "smoothquant")
         group = self.group_size if weights == "int4" else 0
         return Format(
             weights=weights, group_size=group, activations=self.activations, rotate=self.rotate, equalize=equalize
@@ -125,12 +171,17 @@ class Quantize:
         if self.head == "float":
             return {}
         linears = [name for name in linear_names(spec) if name.startswith("head.")]
-        formats = {name: self.format("int8") for name in linears}
+        formats = {name: self._head_format("int8") for name in linears}
         if spec.head.kind == "lm":
-            formats["head"] = self.format(self.head)
+            formats["head"] = self._head_format(self.head)
         if not (spec.head.kind == "lm" and spec.head.tied):
             formats["embedding"] = Format(weights="int8")
         return formats
+
+    def _head_format(self, weights: Literal["int8", "int4"]) -> Format:
+        """Activations by row also where the blocks' are static: few rows come here, and all of them are answers."""
+        format = self.format(weights)
+        return format if format.activations == "float" else dataclasses.replace(format, activations="int8")
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

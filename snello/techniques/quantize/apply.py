@@ -7,6 +7,7 @@ memory-mapped and untouched. What is not rounded is copied: vectors as FP32, oth
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -19,8 +20,8 @@ from snello.models import load, write_lean_folder
 from snello.models.parameters import matrix_names
 from snello.models.spec import Spec, linear_names
 from snello.techniques.calibration import Calibrator
-from snello.techniques.quantize import loudness, sensitivity
-from snello.techniques.quantize.rounding import Int4, Int8, round_int8
+from snello.techniques.quantize import DATA_FREE, loudness, sensitivity
+from snello.techniques.quantize.rounding import Int4, Int8, round_int8, static_step
 from snello.techniques.quantize.solve import Solution, solve
 from snello.techniques.units import Unit, units
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from snello.techniques.quantize import Quantize
 
 Array = npt.NDArray[Any]
-FP16_LARGEST = 65504.0
+TEXTLESS = "method='rtn' with activations='int8'"
+LARGEST = {"fp32": 3.4028235e38, "bf16": 3.3895314e38, "fp16": 65504.0}
 
 
 class Writer(Protocol):
@@ -57,6 +59,8 @@ def quantize(options: Quantize, model: Model, context: Context) -> Model:
 def decide(options: Quantize, model: Model, context: Context) -> tuple[Spec, dict[str, Any]]:
     """The spec of the result, and for the history what was measured to choose it."""
     planned = options.plan(model.spec)
+    if options.weights in ("bf16", "fp16"):
+        _check_cast(model, planned)
     if options.weights != "mixed":
         return planned, {}
     narrow, wide = options.format("int4"), options.format("int8")
@@ -68,11 +72,11 @@ def decide(options: Quantize, model: Model, context: Context) -> tuple[Spec, dic
 @torch.inference_mode()
 def fill(writer: Writer, options: Quantize, model: Model, spec: Spec, context: Context) -> None:
     """Every tensor of the result, in the order of computation."""
+    integer = [name for name in linear_names(spec) if spec.format(name).weights in ("int8", "int4")]
+    calibrator = Calibrator(model, context.windows, TEXTLESS) if integer and options.calibrates else None
     written = {"embedding.tokens.weight"} if "embedding" in dict(spec.formats) else set[str]()
     if written:
         _write_embedding(writer, model)
-    integer = [name for name in linear_names(spec) if spec.format(name).weights in ("int8", "int4")]
-    calibrator = Calibrator(model, context.windows, "method='rtn'") if integer and options.method != "rtn" else None
     work = units(spec, integer)
     for done, unit in enumerate(work):
         context.progress(f"quantize {unit.input}", done / len(work))
@@ -86,12 +90,16 @@ def _write_unit(
     parameters = {linear: parameter(spec, linear) for linear in unit.linears}
     weights = {linear: torch.from_numpy(model.weights.values(name)) for linear, name in parameters.items()}
     formats = {linear: spec.format(linear) for linear in unit.linears}
-    calibrated = calibrator is not None and is_calibrated(spec, unit)
-    statistic = calibrator.statistic(unit.input) if calibrator is not None and calibrated else None
-    solution = solve(weights, formats, loudness.estimate(model, unit.input), options.method, statistic)
-    if calibrator is not None and calibrated:
+    seen = calibrator if is_calibrated(spec, unit) else None
+    statistic = seen.statistic(unit.input) if seen is not None and options.method not in DATA_FREE else None
+    loud = loudness.estimate(model, unit.input)
+    solution = solve(weights, formats, loud, options.method, statistic, options.alpha)
+    if seen is not None:
+        if spec.format(unit.linears[0]).activations == "int8-static":
+            step = static_step(seen.largest(unit.input, solution.basis.inputs))
+            writer.add_vector(f"inputs.{unit.input}.step", np.array([step], np.float32))
         for linear, effective in solution.effective().items():
-            calibrator.replace(linear, effective)
+            seen.replace(linear, effective)
     _write_solution(writer, unit, parameters, solution)
     return set(parameters.values())
 
@@ -140,10 +148,19 @@ def _copy_rest(writer: Writer, model: Model, spec: Spec, written: set[str]) -> N
             writer.add_vector(name, values)
 
 
+def _check_cast(model: Model, spec: Spec) -> None:
+    """Before anything is written: a matrix that this type cannot hold would become infinite without a word."""
+    for name in matrix_names(spec):
+        _check_range(name, model.weights.values(name), spec.default_format.weights)
+
+
 def _check_range(name: str, values: npt.NDArray[np.float32], format: str) -> None:
     largest = float(np.abs(values).max(initial=0.0))
-    if format == "fp16" and largest > FP16_LARGEST:
-        raise SnelloError(f"{name} holds {largest:.3g}, FP16 ends at {FP16_LARGEST:.0f}", "cast to weights='bf16'")
+    if not math.isfinite(largest):
+        raise SnelloError(f"{name} holds values that are not finite", "the checkpoint is damaged: get it again")
+    if largest > LARGEST[format]:
+        hint = "cast to weights='bf16', which reaches as far as FP32" if format == "fp16" else "keep it in FP32"
+        raise SnelloError(f"{name} holds {largest:.3g}, {format.upper()} ends at {LARGEST[format]:.6g}", hint)
 
 
 def parameter(spec: Spec, linear: str) -> str:

@@ -55,7 +55,7 @@ def output_error(
         stored = basis.weights(w)
         rounded = round_int8(stored) if format.weights == "int8" else round_int4(stored, format.group_size)
         x = basis.inputs(rows)
-        x = round_activations(x) if format.activations == "int8" else x
+        x = x if format.activations == "float" else round_activations(x, static=format.activations == "int8-static")
         target = rows @ w.T
         error += (x @ rounded.values().T - target).square().sum().item()
         energy += target.square().sum().item()

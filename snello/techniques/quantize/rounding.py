@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,13 +66,19 @@ def int8_row_scale(w: Tensor) -> Tensor:
 
 
 def round_int8(w: Tensor) -> Int8:
-    parts = [_round_int8(part) for part in torch.split(w, _chunk_rows(w))]
+    parts = [_round_int8(part) for part in torch.split(w, chunk_rows(w))]
     return Int8(torch.cat([part.q for part in parts]), torch.cat([part.row_scale for part in parts]))
 
 
-def round_activations(x: Tensor) -> Tensor:
-    """What 8-bit activations make of these rows: one scale per row, largest / 127."""
-    scale = x.abs().amax(-1, keepdim=True) / INT8_LIMIT
+def static_step(largest: float) -> float:
+    """The scale of 8-bit activations whose largest magnitude was seen before; later ones beyond it are cut to it."""
+    step = float(np.float32(largest) / np.float32(INT8_LIMIT))
+    return step if step > 0 else 1.0
+
+
+def round_activations(x: Tensor, *, static: bool = False) -> Tensor:
+    """What 8-bit activations make of these rows: one scale per row, largest / 127, or one for all if `static`."""
+    scale = (x.abs().amax() if static else x.abs().amax(-1, keepdim=True)) / INT8_LIMIT
     scale = torch.where(scale > 0, scale, 1.0)
     return (x / scale).round_().clamp_(-INT8_LIMIT, INT8_LIMIT) * scale
 
@@ -102,7 +109,7 @@ def round_int4(w: Tensor, group_size: int) -> Int4:
 def int4_scales(w: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """Row scales (N) and group scales (N, G) for these weights."""
     groups = F.pad(w, (0, -w.shape[1] % group_size)).reshape(len(w), -1, group_size)  # (N, G, g)
-    parts = [_scales(part) for part in torch.split(groups, _chunk_rows(w))]
+    parts = [_scales(part) for part in torch.split(groups, chunk_rows(w))]
     return torch.cat([row for row, _ in parts]), torch.cat([group for _, group in parts])
 
 
@@ -167,5 +174,5 @@ def _int4_error(groups: Tensor, step: Tensor) -> Tensor:
     return (nearest(groups, step, INT4_LOW, INT4_HIGH).mul_(step).sub_(groups)).square_().sum(-1)
 
 
-def _chunk_rows(w: Tensor) -> int:
+def chunk_rows(w: Tensor) -> int:
     return max(1, CHUNK_WEIGHTS // w.shape[1])

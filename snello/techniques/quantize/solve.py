@@ -1,6 +1,7 @@
 """One unit, the linears that read one input: its basis, and its integers by the chosen method.
 
-Round-to-nearest balances the input scale on what weights tell, GPTQ on what calibration saw; AWQ searches it.
+Round-to-nearest and HQQ balance the input scale on what weights tell, GPTQ on what calibration saw; AWQ searches it
+and SmoothQuant takes its own.
 Results know both faces of a matrix: the integers that are stored, and the effective weights in the plain basis.
 """
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from snello.models.spec import Format
 from snello.techniques.calibration import Statistic
-from snello.techniques.quantize import Method
+from snello.techniques.quantize import ALPHA, Method
 from snello.techniques.quantize.awq import search_scale
 from snello.techniques.quantize.basis import Basis, balanced_scale, column_rms
 from snello.techniques.quantize.gptq import gptq
+from snello.techniques.quantize.hqq import round_int4_hqq
 from snello.techniques.quantize.rounding import (
     INT4_HIGH,
     INT4_LOW,
@@ -30,6 +32,7 @@ from snello.techniques.quantize.rounding import (
     round_int4,
     round_int8,
 )
+from snello.techniques.quantize.smoothquant import smooth_scale
 
 Consumers = Mapping[str, Tensor]
 
@@ -50,29 +53,50 @@ def solve(
     loudness: Tensor,
     method: Method = "rtn",
     statistic: Statistic | None = None,
+    alpha: float = ALPHA,
 ) -> Solution:
-    """`loudness` (K) of the input as estimated from weights; without a statistic every method is round-to-nearest."""
-    basis = choose_basis(consumers, formats, loudness, method, statistic)
+    """`loudness` (K) of the input as estimated from weights; without a statistic only rtn and hqq are what they say."""
+    basis = choose_basis(consumers, formats, loudness, method, statistic, alpha)
     if method == "gptq" and statistic is not None:
         return Solution(basis, _gptq_unit(consumers, formats, basis, basis.gram(statistic.gram)))
-    return Solution(basis, {name: _nearest(basis.weights(w), formats[name]) for name, w in consumers.items()})
+    return Solution(basis, {name: _rounded(basis.weights(w), formats[name], method) for name, w in consumers.items()})
 
 
 def choose_basis(
-    consumers: Consumers, formats: Mapping[str, Format], loudness: Tensor, method: Method, statistic: Statistic | None
+    consumers: Consumers,
+    formats: Mapping[str, Format],
+    loudness: Tensor,
+    method: Method,
+    statistic: Statistic | None,
+    alpha: float = ALPHA,
 ) -> Basis:
-    """The basis that these linears share. AWQ searches its scale; the others balance it, on what was seen if any."""
+    """The basis that these linears share: not equalized, or by the method's input scale."""
     format = formats[next(iter(consumers))]
-    if not format.equalize:
-        return Basis(len(loudness), None, format.rotate)
+    scale = _input_scale(consumers, formats, loudness, method, statistic, alpha) if format.equalize else None
+    return Basis(len(loudness), scale, format.rotate)
+
+
+def _input_scale(
+    consumers: Consumers,
+    formats: Mapping[str, Format],
+    loudness: Tensor,
+    method: Method,
+    statistic: Statistic | None,
+    alpha: float,
+) -> Tensor:
+    """AWQ searches it, SmoothQuant has its formula; the others balance it, on what was seen if any."""
     if method == "awq" and statistic is not None:
-        return Basis(len(loudness), search_scale(consumers, formats, statistic.rows).scale, format.rotate)
-    seen = loudness if statistic is None else column_rms([statistic.rows])
-    return Basis(len(loudness), balanced_scale(seen, list(consumers.values())), format.rotate)
+        return search_scale(consumers, formats, statistic.rows).scale
+    if method == "smoothquant" and statistic is not None:
+        return smooth_scale(statistic.peaks, list(consumers.values()), alpha)
+    seen = loudness if statistic is None or method == "hqq" else column_rms([statistic.rows])
+    return balanced_scale(seen, list(consumers.values()))
 
 
-def _nearest(w: Tensor, format: Format) -> Int4 | Int8:
-    return round_int8(w) if format.weights == "int8" else round_int4(w, format.group_size)
+def _rounded(w: Tensor, format: Format, method: Method) -> Int4 | Int8:
+    if format.weights == "int8":
+        return round_int8(w)
+    return round_int4_hqq(w, format.group_size) if method == "hqq" else round_int4(w, format.group_size)
 
 
 def _gptq_unit(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from snello.errors import SnelloError, Unsupported
-from snello.interop.tensor_writer import DType, Floats, write_shards
+from snello.models.tensor_writer import DType, Floats, write_shards
 from snello.models.families import FAMILIES
 from snello.models.families.family import Names, names_for
 from snello.models.families.resolve import spec_from_config

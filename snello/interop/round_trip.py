@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from snello.interop.tensor_writer import DType, narrow, widen
+from snello.models.tensor_writer import DType, narrow, widen
 from snello.models import load
 from snello.models.model import Model
 from snello.models.spec import Task

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from snello.techniques.base import Technique
+from snello.techniques.prune import Prune
 from snello.techniques.quantize import Quantize
 
 TECHNIQUES: dict[str, type[Technique]] = {
+    "prune": Prune,
     "quantize": Quantize,
 }

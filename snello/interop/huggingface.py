@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from snello.errors import SnelloError, Unsupported
-from snello.models.tensor_writer import DType, Floats, write_shards
 from snello.models.families import FAMILIES
 from snello.models.families.family import Names, names_for
 from snello.models.families.resolve import spec_from_config
@@ -29,6 +28,7 @@ from snello.models.files import read_json, read_json_if_there
 from snello.models.model import Model
 from snello.models.parameters import parameter_shapes
 from snello.models.spec import Format, Spec
+from snello.models.tensor_writer import DType, Floats, write_shards
 from snello.models.tokenizer import TOKENIZER_FILES
 from snello.optimize.files import publish_folder
 

@@ -13,9 +13,9 @@ import pytest
 from snello.errors import SnelloError, Unsupported
 from snello.interop import huggingface
 from snello.interop.huggingface import export, hf_config, hf_names, hf_tensors
-from snello.models.tensor_writer import narrow, plan_shards, widen
 from snello.models import load
 from snello.models.model import Model
+from snello.models.tensor_writer import narrow, plan_shards, widen
 from tests.checkpoints import VARIANTS, make_checkpoint
 
 

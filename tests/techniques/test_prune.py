@@ -24,8 +24,8 @@ from snello.techniques.quantize import Quantize
 from tests.checkpoints import VARIANTS, make_checkpoint
 
 TOKENS = torch.from_numpy(np.random.default_rng(1).integers(1, 307, (1, 70)))
-ALL = {"ffn": 0.3, "heads": 0.5, "width": 0.25, "layers": 0.34}
-ENCODERS = {"ffn": 0.3, "layers": 0.5}
+ALL: dict[str, Any] = {"ffn": 0.3, "heads": 0.5, "width": 0.25, "layers": 0.34}
+ENCODERS: dict[str, Any] = {"ffn": 0.3, "layers": 0.5}
 
 
 def windows(count: int = 4, length: int = 64) -> list[np.ndarray]:
@@ -39,7 +39,8 @@ def pruned(source: Model, path: Path, **options: Any) -> Model:
 
 @torch.inference_mode()
 def logits(model: Model) -> torch.Tensor:
-    return Reference.from_model(model)(TOKENS)
+    rows: torch.Tensor = Reference.from_model(model)(TOKENS)
+    return rows
 
 
 @torch.inference_mode()
@@ -49,7 +50,8 @@ def stock(model: Model, variant: str) -> torch.Tensor:
     theirs, report = kind.from_pretrained(model.path, output_loading_info=True, dtype=torch.float32)
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         assert not report[fault], report
-    return theirs.eval()(TOKENS).logits
+    rows: torch.Tensor = theirs.eval()(TOKENS).logits
+    return rows
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -219,6 +221,8 @@ def test_bad_options_are_refused(options: dict[str, Any]) -> None:
     [
         ("llama", {"ffn": 0.01}, "too little to remove anything of 200"),
         ("qwen2", {"heads": 0.2}, "too little to remove anything of 4"),
+        ("llama", {"heads": 0.5, "width": 0.5, "ffn": 0.5, "layers": 0.2}, "too little to remove anything of 3"),
+        ("llama", {"heads": 0.25, "width": 0.3}, "cannot say hidden size 80 with 3 attention heads"),
         ("llama", {"layers": 0.2}, "too little to remove anything of 3"),
         ("bert-mlm", {"heads": 0.5}, "ties hidden size"),
         ("distilbert-mlm", {"width": 0.5}, "ties hidden size"),
@@ -236,10 +240,12 @@ def test_what_cannot_be_is_refused_by_the_plan(
 def test_the_hint_of_too_little_works(tmp_path: Path) -> None:
     spec = load(make_checkpoint(tmp_path / "source", "qwen2")).spec
     for option in ("ffn", "heads", "width", "layers"):
+        little: dict[str, Any] = {"ffn": 0, option: 0.01}
         with pytest.raises(Unsupported) as caught:
-            Prune(**{"ffn": 0, option: 0.01}).plan(spec)
+            Prune(**little).plan(spec)
         key, _, value = str(caught.value.hint).partition(" ")[0].partition("=")
-        Prune(**{"ffn": 0, key: float(value)}).plan(spec)
+        enough: dict[str, Any] = {"ffn": 0, key: float(value)}
+        Prune(**enough).plan(spec)
 
 
 def test_text_is_needed_and_must_fit(tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ def shrink(spec: Spec, *, ffn: float, heads: float, width: float, layers: float)
         mixer = dataclasses.replace(mixer, num_kv_heads=kept_groups, num_heads=kept_groups * kept_queries)
     count = _fewer_layers(len(spec.layers), layers) if layers else len(spec.layers)
     hidden = fewer("width", spec.hidden_size, width) if width else spec.hidden_size
+    if spec.family == "llama" and hidden % mixer.num_heads:  # Transformers' LlamaConfig refuses such a config
+        raise Unsupported(
+            f"a llama config cannot say hidden size {hidden} with {mixer.num_heads} attention heads",
+            "choose heads and width so that the heads left divide the hidden size, for example heads=0.5",
+        )
     shrunk = dataclasses.replace(layer, mixer=mixer, feed_forward=feed_forward)
     return dataclasses.replace(spec, layers=(shrunk,) * count, hidden_size=hidden)
 

@@ -24,13 +24,13 @@ from benchmarks.decode_vs_peers import ROOT, bandwidth_now, refuse_noise, save
 from benchmarks.quantize_methods import windows
 from snello.cli.against import peer_table, quality_table
 from snello.interop.huggingface import hf_config, hf_tensors
-from snello.interop.tensor_writer import write_shards
 from snello.measure.peers.comparison import Lengths, compare
 from snello.measure.peers.contenders import PEERS, contenders, peers_named, subject_of_model
 from snello.measure.peers.conversions import install
 from snello.measure.peers.environments import peers_folder
 from snello.measure.peers.quality import quality
 from snello.models import load
+from snello.models.tensor_writer import write_shards
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize
 from tests.twins import scaled_channels

@@ -20,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+CACHED = "-kv-int8"  # rows whose keys and values have as many bits as OpenVINO's default
 LEAST_ANSWER = 8  # tokens: below, the row was about its prompt
 WEIGHTS = {"snello-int4": "INT4, head INT8", "snello-int4-all": "INT4", "snello-int8": "INT8"}
 
@@ -50,15 +51,18 @@ def peers() -> str:
 def _many() -> str:
     """Many streams and a prompt, in a sentence."""
     found = _read("streams_vs_peers.json")["tinyllama-1.1b"]["int4"]
-    counts = sorted(int(name.removeprefix("decode-")) for name in found if re.fullmatch(r"decode-\d+", name))
+    counts = sorted(int(name.split("-")[1]) for name in found if re.fullmatch(rf"decode-\d+{CACHED}", name))
     over = {
-        peer: ", ".join(f"{_best(found[f'decode-{count}']['rows'], peer)['ours_over_this']:.2f}" for count in counts)
+        peer: ", ".join(
+            f"{_best(found[f'decode-{count}{CACHED}']['rows'], peer)['ours_over_this']:.2f}" for count in counts
+        )
         for peer in ("llamacpp", "openvino")
     }
     at_once = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]} answers at once"
-    prompt = _best(found["prefill-512"]["rows"], "openvino", "prefill")["prefill_ours_over_this"]
+    prompt = _best(found[f"prefill-512{CACHED}"]["rows"], "openvino", "prefill")["prefill_ours_over_this"]
     return (
-        f"tinyllama-1.1b, INT4, {at_once}: {over['llamacpp']} over llama.cpp, {over['openvino']} over OpenVINO; "
+        f"tinyllama-1.1b, INT4, keys and values INT8, {at_once}: {over['llamacpp']} over llama.cpp, "
+        f"{over['openvino']} over OpenVINO; "
         f"a prompt of 512: {prompt:.2f} over OpenVINO. "
         f"{_divergences()} [docs/compare.md](docs/compare.md) has the rest."
     )
@@ -85,6 +89,7 @@ def streams() -> str:
         for result in (result for kinds in bits.values() for result in kinds.values()):
             at_once = result["streams"]
             what = f"prompt {result['prompt_tokens']:,}" + (f", {at_once} at once" if at_once > 1 else "")
+            what += f"; {result['when']}"
             for name, row in sorted(result["rows"].items(), key=lambda item: -item[1]["decode"]["median"]):
                 prompt = row["prefill"]["median"]
                 answers = "-" if result["generated_tokens"] < LEAST_ANSWER else _speed(row)
@@ -211,6 +216,26 @@ def zeros() -> str:
     return "\n".join(parts).rstrip()
 
 
+def pruned() -> str:
+    """A table for each model; a dimension that rounds to nothing at some share says so."""
+    parts = []
+    for model, measured in _read("prune_structured.json").items():
+        told = f"{measured['tokens']:,} held-out tokens, {measured['calibration_tokens']:,} of calibration"
+        parts += [f"`{model}`, {told}; `{measured['command']}`:", ""]
+        parts += ["| removed | added loss (95% bounds) | parameters | decode, times as fast (range of turns) |"]
+        parts += ["|---|---:|---:|---:|"]
+        parts += [f"| nothing | | {measured['original']['parameters'] / 1e6:.1f} M | |"]
+        for name, row in measured["rows"].items():
+            if "refused" in row:
+                parts.append(f"| {name} | rounds to nothing, or no config says it: refused | | |")
+                continue
+            fast = row.get("decode_speedup")
+            speed = f"{fast['median']:.2f} ({fast['low']:.2f}-{fast['high']:.2f})" if fast else ""
+            parts.append(f"| {name} | {_added(row)} | {row['parameters'] / 1e6:.1f} M | {speed} |")
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
@@ -224,6 +249,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": demo, "peers": peers},
     "docs/compare.md": {"streams": streams, "quality": quality, "mixed": mixed, "speculation": speculation},
     "docs/quantize.md": {"methods": methods, "outliers": outliers},
+    "docs/prune.md": {"pruned": pruned},
     "docs/sparsify.md": {"zeros": zeros},
 }
 

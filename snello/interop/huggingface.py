@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from snello.errors import SnelloError, Unsupported
-from snello.interop.tensor_writer import DType, Floats, write_shards
-from snello.models.arrangement import Arrangement, join, stored_shape
 from snello.models.families import FAMILIES
 from snello.models.families.family import Names, names_for
 from snello.models.families.resolve import spec_from_config
 from snello.models.files import read_json, read_json_if_there
 from snello.models.model import Model
-from snello.models.parameters import parameter_shapes
 from snello.models.spec import Format, Spec
+from snello.models.stored_tensors import stored_tensors
+from snello.models.tensor_writer import DType, Floats, write_shards
 from snello.models.tokenizer import TOKENIZER_FILES
 from snello.optimize.files import publish_folder
 
@@ -107,22 +106,8 @@ def skeleton(spec: Spec) -> Spec:
 
 def hf_tensors(model: Model) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Floats]]:
     """Shapes of all tensors by their Hugging Face names, and how to get the values of one."""
-    names = hf_names(model.spec)
-    canonical = parameter_shapes(model.spec)
-    parts: dict[str, tuple[tuple[str, ...], Arrangement]] = {}
-    for name in canonical:
-        source = names.sources[name]
-        parts.setdefault(source.names[0], (source.stacked or (name,), source.arrangement))
-    shapes = {
-        stored: stored_shape([canonical[part] for part in group], arrangement)
-        for stored, (group, arrangement) in parts.items()
-    }
-
-    def values(stored: str) -> Floats:
-        group, arrangement = parts[stored]
-        return join([model.weights.values(part) for part in group], arrangement)
-
-    return shapes, values
+    tensors = stored_tensors(model.spec, hf_names(model.spec))
+    return tensors.shapes, lambda name: tensors.values(name, model.weights.values)
 
 
 def hf_names(spec: Spec) -> Names:

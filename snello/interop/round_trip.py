@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from snello.interop.tensor_writer import DType, narrow, widen
 from snello.models import load
 from snello.models.model import Model
 from snello.models.spec import Task
+from snello.models.tensor_writer import DType, narrow, widen
 
 MOST_PARAMETERS = 2_000_000_000  # above it, loading twice in FP32 would fill the memory of ordinary machines
 NUM_TOKENS = 24

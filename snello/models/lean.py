@@ -80,7 +80,7 @@ def write_lean_folder(
             "generation": dict(source.generation),
         }
         (beside / LEAN).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-        _move_into_place(beside, path)
+        move_into_place(beside, path)
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
@@ -109,7 +109,8 @@ def _copy_small_files(source: Model, folder: Path) -> None:
         source.tokenizer.save(folder)
 
 
-def _move_into_place(beside: Path, path: Path) -> None:
+def move_into_place(beside: Path, path: Path) -> None:
+    """Renames a finished folder to its place; an older one there goes only once that has worked."""
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     replaced = path.exists()
     if replaced:

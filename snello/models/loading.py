@@ -17,6 +17,7 @@ from snello.models.families.sentence import is_sentence_folder, read_sentence_fo
 from snello.models.files import read_json, read_json_if_there
 from snello.models.lean import LEAN, load_lean
 from snello.models.model import Model
+from snello.models.plain_folder import read_history
 from snello.models.spec import Task
 from snello.models.stories import is_stories_file, load_stories
 
@@ -66,7 +67,15 @@ def _load_checkpoint(folder: Path, name: str, task: Task | None) -> Model:
     family, spec = resolve(config, task=task, generation=generation)
     stored, files = read_stored(folder)
     spec, weights = bind(family, spec, stored, folder)
-    return Model(spec=spec, weights=weights, path=folder, name=name, generation=generation, files=tuple(files))
+    return Model(
+        spec=spec,
+        weights=weights,
+        path=folder,
+        name=name,
+        generation=generation,
+        history=read_history(folder),
+        files=tuple(files),
+    )
 
 
 def _load_sentence(folder: Path, name: str) -> Model:

@@ -26,7 +26,6 @@ Windows = Sequence[npt.NDArray[np.int32]]
 MAX_TOKENS = 32_768  # more calibration text than this changes nothing measurable
 SAMPLED_ROWS = 512
 BATCH_TOKENS = 512
-TEXTLESS = "a method that needs none"
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Statistic:
 class Calibrator:
     """Asked for inputs in the order of computation; remembers how far it has walked."""
 
-    def __init__(self, model: Model, windows: Windows, textless: str = TEXTLESS) -> None:
+    def __init__(self, model: Model, windows: Windows, textless: str | None = None) -> None:
         self.model = model
         self.windows = check_windows(model, windows, textless)
         embedding = build_embedding(model.spec, model.weights)
@@ -146,13 +145,14 @@ class RowSample:
         self.seen += len(x)
 
 
-def check_windows(model: Model, windows: Windows, textless: str = TEXTLESS) -> Windows:
+def check_windows(model: Model, windows: Windows, textless: str | None = None) -> Windows:
     """As many windows as are useful, evenly spread; an error where there is none or one does not fit the model.
 
-    `textless` says in the hint what can be used where there is no text.
+    `textless` says in the hint what can be used where there is no text, if anything can.
     """
     if not windows:
-        raise SnelloError("this calibrates on text, and none was given", f"give text, or use {textless}")
+        hint = f"give text, or use {textless}" if textless else "give text that is like the model's work"
+        raise SnelloError("this calibrates on text, and none was given", hint)
     longest, largest = max(len(w) for w in windows), max(int(w.max()) for w in windows)
     if longest > model.spec.max_positions:
         raise SnelloError(

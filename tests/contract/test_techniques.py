@@ -21,6 +21,7 @@ from snello.techniques.table import TECHNIQUES
 from tests.checkpoints import VARIANTS, make_checkpoint
 
 EVERY = pytest.mark.parametrize("name", sorted(TECHNIQUES))
+REFUSED = {("prune", "gemma2"), ("prune", "gemma3")}  # layers that differ cannot shrink alike
 
 
 def windows(count: int = 2, length: int = 48) -> list[np.ndarray]:
@@ -67,6 +68,11 @@ def test_explaining_and_planning_need_no_torch(name: str) -> None:
 def test_result_refines_the_plan_and_the_input_is_untouched(name: str, variant: str, tmp_path: Path) -> None:
     source = load(make_checkpoint(tmp_path / "source", variant))
     before, technique = hashes(tmp_path / "source"), TECHNIQUES[name]()
+    if (name, variant) in REFUSED:
+        with pytest.raises(Unsupported) as caught:
+            technique.plan(source.spec)
+        assert caught.value.hint
+        return
     planned = technique.plan(source.spec)
     result = technique.apply(source, Context(output=tmp_path / "result", windows=windows()))
     assert hashes(tmp_path / "source") == before

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 from snello.errors import SnelloError, Unsupported
 from snello.interop import huggingface
 from snello.interop.huggingface import export, hf_config, hf_names, hf_tensors
-from snello.interop.tensor_writer import narrow, plan_shards, widen
 from snello.models import load
 from snello.models.model import Model
+from snello.models.tensor_writer import narrow, plan_shards, widen
 from tests.checkpoints import VARIANTS, make_checkpoint
 
 

@@ -32,12 +32,12 @@ class Shard:
     tensors: tuple[str, ...]
 
 
-def plan_shards(shapes: Shapes, dtype: DType, shard_bytes: int) -> list[Shard]:
+def plan_shards(shapes: Shapes, dtype: DType | Mapping[str, DType], shard_bytes: int) -> list[Shard]:
     """Tensors in their order, in files of at most `shard_bytes` (a larger tensor has a file of its own)."""
     groups: list[list[str]] = [[]]
     filled = 0
     for name, shape in shapes.items():
-        num_bytes = math.prod(shape) * NAMES[dtype][1]
+        num_bytes = math.prod(shape) * NAMES[_of(name, dtype)][1]
         if groups[-1] and filled + num_bytes > shard_bytes:
             groups.append([])
             filled = 0
@@ -49,12 +49,21 @@ def plan_shards(shapes: Shapes, dtype: DType, shard_bytes: int) -> list[Shard]:
     return [Shard(f"model-{i:05d}-of-{count:05d}.safetensors", tuple(group)) for i, group in enumerate(groups, 1)]
 
 
-def write_shards(folder: Path, shapes: Shapes, values: Callable[[str], Floats], dtype: DType, shard_bytes: int) -> int:
-    """Writes all tensors, and the index where there are several files; returns the bytes of the weights."""
+def write_shards(
+    folder: Path,
+    shapes: Shapes,
+    values: Callable[[str], Floats],
+    dtype: DType | Mapping[str, DType],
+    shard_bytes: int,
+) -> int:
+    """Writes all tensors, and the index where there are several files; returns the bytes of the weights.
+
+    `dtype` is one for all, or each tensor's own by name.
+    """
     shards = plan_shards(shapes, dtype, shard_bytes)
     for shard in shards:
         _write_file(folder / shard.name, {name: shapes[name] for name in shard.tensors}, values, dtype)
-    total = sum(math.prod(shape) for shape in shapes.values()) * NAMES[dtype][1]
+    total = sum(math.prod(shape) * NAMES[_of(name, dtype)][1] for name, shape in shapes.items())
     if len(shards) > 1:
         weight_map = {name: shard.name for shard in shards for name in shard.tensors}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -62,11 +71,17 @@ def write_shards(folder: Path, shapes: Shapes, values: Callable[[str], Floats], 
     return total
 
 
-def _write_file(path: Path, shapes: Shapes, values: Callable[[str], Floats], dtype: DType) -> None:
-    kind, width = NAMES[dtype]
+def _of(name: str, dtype: DType | Mapping[str, DType]) -> DType:
+    return dtype if isinstance(dtype, str) else dtype[name]
+
+
+def _write_file(
+    path: Path, shapes: Shapes, values: Callable[[str], Floats], dtype: DType | Mapping[str, DType]
+) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
+        kind, width = NAMES[_of(name, dtype)]
         begin, end = end, end + math.prod(shape) * width
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -76,7 +91,7 @@ def _write_file(path: Path, shapes: Shapes, values: Callable[[str], Floats], dty
         for name, shape in shapes.items():
             tensor = values(name)
             assert tensor.shape == shape, f"{name}: {tensor.shape} is not {shape}"
-            file.write(narrow(name, tensor, dtype).tobytes())
+            file.write(narrow(name, tensor, _of(name, dtype)).tobytes())
 
 
 def narrow(name: str, values: Floats, dtype: DType) -> npt.NDArray[np.generic]:

@@ -1,0 +1,135 @@
+"""The plain folder: an ordinary checkpoint, written so that Transformers and `load` both open it.
+
+It is what a technique leaves that changes shapes but not number formats. config.json is the source's own with the new
+shapes written over it, and must describe the result before a weight is read; snello_history.json beside it keeps the
+steps that were applied, which no config has a place for. Written beside its place and renamed, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from snello.errors import SnelloError, Unsupported
+from snello.models.families import FAMILIES
+from snello.models.families.family import names_for
+from snello.models.families.resolve import spec_from_config
+from snello.models.files import read_json
+from snello.models.lean import move_into_place
+from snello.models.model import FloatFormat, Floats, Model
+from snello.models.packed_writer import cannot_write
+from snello.models.parameters import matrix_names
+from snello.models.spec import Attention, Spec
+from snello.models.stored_tensors import stored_tensors
+from snello.models.tensor_writer import write_shards
+from snello.models.tokenizer import TOKENIZER_FILES
+
+HISTORY = "snello_history.json"
+CONFIG, INDEX, SHARD_BYTES = "config.json", "model.safetensors.index.json", 5_000_000_000
+TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+WIDTH_KEYS = {  # others: intermediate_size, num_hidden_layers
+    "distilbert": ("hidden_dim", "n_layers"),
+    "gpt2": ("n_inner", "n_layer"),
+    "opt": ("ffn_dim", "num_hidden_layers"),
+}
+HEADS_APART = ("llama", "mistral", "qwen2", "qwen3")  # whose config says head_dim, so heads and width are free
+
+
+def read_history(folder: Path) -> tuple[Mapping[str, Any], ...]:
+    """The steps that made this folder; none where it is somebody else's checkpoint."""
+    if not (folder / HISTORY).exists():
+        return ()
+    steps = read_json(folder / HISTORY).get("history")
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise SnelloError(f"{folder / HISTORY} holds no list of steps", "remove it, or make the folder again")
+    return tuple(steps)
+
+
+def shaped_config(source: Model, spec: Spec) -> dict[str, Any]:
+    """The source's config.json with the shapes of `spec`.
+
+    Raises:
+        Unsupported: there is none, or read back it would not describe `spec`.
+    """
+    if not (source.path / CONFIG).exists():
+        raise Unsupported(f"{source.name} came without a config.json", "start from a Hugging Face folder")
+    config = {
+        key: value for key, value in read_json(source.path / CONFIG).items() if key not in ("dtype", "torch_dtype")
+    }
+    layer = spec.layers[0]
+    assert isinstance(layer.mixer, Attention)
+    width, count = WIDTH_KEYS.get(spec.family, ("intermediate_size", "num_hidden_layers"))
+    config |= {width: layer.feed_forward.width, count: len(spec.layers)}
+    config["torch_dtype"] = TORCH_NAMES[spec.default_format.weights]
+    if isinstance(config.get("layer_types"), list):
+        config["layer_types"] = config["layer_types"][: len(spec.layers)]
+    if spec.family in HEADS_APART:
+        config |= {
+            "hidden_size": spec.hidden_size,
+            "num_attention_heads": layer.mixer.num_heads,
+            "num_key_value_heads": layer.mixer.num_kv_heads,
+            "head_dim": layer.mixer.head_dim,
+        }
+    described = spec_from_config(config, task=spec.task, generation=source.generation)
+    plain = dataclasses.replace(spec, formats=())
+    if described != plain:
+        fields = [f.name for f in dataclasses.fields(Spec) if getattr(described, f.name) != getattr(plain, f.name)]
+        raise Unsupported(
+            f"a Hugging Face {spec.family} config cannot say what {source.name} would become",
+            f"these differ: {', '.join(fields)}; start from the original checkpoint",
+        )
+    return config
+
+
+def write_plain_folder(
+    path: Path, spec: Spec, source: Model, history: Sequence[Mapping[str, Any]], values: Callable[[str], Floats]
+) -> None:
+    """Writes a checkpoint at `path`; `values` gives each canonical parameter, asked for in the order of computation.
+
+    Matrices keep the types of `spec`; vectors are FP32. A plain folder that was written here before is replaced.
+    """
+    config = shaped_config(source, spec)
+    check_free(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        _write_weights(beside, spec, values)
+        for name in (*TOKENIZER_FILES, "generation_config.json"):
+            if (source.path / name).exists():
+                shutil.copyfile(source.path / name, beside / name)
+        for name, table in ((CONFIG, config), (HISTORY, {"history": list(history)})):
+            (beside / name).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        move_into_place(beside, path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_free(path: Path) -> None:
+    """Only an absent or empty folder, or one that was written here, may be replaced."""
+    if path.exists() and not path.is_dir():
+        raise SnelloError(f"{path} is a file", "choose another output folder")
+    if path.exists() and any(path.iterdir()) and not (path / HISTORY).exists():
+        raise SnelloError(f"{path} is not empty and holds something else", "choose another output folder")
+
+
+def _write_weights(folder: Path, spec: Spec, values: Callable[[str], Floats]) -> None:
+    tensors = stored_tensors(spec, names_for(FAMILIES[spec.family], spec, has_base=True))
+    matrices = set(matrix_names(spec))
+    types: dict[str, FloatFormat] = {
+        name: _type(spec, group[0]) if group[0] in matrices else "fp32" for name, (group, _) in tensors.parts.items()
+    }
+    write_shards(folder, tensors.shapes, lambda name: tensors.values(name, values), types, SHARD_BYTES)
+
+
+def _type(spec: Spec, parameter: str) -> FloatFormat:
+    weights = spec.format(parameter.removesuffix(".weight")).weights
+    assert weights in ("fp32", "fp16", "bf16"), weights
+    return weights

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "snello apply quantize demo --weights int8 -o lean/demo-int8",
     "snello apply quantize Qwen/Qwen3-0.6B --method gptq --text yours.txt -o lean/qwen3",
+    "snello apply prune demo --ffn 0.25 --text yours.txt -o lean/demo-narrow",
     "snello apply sparsify demo --sparsity 0.5 -o lean/demo-half",
     "snello apply quantize --help",
 )

@@ -26,7 +26,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     for flag, values, default, sentence in rows:
         terminal.product(f"  {flag} {values} [{default}]")
         terminal.product(f"      {sentence}")
-    more = [("alone", f"snello apply {arguments.technique} MODEL -o DIR"), ("more", page)]
+    more = [("alone", f"snello apply {arguments.technique} MODEL --text yours.txt -o DIR"), ("more", page)]
     terminal.product("\n" + "\n".join(table(more)))
     names = ("flag", "values", "default", "help")
     options = [dict(zip(names, row, strict=True)) for row in rows]

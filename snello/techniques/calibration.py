@@ -151,7 +151,7 @@ def check_windows(model: Model, windows: Windows, textless: str | None = None) -
     `textless` says in the hint what can be used where there is no text, if anything can.
     """
     if not windows:
-        hint = f"give text, or use {textless}" if textless else "give text that is like the model's work"
+        hint = f"give text, or use {textless}" if textless else "give text like the model's work: --text yours.txt"
         raise SnelloError("this calibrates on text, and none was given", hint)
     longest, largest = max(len(w) for w in windows), max(int(w.max()) for w in windows)
     if longest > model.spec.max_positions:

@@ -24,6 +24,14 @@ constexpr int rows_of_tile(int tile, int top_rows, int bottom_rows) {
   return tile < 6 ? bottom_rows : kTileRows;
 }
 
+constexpr bool by_channel(int format) { return format == SNELLO_INT8_CHANNELS || format == SNELLO_INT4_CHANNELS; }
+// INT8 or INT4, however the matrix is stored.
+constexpr int integers_of(int format) {
+  return format == SNELLO_INT8_CHANNELS ? SNELLO_INT8 : format == SNELLO_INT4_CHANNELS ? SNELLO_INT4 : format;
+}
+constexpr int kSlabPanels = 8;      // whole slabs of a matrix stored by channel are work for one thread
+constexpr int kMaxChannels = 32768;  // columns of a matrix stored by channel
+
 // INT8 rows: q [rows, width] s8 with a stride in bytes, scale [rows], sums [rows, width / 32] of q.
 struct QuantRows {
   int8_t* q;
@@ -64,6 +72,7 @@ struct TransformTask {
   int32_t width;        // padded width of the output
   uint8_t* not_finite;  // [rows]: set to 1 for a row with Inf or NaN
   float step;           // when quantized: the scale of every row; 0: each row's own
+  const float* threshold;  // [width] or null: smaller magnitudes become 0
 };
 
 struct NormTask {
@@ -175,6 +184,7 @@ bool tiles_hold(double seconds);
 
 // layout.cpp
 uint64_t packed_bytes(int format, int64_t rows, int64_t columns, int group_size);
+int check_shape(int format, int64_t rows, int64_t columns, int group_size);
 
 // error.cpp: remembers one line for snello_last_error and returns -1
 int fail(const char* format, ...) __attribute__((format(printf, 1, 2)));

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "channels.h"
 #include "kernels.h"
 
 namespace snello {
@@ -37,20 +38,6 @@ PanelLayout panel_layout(int format, int64_t columns, int group_size) {
   const int64_t groups = (padded + group_size - 1) / group_size;
   const int64_t weights = kLine + round_up(groups * kPanel, kLine);
   return {padded, groups, weights, weights + padded * kPanel / 2};
-}
-
-int check_shape(int format, int64_t rows, int64_t columns, int group_size) {
-  if (!is_float(format) && !is_integer(format)) return fail("unknown format %d", format);
-  if (rows < 1 || columns < 1)
-    return fail("a matrix needs rows and columns, not %lld x %lld", static_cast<long long>(rows),
-                static_cast<long long>(columns));
-  if (is_integer(format) && columns > kMaxIntegerColumns)
-    return fail("an integer matrix has at most %d columns, not %lld", kMaxIntegerColumns,
-                static_cast<long long>(columns));
-  if (format == SNELLO_INT4 && !is_group_size(group_size))
-    return fail("the group size must be 32, 64 or 128, not %d", group_size);
-  if (format != SNELLO_INT4 && group_size != 0) return fail("only INT4 has groups: group size %d", group_size);
-  return 0;
 }
 
 bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kLine == 0; }
@@ -147,6 +134,7 @@ void unpack_int4_row(const snello_tensor& t, const PanelLayout& layout, int64_t 
 
 int check_unpack(const snello_tensor& t, const int8_t* q8, const uint8_t* q4, const uint8_t* group_scale,
                  const float* row_scale) {
+  if (by_channel(t.format)) return fail("a matrix stored by channel is unpacked by way of panels");
   if (check_packing(t.format, t.rows, t.columns, t.group_size, t.data) < 0) return -1;
   const uint64_t expected = packed_bytes(t.format, t.rows, t.columns, t.group_size);
   if (t.bytes != expected)
@@ -162,8 +150,27 @@ int check_unpack(const snello_tensor& t, const int8_t* q8, const uint8_t* q4, co
 
 }  // namespace
 
+int check_shape(int format, int64_t rows, int64_t columns, int group_size) {
+  const int integers = integers_of(format);
+  if (!is_float(format) && !is_integer(integers)) return fail("unknown format %d", format);
+  if (rows < 1 || columns < 1)
+    return fail("a matrix needs rows and columns, not %lld x %lld", static_cast<long long>(rows),
+                static_cast<long long>(columns));
+  if (is_integer(integers) && columns > kMaxIntegerColumns)
+    return fail("an integer matrix has at most %d columns, not %lld", kMaxIntegerColumns,
+                static_cast<long long>(columns));
+  if (by_channel(format) && columns > kMaxChannels)
+    return fail("a matrix stored by channel has at most %d columns, not %lld", kMaxChannels,
+                static_cast<long long>(columns));
+  if (integers == SNELLO_INT4 && !is_group_size(group_size))
+    return fail("the group size must be 32, 64 or 128, not %d", group_size);
+  if (integers != SNELLO_INT4 && group_size != 0) return fail("only INT4 has groups: group size %d", group_size);
+  return 0;
+}
+
 uint64_t packed_bytes(int format, int64_t rows, int64_t columns, int group_size) {
   if (check_shape(format, rows, columns, group_size) < 0) return 0;
+  if (by_channel(format)) return channel_layout(format, rows, round_up(columns, kBlock), group_size).bytes();
   const int64_t panels = (rows + kPanel - 1) / kPanel;
   return static_cast<uint64_t>(panels * panel_layout(format, columns, group_size).bytes);
 }

@@ -342,7 +342,8 @@ void snello_program::run_row_action(const Action& action, const Rows& r, int m0,
     case SNELLO_OP_TRANSFORM:
       return k.transform(
           {in0, width(o.in[0]), vector(o.tensor[0]), o.i[0], out, memory_[static_cast<size_t>(o.out)].quant,
-           spec_.registers[static_cast<size_t>(o.out)].quantized != 0, width(o.out), r.not_finite, o.f[0]},
+           spec_.registers[static_cast<size_t>(o.out)].quantized != 0, width(o.out), r.not_finite, o.f[0],
+           vector(o.tensor[1])},
           m0, m1);
     case SNELLO_OP_ROPE:
       return k.rope(
@@ -405,13 +406,18 @@ void snello_program::run_linears(const Part& part, const Stage& stage, const Row
   const bool few = r.count <= (task(stage.begin).quantized ? snello::kernels().few_rows : snello::kFewRowsFloat);
   Linears job;
   job.unit = few ? 1 : snello::kernels().group_panels;
+  bool by_channel = false;
+  for (int a = stage.begin; a < stage.end; ++a) by_channel |= snello::by_channel(task(a).weights->format);
+  if (by_channel) job.unit = std::max(job.unit, snello::kSlabPanels);
   for (int a = stage.begin; a < stage.end; ++a) job.add(task(a));
 
   const int64_t piece = few ? snello::kLinearPieceFew : snello::kLinearPieceMany;
   if (job.bytes * r.count <= piece) return job.run(0, job.units);
   const int64_t threads = pool_.num_threads(), most = snello::divide_up(job.units, 2 * threads);
   const int64_t chunk = std::clamp<int64_t>(piece * job.units / job.bytes, 1, most);
-  const int64_t first = few ? job.units * 7 / 8 / threads : 0;
+  // Of a matrix stored by channel a thread reads a part of every channel, and a smaller part is a shorter run.
+  const int64_t whole = snello::divide_up(job.units, threads);
+  const int64_t first = few && by_channel ? whole : few ? job.units * 7 / 8 / threads : 0;
   snello::parallel_for(pool_, job.units, chunk, [&](int, int64_t begin, int64_t end) { job.run(begin, end); }, first);
 }
 

@@ -164,12 +164,12 @@ class Checker {
     if (!tensor_exists(slot)) return false;
     const snello_tensor& t = *tensor(slot);
     const int id = op_->tensor[slot];
-    if (t.format < SNELLO_F32 || t.format > SNELLO_INT4) return bad("tensor %d has format %d", id, t.format);
+    if (t.format < SNELLO_F32 || t.format > SNELLO_INT4_CHANNELS) return bad("tensor %d has format %d", id, t.format);
     if (t.rows < 1 || t.columns < 1 || t.columns > kMaxColumns)
       return bad("tensor %d is %d x %d", id, t.rows, t.columns);
     if (integer(t) && t.columns % kBlock != 0)
       return bad("tensor %d is an integer matrix of %d columns: it must be a multiple of %d", id, t.columns, kBlock);
-    if (t.format == SNELLO_INT4 && t.group_size != 32 && t.group_size != 64 && t.group_size != 128)
+    if (integers_of(t.format) == SNELLO_INT4 && t.group_size != 32 && t.group_size != 64 && t.group_size != 128)
       return bad("tensor %d has groups of %d columns: 32, 64 or 128", id, t.group_size);
     const uint64_t bytes = packed_bytes(t.format, t.rows, t.columns, t.group_size);
     if (t.bytes != bytes)
@@ -177,7 +177,7 @@ class Checker {
                  static_cast<unsigned long long>(bytes));
     return true;
   }
-  static bool integer(const snello_tensor& t) { return t.format == SNELLO_INT8 || t.format == SNELLO_INT4; }
+  static bool integer(const snello_tensor& t) { return t.format >= SNELLO_INT8; }
 
   // ---- arguments ----
 
@@ -216,6 +216,7 @@ class Checker {
     if (op_->i[0] < 0 || op_->i[0] > 2) return bad("i0 is %d: 0 tokens, 1 positions, 2 token types", op_->i[0]);
     if (!exists(op_->out, "out")) return false;
     const snello_tensor& t = *tensor(0);
+    if (by_channel(t.format)) return bad("tensor %d is stored by channel: no row of it can be read alone", op_->tensor[0]);
     const int padding = t.columns - width(op_->out);
     if (padding < 0 || padding >= (integer(t) ? kBlock : 1))
       return bad("out has %d columns, tensor %d has %d", width(op_->out), op_->tensor[0], t.columns);
@@ -239,7 +240,9 @@ class Checker {
     if (to < from || to - from >= kBlock) return bad("in0 has %d columns, out has %d", from, to);
     if (!(op_->f[0] >= 0.0f) || std::isinf(op_->f[0])) return bad("the scale is %g", static_cast<double>(op_->f[0]));
     if (op_->f[0] > 0.0f && !quantized(op_->out)) return bad("a scale, but out (register %d) is float", op_->out);
-    return rotates(0, to) && optional_vector(0, from, "the multiplier") && writes(op_->out, 0, to);
+    if (op_->tensor[1] != -1 && !quantized(op_->out)) return bad("thresholds, but out (register %d) is float", op_->out);
+    return rotates(0, to) && optional_vector(0, from, "the multiplier") && optional_vector(1, to, "the thresholds") &&
+           writes(op_->out, 0, to);
   }
 
   bool check_linear() {
@@ -248,6 +251,8 @@ class Checker {
     const snello_tensor& t = *tensor(0);
     if (quantized(op_->in[0]) && !integer(t))
       return bad("in0 (register %d) is quantized, but tensor %d is a float matrix", op_->in[0], op_->tensor[0]);
+    if (by_channel(t.format) && !quantized(op_->in[0]))
+      return bad("tensor %d is stored by channel, but in0 (register %d) is float", op_->tensor[0], op_->in[0]);
     if (width(op_->in[0]) != t.columns)
       return bad("in0 has %d columns, tensor %d has %d", width(op_->in[0]), op_->tensor[0], t.columns);
     const int begin = op_->i[1];

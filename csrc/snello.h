@@ -25,7 +25,16 @@ extern "C" {
 
 /* ---- numbers ---- */
 
-enum snello_format { SNELLO_F32 = 0, SNELLO_F16 = 1, SNELLO_BF16 = 2, SNELLO_INT8 = 3, SNELLO_INT4 = 4 };
+enum snello_format {
+  SNELLO_F32 = 0,
+  SNELLO_F16 = 1,
+  SNELLO_BF16 = 2,
+  SNELLO_INT8 = 3,
+  SNELLO_INT4 = 4,
+  /* The same integers, stored channel by channel: a channel whose inputs are all 0 is not read. */
+  SNELLO_INT8_CHANNELS = 5,
+  SNELLO_INT4_CHANNELS = 6
+};
 
 /* A packed matrix [rows, columns] (see docs/numerics.md, Layout), or, where an operation asks for a vector,
  * `columns` plain FP32 values (format F32, rows 1). `columns` of an integer matrix is a multiple of 64. */
@@ -68,6 +77,11 @@ SNELLO_API int32_t snello_pack_int4(const uint8_t* q, const uint8_t* group_scale
 SNELLO_API int32_t snello_unpack(const snello_tensor* tensor, float* values, int8_t* q8, uint8_t* q4,
                                  uint8_t* group_scale, float* row_scale);
 
+/* A packed INT8 or INT4 matrix -> the same stored by channel (at most 32,768 columns), and back. Nothing is rounded.
+ * `bytes` of the result: snello_packed_bytes(its format, rows, columns, group_size). */
+SNELLO_API int32_t snello_to_channels(const snello_tensor* matrix, void* packed);
+SNELLO_API int32_t snello_from_channels(const snello_tensor* matrix, void* packed);
+
 /* ---- threads ---- */
 
 typedef struct snello_pool snello_pool;
@@ -108,10 +122,11 @@ enum snello_op_kind {
   SNELLO_OP_NORM = 1,
   /* out = hadamard(in0 * tensor[0]), zero-padded to the width of out.  tensor[0] multiplier vector (Hadamard's
    * normalization inside) or -1.  i0 rotate block 0, 64, 128.  A quantized out is rounded to INT8.  f0: the scale of
-   * every row, or 0: each row has its own, absmax / 127. */
+   * every row, or 0: each row has its own, absmax / 127.  tensor[1] thresholds [width of out] or -1: a quantized value
+   * is 0 where the magnitude before rounding is below its column's. */
   SNELLO_OP_TRANSFORM = 2,
   /* out[:, i1 : i1 + rows] = or += in0 * tensor[0]^T + tensor[1].  Quantized in0 needs an integer matrix; a float in0
-   * takes any.  tensor[1] bias or -1.  i0: 1 adds into out (the residual). */
+   * takes any that is not stored by channel.  tensor[1] bias or -1.  i0: 1 adds into out (the residual). */
   SNELLO_OP_LINEAR = 3,
   /* Rotary embedding in place on in0 == out.  i0 heads, i1 head_dim, i2 rotary dims (the first of each head),
    * i3: 0 halves, 1 interleaved pairs.  tensor[0] cosines, tensor[1] sines, each a plain FP32 matrix

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 #include <time.h>
 
+#include "channels.h"
 #include "kernels.h"
 
 namespace snello {

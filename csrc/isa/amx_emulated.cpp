@@ -1,5 +1,6 @@
 // The kernels of AMX in plain C++, tiles and all: how the way over tiles is tested where there are none. Never selected
 // unless it is asked for by name.
+#include "channels.h"
 #include "kernels.h"
 
 namespace snello {

@@ -2,6 +2,7 @@
 // table.
 #include <immintrin.h>
 
+#include "channels.h"
 #include "kernels.h"
 
 namespace snello {

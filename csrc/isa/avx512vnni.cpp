@@ -2,6 +2,7 @@
 // but the table.
 #include <immintrin.h>
 
+#include "channels.h"
 #include "kernels.h"
 
 namespace snello {

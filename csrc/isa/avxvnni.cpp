@@ -2,6 +2,7 @@
 // nothing here may have external linkage but the table.
 #include <immintrin.h>
 
+#include "channels.h"
 #include "kernels.h"
 
 namespace snello {

@@ -2,6 +2,7 @@
 // selected unless it is asked for by name.
 #include <immintrin.h>
 
+#include "channels.h"
 #include "kernels.h"
 
 namespace snello {

@@ -1,4 +1,5 @@
 // The kernels in plain C++: the portable statement of docs/numerics.md, and the only set of other architectures.
+#include "channels.h"
 #include "kernels.h"
 
 namespace snello {

@@ -19,13 +19,38 @@ constexpr int kRowGap = 64;  // bytes between copied rows, so that they do not s
 // One panel of a packed matrix: where its parts are (docs/numerics.md, Layout).
 struct Panel {
   const uint8_t* base;
-  const uint8_t* lines;  // weights
-  int format, group_size;
+  const uint8_t* lines;   // weights
+  const uint8_t* scales;  // of groups
+  int format, group_size; // format: of the integers, however they are stored
+  int64_t scale_stride;
+  int64_t stride;  // bytes from channel to channel where the matrix is stored by channel, else 0
+  int part;        // then: which 16 rows of the lines
   const float* row_scale() const { return reinterpret_cast<const float*>(base); }
-  const uint8_t* group_scale(int column) const { return base + kLineBytes + column / group_size * kPanel; }
+  const uint8_t* group_scale(int column) const { return scales + column / group_size * scale_stride; }
 };
 
+LANES ChannelLayout channel_layout_of(const snello_tensor& w) {
+  return channel_layout(w.format, w.rows, w.columns, w.group_size);
+}
+
+inline Panel panel_by_channel(const snello_tensor& w, int p) {
+  const ChannelLayout layout = channel_layout_of(w);
+  const int64_t row = static_cast<int64_t>(p) * kPanel, slab = row / layout.slab_rows;
+  const ChannelBlock block = layout.block(slab / kBlockSlabs);
+  const int64_t in_block = row % (kBlockSlabs * layout.slab_rows);
+  const uint8_t* base = static_cast<const uint8_t*>(w.data) + block.offset;
+  return {base + 4 * in_block,
+          base + block.lines + slab % kBlockSlabs * kSlabBytes,
+          base + block.scales + in_block,
+          integers_of(w.format),
+          w.group_size,
+          block.rows,
+          block.stride,
+          static_cast<int>(row % layout.slab_rows / kPanel)};
+}
+
 inline Panel panel_at(const snello_tensor& w, int p) {
+  if (by_channel(w.format)) return panel_by_channel(w, p);
   const int64_t panels = (w.rows + kPanel - 1) / kPanel, bytes = static_cast<int64_t>(w.bytes) / panels;
   const uint8_t* base = static_cast<const uint8_t*>(w.data) + p * bytes;
   int header = 0;
@@ -34,7 +59,7 @@ inline Panel panel_at(const snello_tensor& w, int p) {
     const int groups = (w.columns + w.group_size - 1) / w.group_size;
     header = kLineBytes + (groups * kPanel + kLineBytes - 1) / kLineBytes * kLineBytes;
   }
-  return {base, base + header, w.format, w.group_size};
+  return {base, base + header, base + kLineBytes, w.format, w.group_size, kPanel, 0, 0};
 }
 
 LANES void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
@@ -166,12 +191,14 @@ struct DirectInteger {
 };
 
 inline bool few_integer_rows(const LinearTask& task) {
-  return task.num_rows <= (task.weights->format == SNELLO_INT8 ? kDirectRowsInt8 : kDirectRowsInt4);
+  return !by_channel(task.weights->format) && task.num_rows <= (task.weights->format == SNELLO_INT8 ? kDirectRowsInt8 : kDirectRowsInt4);
 }
 
 inline void direct_integer(const LinearTask& task, int p0, int p1) {
   for (int p = p0; p < p1; ++p) with_rows<kDirectRowsInt4>(task.num_rows, DirectInteger{task, p});
 }
+
+#include "kernels/channels.inl"
 
 // ---- quantized input, many rows ----
 
@@ -181,9 +208,28 @@ struct IntegerScratch {
   int32_t start[kSuperRows];  // what takes the bias of the weights off
 };
 
+// The same of a matrix that is stored by channel: four lines are interleaved, and this panel's part is kept.
+inline const uint8_t* unpack_channels(const Panel& panel, int k, int count, uint8_t* out) {
+  alignas(64) uint8_t quads[kLineBytes];
+  for (int i = 0; i < count; i += 4) {
+    const uint8_t* at = panel.lines + (k + i) * panel.stride;
+    const Interleaved lines = interleave(at, at + panel.stride, at + 2 * panel.stride, at + 3 * panel.stride);
+    uint8_t* to = out + i * kPanel;
+    if (panel.format == SNELLO_INT8) {
+      store_quads(to, lines.v[panel.part]);
+      continue;
+    }
+    store_quads(quads, lines.v[panel.part % 4]);
+    const NibbleScale scale = nibble_scale(panel.group_scale(k + i));
+    store_quads(to, panel.part < 4 ? scaled_nibbles<0>(quads, scale) : scaled_nibbles<1>(quads, scale));
+  }
+  return out;
+}
+
 // Columns [k, k + count) of a panel as signed bytes; INT8 weights are used where they are.
 template <int fetch_bytes>
 inline const uint8_t* unpack_integer(const Panel& panel, int k, int count, uint8_t* out) {
+  if (panel.stride) return unpack_channels(panel, k, count, out);
   if (panel.format == SNELLO_INT8) return panel.lines + static_cast<int64_t>(k) * kPanel;
   for (int b = 0; b < count; b += kBlock) {
     const uint8_t* at = panel.lines + static_cast<int64_t>((k + b) / kBlock) * 8 * kLineBytes;
@@ -243,10 +289,26 @@ struct IntegerTile {
   }
 };
 
+// Lines are shared by the panels of a slab: each panel fetches every fourth of the next chunk's channels.
+inline IntegerChunk chunk_by_channel(const snello_tensor& w, IntegerScratch& scratch, int p, int panels, int k,
+                                     int count) {
+  IntegerChunk chunk;
+  chunk.columns = count;
+  const int following = k + count < w.columns ? k + count : 0;
+  for (int i = 0; i < panels; ++i) {
+    const Panel panel = panel_at(w, p + i);
+    chunk.weights[i] = unpack_integer<0>(panel, k, count, scratch.weights[i]);
+    chunk.next[i] = panel.lines + (following + i % 4) * panel.stride;
+    chunk.next_bytes = static_cast<int>(4 * panel.stride);
+  }
+  return chunk;
+}
+
 inline IntegerChunk chunk_at(const snello_tensor& w, IntegerScratch& scratch, int p, int panels, int k) {
   const int left = w.columns - k, count = left < kIntegerColumns ? left : kIntegerColumns;
   IntegerChunk chunk;
   chunk.columns = count;
+  if (by_channel(w.format)) return chunk_by_channel(w, scratch, p, panels, k, count);
   chunk.next_bytes = w.format == SNELLO_INT8 ? kLineBytes : kLineBytes / 2;
   for (int i = 0; i < panels; ++i) {
     const Panel panel = panel_at(w, p + i);
@@ -530,6 +592,8 @@ inline void blocked_float(const LinearTask& task, int m0, int rows, int p, int p
 
 inline void linear(const LinearTask& task, int p0, int p1) {
   if (task.num_rows <= 0) return;
+  if (by_channel(task.weights->format) && task.num_rows <= kDirectRowsChannels)
+    return with_rows<kDirectRowsChannels>(task.num_rows, DirectChannels{task, p0, p1});
   if (task.quantized && few_integer_rows(task)) return direct_integer(task, p0, p1);
   if (!task.quantized && task.num_rows <= kDirectRowsFloat)
     return with_rows<kDirectRowsFloat>(task.num_rows, DirectFloat{task, p0, p1});

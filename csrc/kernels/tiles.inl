@@ -125,7 +125,7 @@ class TileBlock {
   }
 
   const uint8_t* unpack(const Panel& panel, int k, int count, int place) {
-    if (panel.format == SNELLO_INT8 && rows_ <= kTileFewRows)
+    if (panel.format == SNELLO_INT8 && panel.stride == 0 && rows_ <= kTileFewRows)
       return copy_lines(panel.lines + static_cast<int64_t>(k) * kPanel, count, scratch_.weights[place]);
     return unpack_integer<kPrefetchBytes>(panel, k, count, scratch_.weights[place]);
   }

@@ -147,6 +147,13 @@ inline Magnitude transformed_magnitude(const TransformTask& task, const float* r
   return magnitude;
 }
 
+// Magnitudes below their column's threshold become 0.
+template <int vectors>
+LANES void cut(Columns<vectors>& x, const float* threshold) {
+  for (int i = 0; i < vectors; ++i)
+    x.v[i] = select(less(abs(x.v[i]), load(threshold + kLanes * i)), set1(0.0f), x.v[i]);
+}
+
 // With a scale that is known before, one pass looks for Inf and NaN and rounds at once.
 template <int vectors, bool rotate>
 inline bool quantize_transformed_row(const TransformTask& task, int m) {
@@ -160,8 +167,9 @@ inline bool quantize_transformed_row(const TransformTask& task, int m) {
   out.scale[m] = given ? task.step : magnitude.scale();
   const F32 scale = set1(out.scale[m]);
   for (int at = 0; at < task.width; at += kLanes * vectors) {
-    const Columns<vectors> x = transformed<vectors, rotate>(task, row, at);
+    Columns<vectors> x = transformed<vectors, rotate>(task, row, at);
     for (int i = 0; given && i < vectors; ++i) magnitude.see(x.v[i]);
+    if (task.threshold) cut(x, task.threshold + at);
     for (int i = 0; i < vectors; i += 2) {
       const int column = at + kLanes * i;
       const I32 a = quantize(x.v[i], scale), b = quantize(x.v[i + 1], scale);

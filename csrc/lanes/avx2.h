@@ -261,6 +261,27 @@ template <int half>
 LANES __m256i nibbles_of(__m256i line) {
   return _mm256_and_si256(half ? _mm256_srli_epi16(line, 4) : line, _mm256_set1_epi8(15));
 }
+template <int half>
+LANES Quads nibbles(Quads x) {
+  return {nibbles_of<half>(x.lo), nibbles_of<half>(x.hi)};
+}
+struct Interleaved {
+  Quads v[4];
+};
+struct InterleavedHalf {
+  __m256i v[4];
+};
+LANES InterleavedHalf interleave(__m256i a, __m256i b, __m256i c, __m256i d) {
+  const __m256i ab_low = _mm256_unpacklo_epi8(a, b), ab_high = _mm256_unpackhi_epi8(a, b);
+  const __m256i cd_low = _mm256_unpacklo_epi8(c, d), cd_high = _mm256_unpackhi_epi8(c, d);
+  return {{_mm256_unpacklo_epi16(ab_low, cd_low), _mm256_unpackhi_epi16(ab_low, cd_low),
+           _mm256_unpacklo_epi16(ab_high, cd_high), _mm256_unpackhi_epi16(ab_high, cd_high)}};
+}
+LANES Interleaved interleave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d) {
+  const InterleavedHalf lo = interleave(load_half(a), load_half(b), load_half(c), load_half(d));
+  const InterleavedHalf hi = interleave(load_half(a + 32), load_half(b + 32), load_half(c + 32), load_half(d + 32));
+  return {{{lo.v[0], hi.v[0]}, {lo.v[1], hi.v[1]}, {lo.v[2], hi.v[2]}, {lo.v[3], hi.v[3]}}};
+}
 // s as 16-bit pairs, and 8 * s as bytes: s * q <= 225 never carries from one byte of a pair into the other.
 struct NibbleScale {
   I32 scale, offset;

@@ -215,6 +215,23 @@ LANES I32 dot_nibbles(I32 acc, const Nibbles& block, const int8_t* activations) 
   for (int j = 0; j < 8; ++j) acc = dot_us(acc, {nibbles_of<half>(block.v[j])}, set1_quad(activations + 4 * j));
   return acc;
 }
+template <int half>
+LANES Quads nibbles(Quads x) {
+  return {nibbles_of<half>(x.v)};
+}
+struct Interleaved {
+  Quads v[4];
+};
+LANES Interleaved interleave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d) {
+  const __m512i va = _mm512_loadu_si512(a), vb = _mm512_loadu_si512(b);
+  const __m512i vc = _mm512_loadu_si512(c), vd = _mm512_loadu_si512(d);
+  const __m512i ab_low = _mm512_unpacklo_epi8(va, vb), ab_high = _mm512_unpackhi_epi8(va, vb);
+  const __m512i cd_low = _mm512_unpacklo_epi8(vc, vd), cd_high = _mm512_unpackhi_epi8(vc, vd);
+  return {{{_mm512_unpacklo_epi16(ab_low, cd_low)},
+           {_mm512_unpackhi_epi16(ab_low, cd_low)},
+           {_mm512_unpacklo_epi16(ab_high, cd_high)},
+           {_mm512_unpackhi_epi16(ab_high, cd_high)}}};
+}
 // s as 16-bit pairs, and 8 * s as bytes: s * q <= 225 never carries from one byte of a pair into the other.
 struct NibbleScale {
   __m512i scale, offset;

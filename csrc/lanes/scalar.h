@@ -359,6 +359,29 @@ inline I32 dot_ss(I32 acc, Quads a, Quads b) {
 inline Quads as_weights(Quads s) { return s; }
 inline I32 dot_weights(I32 acc, Quads weights, Quads activations) { return dot_ss(acc, weights, activations); }
 
+// Four lines of 64 bytes, byte by byte side by side within every 16 bytes: vector t has bytes 16 j + 4 t .. + 3 of each,
+// j ascending, as lanes of four.
+struct Interleaved {
+  Quads v[4];
+};
+inline Interleaved interleave(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d) {
+  Interleaved result;
+  for (int t = 0; t < 4; ++t) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int byte = lane / 4 * 16 + 4 * t + lane % 4;
+      uint8_t* quad = result.v[t].v + 4 * lane;
+      quad[0] = a[byte], quad[1] = b[byte], quad[2] = c[byte], quad[3] = d[byte];
+    }
+  }
+  return result;
+}
+// The low (half 0) or high (half 1) nibble of each byte.
+template <int half>
+inline Quads nibbles(Quads x) {
+  for (uint8_t& b : x.v) b = half ? b >> 4 : b & 15;
+  return x;
+}
+
 // ---- nibbles: 8 lines of 64 bytes, 64 columns of INT4 weights of 16 rows ----
 
 struct Nibbles {

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes as c
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -36,7 +36,9 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 
-FORMATS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4}
+FORMATS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int8-channels": 5, "int4-channels": 6}
+CHANNELS = "-channels"  # stored by channel: inputs that are 0 are not read
+MAX_CHANNELS = 32_768
 FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
 PANEL_ROWS = 16
 BLOCK_COLUMNS = 64
@@ -184,8 +186,26 @@ def _padded(columns: int) -> int:
     return -(-columns // BLOCK_COLUMNS) * BLOCK_COLUMNS
 
 
+def to_channels(tensor: Tensor) -> Tensor:
+    """An INT8 or INT4 matrix stored by channel, at most MAX_CHANNELS columns: the same integers."""
+    return _moved(tensor, tensor.format + CHANNELS, library().snello_to_channels)
+
+
+def from_channels(tensor: Tensor) -> Tensor:
+    """The inverse of `to_channels`."""
+    return _moved(tensor, tensor.format.removesuffix(CHANNELS), library().snello_from_channels)
+
+
+def _moved(tensor: Tensor, format: str, move: Callable[..., int]) -> Tensor:
+    data = aligned_empty(packed_bytes(format, tensor.rows, tensor.columns, tensor.group_size))
+    _check(move(c.byref(tensor.to_c()), data.ctypes.data))
+    return replace(tensor, data=data, format=format)
+
+
 def unpack(tensor: Tensor) -> Unpacked:
     """The inverse of packing."""
+    if tensor.format.endswith(CHANNELS):
+        tensor = from_channels(tensor)
     rows, columns = tensor.rows, tensor.columns
     values = np.empty((rows, columns), np.float32)
     if tensor.format in ("fp32", "fp16", "bf16"):

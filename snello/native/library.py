@@ -78,6 +78,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "snello_pack_int8": (I32, [PTR, PTR, I32, I32, PTR]),
     "snello_pack_int4": (I32, [PTR, PTR, PTR, I32, I32, I32, PTR]),
     "snello_unpack": (I32, [c.POINTER(CTensor), PTR, PTR, PTR, PTR, PTR]),
+    "snello_to_channels": (I32, [c.POINTER(CTensor), PTR]),
+    "snello_from_channels": (I32, [c.POINTER(CTensor), PTR]),
     "snello_pool_create": (PTR, [I32]),
     "snello_pool_destroy": (None, [PTR]),
     "snello_cache_create": (PTR, [c.POINTER(CCacheLayer), I32, I32]),

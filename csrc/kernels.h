@@ -29,7 +29,7 @@ constexpr bool by_channel(int format) { return format == SNELLO_INT8_CHANNELS ||
 constexpr int integers_of(int format) {
   return format == SNELLO_INT8_CHANNELS ? SNELLO_INT8 : format == SNELLO_INT4_CHANNELS ? SNELLO_INT4 : format;
 }
-constexpr int kSlabPanels = 8;      // whole slabs of a matrix stored by channel are work for one thread
+constexpr int kSlabPanels = 8;       // whole slabs of a matrix stored by channel are work for one thread
 constexpr int kMaxChannels = 32768;  // columns of a matrix stored by channel
 
 // INT8 rows: q [rows, width] s8 with a stride in bytes, scale [rows], sums [rows, width / 32] of q.
@@ -69,9 +69,9 @@ struct TransformTask {
   FloatRows output;         // when not quantized: [.., width]
   QuantRows quant;          // when quantized
   bool quantized;
-  int32_t width;        // padded width of the output
-  uint8_t* not_finite;  // [rows]: set to 1 for a row with Inf or NaN
-  float step;           // when quantized: the scale of every row; 0: each row's own
+  int32_t width;           // padded width of the output
+  uint8_t* not_finite;     // [rows]: set to 1 for a row with Inf or NaN
+  float step;              // when quantized: the scale of every row; 0: each row's own
   const float* threshold;  // [width] or null: smaller magnitudes become 0
 };
 

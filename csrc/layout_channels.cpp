@@ -37,11 +37,12 @@ uint8_t take(uint8_t byte, int format, bool high) {
   return high ? byte >> 4 : byte & 15;
 }
 void put(uint8_t* byte, int format, bool high, uint8_t value) {
-  if (format == SNELLO_INT8) *byte = value;
-  else *byte = static_cast<uint8_t>(high ? (*byte & 0x0f) | value << 4 : (*byte & 0xf0) | value);
+  if (format == SNELLO_INT8)
+    *byte = value;
+  else
+    *byte = static_cast<uint8_t>(high ? (*byte & 0x0f) | value << 4 : (*byte & 0xf0) | value);
 }
 
-// Calls each(panel, block, row of the block, lanes) for every panel of a matrix.
 struct Shape {
   int format;  // SNELLO_INT8 or SNELLO_INT4
   int64_t rows, columns;
@@ -49,7 +50,7 @@ struct Shape {
   ChannelLayout layout;
 };
 
-// Moves one panel; `pack` from panels to channels, else back. Exactly one of the two sides is written.
+// Moves one panel: to channels if `pack`, else back.
 template <bool pack, class P, class C>
 void move_panel(const Shape& s, P* panels, C* channels, int64_t panel) {
   const auto place = panel_parts(panels, s.format, s.columns, s.group_size, panel);
@@ -58,13 +59,17 @@ void move_panel(const Shape& s, P* panels, C* channels, int64_t panel) {
   C* base = channels + block.offset;
   const int64_t row = first - slab / kBlockSlabs * kBlockSlabs * s.layout.slab_rows;
   const int lanes = static_cast<int>(s.rows - first < kPanel ? s.rows - first : kPanel);
-  if constexpr (pack) std::memcpy(base + 4 * row, place.base, 4 * static_cast<size_t>(lanes));
-  else std::memcpy(place.base, base + 4 * row, 4 * static_cast<size_t>(lanes));
+  if constexpr (pack)
+    std::memcpy(base + 4 * row, place.base, 4 * static_cast<size_t>(lanes));
+  else
+    std::memcpy(place.base, base + 4 * row, 4 * static_cast<size_t>(lanes));
   for (int64_t g = 0; g < s.layout.groups; ++g) {
     P* here = place.base + place.scales + g * kPanel;
     C* there = base + block.scales + g * block.rows + row;
-    if constexpr (pack) std::memcpy(there, here, static_cast<size_t>(lanes));
-    else std::memcpy(here, there, static_cast<size_t>(lanes));
+    if constexpr (pack)
+      std::memcpy(there, here, static_cast<size_t>(lanes));
+    else
+      std::memcpy(here, there, static_cast<size_t>(lanes));
   }
   const int in_slab = static_cast<int>(first % s.layout.slab_rows);
   const bool high_row = in_slab >= kSlabBytes;
@@ -113,7 +118,8 @@ int check_matrix(const snello_tensor* t, const void* packed, bool channels) {
     return fail("format %d is not an integer matrix stored by %s", t->format, channels ? "channel" : "panel");
   const uint64_t expected = packed_bytes(t->format, t->rows, t->columns, t->group_size);
   if (expected == 0) return -1;
-  if (t->columns % kBlock != 0) return fail("the columns of an integer matrix are a multiple of 64, not %d", t->columns);
+  if (t->columns % kBlock != 0)
+    return fail("the columns of an integer matrix are a multiple of 64, not %d", t->columns);
   if (t->bytes != expected)
     return fail("a packed matrix of this shape has %llu bytes, not %llu", static_cast<unsigned long long>(expected),
                 static_cast<unsigned long long>(t->bytes));

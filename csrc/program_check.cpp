@@ -216,7 +216,8 @@ class Checker {
     if (op_->i[0] < 0 || op_->i[0] > 2) return bad("i0 is %d: 0 tokens, 1 positions, 2 token types", op_->i[0]);
     if (!exists(op_->out, "out")) return false;
     const snello_tensor& t = *tensor(0);
-    if (by_channel(t.format)) return bad("tensor %d is stored by channel: no row of it can be read alone", op_->tensor[0]);
+    if (by_channel(t.format))
+      return bad("tensor %d is stored by channel: no row of it can be read alone", op_->tensor[0]);
     const int padding = t.columns - width(op_->out);
     if (padding < 0 || padding >= (integer(t) ? kBlock : 1))
       return bad("out has %d columns, tensor %d has %d", width(op_->out), op_->tensor[0], t.columns);
@@ -240,7 +241,8 @@ class Checker {
     if (to < from || to - from >= kBlock) return bad("in0 has %d columns, out has %d", from, to);
     if (!(op_->f[0] >= 0.0f) || std::isinf(op_->f[0])) return bad("the scale is %g", static_cast<double>(op_->f[0]));
     if (op_->f[0] > 0.0f && !quantized(op_->out)) return bad("a scale, but out (register %d) is float", op_->out);
-    if (op_->tensor[1] != -1 && !quantized(op_->out)) return bad("thresholds, but out (register %d) is float", op_->out);
+    if (op_->tensor[1] != -1 && !quantized(op_->out))
+      return bad("thresholds, but out (register %d) is float", op_->out);
     return rotates(0, to) && optional_vector(0, from, "the multiplier") && optional_vector(1, to, "the thresholds") &&
            writes(op_->out, 0, to);
   }

@@ -6,7 +6,8 @@
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `demo` is what `make demo` printed, as recorded in
 results/demo.txt; `peers` are ours over the best of others in results/decode_vs_peers.json, those that we lose included;
 `methods` and `outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json; `zeros`, of
-docs/sparsify.md, is results/sparsify_methods.json; the blocks of docs/compare.md are the results files of their names.
+docs/sparsify.md, is results/sparsify_methods.json; `skipping`, of docs/skip.md, is results/activation_sparsity.json;
+the blocks of docs/compare.md are the results files of their names.
 """
 
 from __future__ import annotations
@@ -236,6 +237,31 @@ def pruned() -> str:
     return "\n".join(parts).rstrip()
 
 
+def skipping() -> str:
+    """Of each random shape how fast it decodes, of each trained model what skipping adds to its quantized self."""
+    parts = []
+    for model, measured in _read("activation_sparsity.json").items():
+        if "threads" in measured:
+            told = f"{measured['threads']} threads, {measured['patterns']} tokens"
+            parts += [f"`{model}`, random INT4 weights, {told}; `{measured['command']}`:", ""]
+            parts += [
+                "| share | decode, times as fast (range of turns) | ms a token | MB to read | GB/s |",
+                "|---|---:|---:|---:|---:|",
+            ]
+            for share, row in measured["rows"].items():
+                fast, kinds = row["speedup"], ("milliseconds", "megabytes", "gigabytes_per_second")
+                before_after = " | ".join(f"{row[kind]['original']} -> {row[kind]['skip']}" for kind in kinds)
+                parts.append(
+                    f"| {share} | {fast['median']:.2f} ({fast['low']:.2f}-{fast['high']:.2f}) | {before_after} |"
+                )
+        else:
+            parts += [f"`{model}`, {measured['tokens']:,} held-out tokens; `{measured['command']}`:", ""]
+            parts += ["| | added loss (95% bounds) |", "|---|---:|"]
+            parts += [f"| {name} | {_added(row)} |" for name, row in measured["rows"].items()]
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
@@ -250,6 +276,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/compare.md": {"streams": streams, "quality": quality, "mixed": mixed, "speculation": speculation},
     "docs/quantize.md": {"methods": methods, "outliers": outliers},
     "docs/prune.md": {"pruned": pruned},
+    "docs/skip.md": {"skipping": skipping},
     "docs/sparsify.md": {"zeros": zeros},
 }
 

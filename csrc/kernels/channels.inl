@@ -1,14 +1,14 @@
 // Few rows of quantized activations times a matrix that is stored by channel: channels whose inputs are all 0 are not
 // read.
 //
-// The others, in ascending order, are taken four at a time. Their lines are interleaved into the same quads that a panel
-// holds, so the products are those of linear.inl and, being exact, have the same bits. Memory is read channel by
+// The others, in ascending order, are taken four at a time. Their lines are interleaved into the same quads that a
+// panel holds, so the products are those of linear.inl and, being exact, have the same bits. Memory is read channel by
 // channel, in runs; the sums of a block's rows wait in L1. What comes next is known, so it is fetched ahead: the
 // hardware, which only sees gaps, cannot.
 #pragma once
 
 constexpr int kDirectRowsChannels = 4;
-constexpr int kChannelsAhead = 8;         // at least so many channels are fetched ahead, and so many bytes
+constexpr int kChannelsAhead = 8;  // at least so many channels are fetched ahead, and so many bytes
 constexpr int kChannelBytesAhead = 8192;
 
 // The channels with an input that is not 0, padded per group to a multiple of four with inputs that are 0.
@@ -16,9 +16,11 @@ struct ActiveChannels {
   int count, num_groups;
   int end[kMaxChannels / kSumColumns];
   int32_t sums[kDirectRowsChannels][kMaxChannels / kSumColumns];  // of a group's inputs
-  int32_t channel[kMaxChannels];
-  alignas(64) int8_t q[kDirectRowsChannels][kMaxChannels];
+  int32_t channel[kMaxChannels + kPanel];                         // whole vectors are stored, also at the end
+  alignas(64) int8_t q[kDirectRowsChannels][kMaxChannels + kPanel];
 };
+
+alignas(64) constexpr int32_t kAscending[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 template <int rows>
 inline void find_active(const LinearTask& task, int group, ActiveChannels& active) {
@@ -30,11 +32,10 @@ inline void find_active(const LinearTask& task, int group, ActiveChannels& activ
     for (int at = k; at < end; at += kLanes) {
       Mask zero = equal(load_s8(x.row(0) + at), set1(0));
       for (int r = 1; r < rows; ++r) zero = mask_and(zero, equal(load_s8(x.row(r) + at), set1(0)));
-      for (uint32_t left = bits(mask_not(zero)); left; left &= left - 1, ++n) {
-        const int channel = at + __builtin_ctz(left);
-        active.channel[n] = channel;
-        for (int r = 0; r < rows; ++r) active.q[r][n] = x.row(r)[channel];
-      }
+      const Mask some = mask_not(zero);
+      store(active.channel + n, compress(add(load(kAscending), set1(at)), some));
+      for (int r = 0; r < rows; ++r) store_s8(active.q[r] + n, compress(load_s8(x.row(r) + at), some));
+      n += __builtin_popcount(bits(some));
     }
     for (int r = 0; r < rows; ++r)
       for (int s = k / kSumColumns; s < end / kSumColumns; ++s) active.sums[r][g] += x.row_sums(r)[s];
@@ -64,8 +65,10 @@ class ChannelSlabs {
 
   // `panel`: the first one of these slabs.
   void run(int panel) {
-    if constexpr (panels == 8) multiply_by_group();
-    else multiply_all();
+    if constexpr (panels == 8)
+      multiply_by_group();
+    else
+      multiply_all();
     for (int s = 0; s < count_; ++s)
       for (int t = 0; t < panels; ++t) finish(panel + s * panels + t, s, t);
   }
@@ -129,7 +132,8 @@ class ChannelSlabs {
         const int64_t offset = static_cast<int64_t>(s) * kSlabBytes;
 #pragma GCC unroll 4
         for (int c = 0; c < 4; ++c) __builtin_prefetch(coming[c] + offset, 0, 3);
-        multiply_slab(sum(sums, s, 0, 0), interleave(at[0] + offset, at[1] + offset, at[2] + offset, at[3] + offset), x);
+        multiply_slab(sum(sums, s, 0, 0), interleave(at[0] + offset, at[1] + offset, at[2] + offset, at[3] + offset),
+                      x);
       }
     }
   }

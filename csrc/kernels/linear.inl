@@ -19,9 +19,9 @@ constexpr int kRowGap = 64;  // bytes between copied rows, so that they do not s
 // One panel of a packed matrix: where its parts are (docs/numerics.md, Layout).
 struct Panel {
   const uint8_t* base;
-  const uint8_t* lines;   // weights
-  const uint8_t* scales;  // of groups
-  int format, group_size; // format: of the integers, however they are stored
+  const uint8_t* lines;    // weights
+  const uint8_t* scales;   // of groups
+  int format, group_size;  // format: of the integers, however they are stored
   int64_t scale_stride;
   int64_t stride;  // bytes from channel to channel where the matrix is stored by channel, else 0
   int part;        // then: which 16 rows of the lines
@@ -191,7 +191,8 @@ struct DirectInteger {
 };
 
 inline bool few_integer_rows(const LinearTask& task) {
-  return !by_channel(task.weights->format) && task.num_rows <= (task.weights->format == SNELLO_INT8 ? kDirectRowsInt8 : kDirectRowsInt4);
+  return !by_channel(task.weights->format) &&
+         task.num_rows <= (task.weights->format == SNELLO_INT8 ? kDirectRowsInt8 : kDirectRowsInt4);
 }
 
 inline void direct_integer(const LinearTask& task, int p0, int p1) {

@@ -239,6 +239,14 @@ LANES int32_t reduce_max(I32 a) {
   return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
 }
 
+LANES I32 compress(I32 a, Mask m) {
+  int32_t from[kLanes], to[kLanes] = {};
+  store(from, a);
+  int n = 0;
+  for (uint32_t left = bits(m); left; left &= left - 1) to[n++] = from[__builtin_ctz(left)];
+  return load(to);
+}
+
 // ---- bytes ----
 
 LANES Quads load_quads(const void* p) { return {load_half(p), load_half(static_cast<const uint8_t*>(p) + 32)}; }

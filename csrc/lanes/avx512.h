@@ -172,6 +172,8 @@ LANES float reduce_max(F32 a) {
 LANES int32_t reduce_add(I32 a) { return _mm512_reduce_add_epi32(a.v); }
 LANES int32_t reduce_max(I32 a) { return _mm512_reduce_max_epi32(a.v); }
 
+LANES I32 compress(I32 a, Mask m) { return {_mm512_maskz_compress_epi32(m.v, a.v)}; }
+
 // ---- bytes ----
 
 LANES Quads load_quads(const void* p) { return {_mm512_loadu_si512(p)}; }

@@ -327,6 +327,14 @@ inline int32_t reduce_max(I32 a) {
   return result;
 }
 
+// The lanes of a mask moved together at the front; what follows them is anything.
+inline I32 compress(I32 a, Mask m) {
+  I32 result = a;
+  for (int i = 0, n = 0; i < kLanes; ++i)
+    if (m.v[i]) result.v[n++] = a.v[i];
+  return result;
+}
+
 // ---- bytes ----
 
 inline Quads load_quads(const void* p) {
@@ -359,8 +367,8 @@ inline I32 dot_ss(I32 acc, Quads a, Quads b) {
 inline Quads as_weights(Quads s) { return s; }
 inline I32 dot_weights(I32 acc, Quads weights, Quads activations) { return dot_ss(acc, weights, activations); }
 
-// Four lines of 64 bytes, byte by byte side by side within every 16 bytes: vector t has bytes 16 j + 4 t .. + 3 of each,
-// j ascending, as lanes of four.
+// Four lines of 64 bytes, byte by byte side by side within every 16 bytes: vector t has bytes 16 j + 4 t .. + 3 of
+// each, j ascending, as lanes of four.
 struct Interleaved {
   Quads v[4];
 };

@@ -22,6 +22,7 @@ EXAMPLES = (
     "snello apply quantize demo --weights int8 -o lean/demo-int8",
     "snello apply quantize Qwen/Qwen3-0.6B --method gptq --text yours.txt -o lean/qwen3",
     "snello apply prune demo --ffn 0.25 --text yours.txt -o lean/demo-narrow",
+    "snello apply skip lean/demo-int8 --share 0.25 --text yours.txt -o lean/demo-skip",
     "snello apply sparsify demo --sparsity 0.5 -o lean/demo-half",
     "snello apply quantize --help",
 )
@@ -32,7 +33,7 @@ def choose(parser: Parser, words: Sequence[str]) -> list[str]:
     name = next((word for word in words if not word.startswith("-")), None)
     if name is None:
         if "-h" in words or "--help" in words:
-            parser.add_argument("technique", metavar="TECHNIQUE", help="prune, quantize or sparsify")
+            parser.add_argument("technique", metavar="TECHNIQUE", help="prune, quantize, skip or sparsify")
             return list(words)
         raise SnelloError("which technique?", "snello apply quantize MODEL -o DIR", exit_code=2)
     technique = lookup(name)

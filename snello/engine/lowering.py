@@ -52,7 +52,7 @@ class _Builder:
         self.lowered = Lowered()
         self._tensor_ids: dict[str, int] = {}
         self._register_ids: dict[tuple[str, int, bool], int] = {}
-        self._prepared: dict[tuple[str, str, bool, bool], int] = {}
+        self._prepared: dict[tuple[str, str, bool, bool, float], int] = {}
 
     # ---- registers and tensors
 
@@ -258,7 +258,7 @@ class _Builder:
         width = linear_shape(self.spec, linear)[1]
         if not _needs_preparing(fmt, width):
             return x
-        key = (source, fmt.activations, fmt.rotate, fmt.equalize)
+        key = (source, fmt.activations, fmt.rotate, fmt.equalize, fmt.skip)
         if key not in self._prepared:
             padded = _padded(width)
             quantized = fmt.activations != "float"
@@ -267,7 +267,8 @@ class _Builder:
             step = self.step(source, fmt)
             block = _rotate_block(padded) if fmt.rotate else 0
             multiplier = self.multiplier(source, fmt, padded, width)
-            self.op(core.OpKind.TRANSFORM, x, out=out, tensors=(multiplier,), i=(block,), f=(step,))
+            tensors = (multiplier, self.threshold(source, fmt))
+            self.op(core.OpKind.TRANSFORM, x, out=out, tensors=tensors, i=(block,), f=(step,))
             self.touch(out)
             self._prepared[key] = out
         return self._prepared[key]
@@ -284,6 +285,16 @@ class _Builder:
         if not 0 < step < float("inf"):
             raise SnelloError(f"the activation scale of {source} is {step:g}", "make or copy the folder again")
         return step
+
+    def threshold(self, source: str, fmt: Format) -> int:
+        """The tensor of thresholds (padded K) below which this input is 0, or -1."""
+        if not fmt.skip:
+            return -1
+        if fmt.activations == "float":
+            raise Unsupported(f"{source} skips values, and its activations are float", "quantize them to int8")
+        threshold = self.weights.input_threshold(source)
+        assert threshold is not None, f"no thresholds of {source}"
+        return self.tensor(f"{source} threshold", lambda: core.Tensor.vector(threshold))
 
     def multiplier(self, source: str, fmt: Format, padded: int, width: int) -> int:
         """The tensor [width] of 1 / (input scale * sqrt(rotate block)), or -1 where nothing is to be multiplied."""

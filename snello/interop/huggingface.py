@@ -77,6 +77,9 @@ def export(
 def hf_config(model: Model, dtype: DType) -> dict[str, Any]:
     """The config.json of the export: the source's own, if it still describes this model."""
     spec = model.spec
+    if any(form.skip for _, form in spec.formats):
+        hint = "export the model that `skip` was applied to"
+        raise Unsupported(f"{model.name} skips small inputs, which a Hugging Face config cannot say", hint)
     source = model.path / "config.json"
     if spec.family not in FAMILIES or not source.exists():
         hint = "export is for models that began as a Hugging Face folder"

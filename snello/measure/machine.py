@@ -128,7 +128,7 @@ def ceiling(
     measured_bytes: int = 0,
 ) -> Ceiling:
     """The ceiling of a model of this spec here. `measured_bytes`: an open executor's linears and head."""
-    linears = measured_bytes or linear_bytes(spec)
+    linears = (measured_bytes or linear_bytes(spec)) + linear_bytes(spec, streams) - linear_bytes(spec)
     context = prompt + generate // 2
     cached = cache_bytes(spec, context)
     weights_seconds = linears / machine.bandwidth_at(linears + streams * cached)

@@ -10,6 +10,7 @@ from snello.models.spec import BITS, Attention, CacheFormat, Format, Spec, linea
 
 PANEL_ROWS = 16
 BLOCK_COLUMNS = 64
+LINE_BYTES = 64
 
 
 def _padded(value: int, multiple: int) -> int:
@@ -18,6 +19,8 @@ def _padded(value: int, multiple: int) -> int:
 
 def packed_bytes(form: Format, rows: int, columns: int) -> int:
     """Bytes of one packed matrix."""
+    if form.skip:
+        return _channel_scales(form, rows, columns) + _channel_weights(form, rows, columns)
     panels = _padded(rows, PANEL_ROWS) // PANEL_ROWS
     if form.weights == "int8":
         return panels * (128 + PANEL_ROWS * _padded(columns, BLOCK_COLUMNS))
@@ -28,14 +31,34 @@ def packed_bytes(form: Format, rows: int, columns: int) -> int:
     return panels * _padded(PANEL_ROWS * columns * BITS[form.weights] // 8, 64)
 
 
-def linear_bytes(spec: Spec) -> int:
-    """Bytes of the weights that every decoded token reads: all linears, the head with them."""
-    return sum(packed_bytes(spec.format(name), *linear_shape(spec, name)) for name in linear_names(spec))
+def _channel_weights(form: Format, rows: int, columns: int) -> int:
+    return _slab_rows(form, rows) * _padded(columns, BLOCK_COLUMNS) * BITS[form.weights] // 8
+
+
+def _channel_scales(form: Format, rows: int, columns: int) -> int:
+    groups = -(-_padded(columns, BLOCK_COLUMNS) // form.group_size) if form.group_size else 0
+    return _slab_rows(form, rows) * (4 + groups)
+
+
+def _slab_rows(form: Format, rows: int) -> int:
+    """Rows that are stored by channel fill lines of 64 bytes."""
+    return _padded(rows, 8 * LINE_BYTES // BITS[form.weights])
+
+
+def read_bytes(form: Format, rows: int, columns: int, streams: int = 1) -> int:
+    """Bytes of one packed matrix that a step of so many rows reads: no channel that all of them skip."""
+    stored = packed_bytes(form, rows, columns)
+    return stored - int(form.skip**streams * _channel_weights(form, rows, columns)) if form.skip else stored
+
+
+def linear_bytes(spec: Spec, streams: int = 1) -> int:
+    """Bytes of the weights that a step of so many decoded tokens reads: all linears, the head with them."""
+    return sum(read_bytes(spec.format(name), *linear_shape(spec, name), streams) for name in linear_names(spec))
 
 
 def weights_bytes(spec: Spec) -> int:
     """Bytes of all matrices: linears and embedding tables (a tied head is counted once)."""
-    total = linear_bytes(spec)
+    total = sum(packed_bytes(spec.format(name), *linear_shape(spec, name)) for name in linear_names(spec))
     form = spec.format("embedding")
     if not (spec.head.tied and "head" in linear_names(spec)):
         total += packed_bytes(form, spec.vocab_size, spec.hidden_size)

@@ -28,21 +28,20 @@ FORMAT_VERSION = "1.0"
 HEADER_ALIGNMENT = 1 << 16
 ALIGNMENT = 64
 VECTOR = "vector"  # plain FP32 values, not packed
-INTEGER = ("int8", "int4")
 
 
 @dataclass(frozen=True)
 class Layout:
     """What one tensor of a packed file must look like."""
 
-    format: str  # a WeightFormat, or "vector"
+    format: str  # of the core, or "vector"
     shape: tuple[int, ...]  # true, unpadded
     group_size: int = 0
 
     @property
     def columns(self) -> int:
         """Columns as packed: integer matrices are padded to blocks of 64."""
-        return padded(self.shape[1]) if self.format in INTEGER else self.shape[1]
+        return padded(self.shape[1]) if self.format.startswith("int") else self.shape[1]
 
     @property
     def num_bytes(self) -> int:
@@ -67,20 +66,28 @@ def matrix_format(spec: Spec, name: str) -> Format:
     return spec.default_format if name.startswith("embedding.") else spec.format(name.removesuffix(".weight"))
 
 
+def stored_format(form: Format) -> str:
+    """The core's name of how these weights are stored."""
+    return form.weights + core.CHANNELS if form.skip else form.weights
+
+
 def layouts(spec: Spec) -> dict[str, Layout]:
     """Every tensor of this model's packed file: parameters, then what belongs to inputs.
 
-    "inputs.<input>.scale" per column; "inputs.<input>.step", one value: the scale of INT8 activations that are static.
+    "inputs.<input>.scale" and "inputs.<input>.threshold" per column; "inputs.<input>.step", one value: the scale of
+    INT8 activations that are static.
     """
     matrices, found = set(matrix_names(spec)), dict[str, Layout]()
     for name, shape in parameter_shapes(spec).items():
         fmt = matrix_format(spec, name) if name in matrices else None
-        found[name] = Layout(fmt.weights, shape, fmt.group_size) if fmt else Layout(VECTOR, shape)
+        found[name] = Layout(stored_format(fmt), shape, fmt.group_size) if fmt else Layout(VECTOR, shape)
     shapes = parameter_shapes(spec)
     for linear in linear_names(spec):
+        columns = padded(shapes[_matrix_of(spec, linear)][1])
         if spec.format(linear).equalize:
-            columns = shapes[_matrix_of(spec, linear)][1]
-            found[f"inputs.{input_name(linear)}.scale"] = Layout(VECTOR, (padded(columns),))
+            found[f"inputs.{input_name(linear)}.scale"] = Layout(VECTOR, (columns,))
+        if spec.format(linear).skip:
+            found[f"inputs.{input_name(linear)}.threshold"] = Layout(VECTOR, (columns,))
         if spec.format(linear).activations == "int8-static":
             found[f"inputs.{input_name(linear)}.step"] = Layout(VECTOR, (1,))
     return found
@@ -89,6 +96,13 @@ def layouts(spec: Spec) -> dict[str, Layout]:
 def packed_bytes(spec: Spec) -> int:
     """Bytes of data of the packed file."""
     return sum(layout.num_bytes for layout in layouts(spec).values())
+
+
+def channel_bytes(layout: Layout) -> int:
+    """What the channels of a matrix take that is stored by channel: all but its scales."""
+    panel = core.PANEL_ROWS * 8
+    rows = _up(layout.shape[0], panel if layout.format.startswith("int4") else panel // 2)
+    return rows * layout.columns // (2 if layout.format.startswith("int4") else 1)
 
 
 class PackedWeights:
@@ -157,6 +171,11 @@ class PackedWeights:
         name = f"inputs.{input_name}.scale"
         return self.vector(name) if name in self.layouts else None
 
+    def input_threshold(self, input_name: str) -> Floats | None:
+        """Below what magnitude, per padded column, this input's values are 0; None: they stay as they are."""
+        name = f"inputs.{input_name}.threshold"
+        return self.vector(name) if name in self.layouts else None
+
     def input_step(self, input_name: str) -> float:
         """The scale of this input's INT8 activations; 0: every row has its own."""
         name = f"inputs.{input_name}.step"
@@ -168,8 +187,13 @@ class PackedWeights:
 
     @cached_property
     def linear_bytes(self) -> int:
-        """Bytes of all linears: what one decoded token reads. Of an untied embedding it reads one row."""
-        return sum(self.layouts[_matrix_of(self.spec, linear)].num_bytes for linear in linear_names(self.spec))
+        """What one decoded token reads: all linears, but for the channels that its inputs skip. Of an untied embedding
+        it reads one row."""
+        return sum(self._read_bytes(linear) for linear in linear_names(self.spec))
+
+    def _read_bytes(self, linear: str) -> int:
+        layout, skip = self.layouts[_matrix_of(self.spec, linear)], self.spec.format(linear).skip
+        return layout.num_bytes - int(skip * channel_bytes(layout))
 
     def verify(self) -> None:
         """Reads the whole file once and compares checksums."""

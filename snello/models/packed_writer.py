@@ -117,7 +117,7 @@ class PackedWriter:
         self._write(name, packed)
 
     def add_packed(self, name: str, tensor: core.Tensor) -> None:
-        """A matrix that is packed already; its bytes are copied."""
+        """A matrix that is packed already, by panel or by channel; its bytes are copied."""
         layout = self._begin(name, tensor.format, (tensor.rows, tensor.columns), tensor.group_size)
         assert tensor.columns == layout.columns
         self._write(name, [tensor.data])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from snello.errors import SnelloError
 from snello.models.reference_layers import AnswerHead, Block, NormLayer, TokenEmbedding, check
+from snello.models.reference_skip import add_skips
 from snello.models.spec import Spec
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Reference(nn.Module):
     def from_weights(cls, spec: Spec, weights: Weights, dtype: torch.dtype = torch.float32) -> Reference:
         with torch.device("meta"):
             reference = cls(spec)
+        for index, block in enumerate(reference.layers):
+            add_skips(cast(Block, block), index, spec, weights)
         return fill(reference, "", weights, dtype)
 
     def hidden(self, tokens: Tensor, types: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -104,6 +107,7 @@ def build_block(spec: Spec, index: int, weights: Weights, dtype: torch.dtype = t
     check(spec)
     with torch.device("meta"):
         module = Block(spec, index)
+    add_skips(module, index, spec, weights)
     return fill(module, f"layers.{index}.", weights, dtype)
 
 

@@ -57,16 +57,19 @@ class Half(nn.Module):
         super().__init__()
         self.order = layer.norms
         self.norm = NormLayer(spec.norm, spec.hidden_size)
+        self.skips: dict[str, Callable[[Tensor], Tensor]] = {}  # of "inputs" and of "output", where the format skips
         if layer.norms == "both":
             self.post_norm = NormLayer(spec.norm, spec.hidden_size)
 
     def prepare(self, x: Tensor) -> Tensor:
-        return x if self.order == "post" else cast(Tensor, self.norm(x))
+        y = x if self.order == "post" else cast(Tensor, self.norm(x))
+        return self.skips["inputs"](y) if "inputs" in self.skips else y
 
     def inner(self, y: Tensor, mask: Tensor | None) -> Tensor:
         raise NotImplementedError
 
     def project(self, y: Tensor) -> Tensor:
+        y = self.skips["output"](y) if "output" in self.skips else y
         return cast(Tensor, getattr(self, self.output)(y))
 
     def finish(self, x: Tensor, y: Tensor) -> Tensor:

@@ -60,6 +60,13 @@ class Calibrator:
         assert gram is not None
         return Statistic(gram / sample.seen, torch.stack(peaks).amax(0), torch.cat(sample.rows))
 
+    def sample(self, name: str, count: int) -> Tensor:
+        """About so many rows of an input (M, K), spread evenly over all text."""
+        sample = RowSample(sum(len(w) for w in self.windows), count)
+        for x in self._inputs(name):
+            sample.add(x)
+        return torch.cat(sample.rows)
+
     def largest(self, name: str, prepare: Callable[[Tensor], Tensor]) -> float:
         """The largest magnitude at an input, prepared so, of all text."""
         return max(prepare(x).abs().max().item() for x in self._inputs(name))
@@ -132,10 +139,10 @@ def together(windows: Windows) -> list[Tensor]:
 
 
 class RowSample:
-    """Every n-th row of all that pass, so that about SAMPLED_ROWS remain, spread evenly."""
+    """Every n-th row of all that pass, so that about `count` remain, spread evenly."""
 
-    def __init__(self, total: int) -> None:
-        self.stride = max(1, total // SAMPLED_ROWS)
+    def __init__(self, total: int, count: int = SAMPLED_ROWS) -> None:
+        self.stride = max(1, total // count)
         self.seen = 0
         self.rows: list[Tensor] = []
 

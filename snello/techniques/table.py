@@ -5,10 +5,12 @@ from __future__ import annotations
 from snello.techniques.base import Technique
 from snello.techniques.prune import Prune
 from snello.techniques.quantize import Quantize
+from snello.techniques.skip import Skip
 from snello.techniques.sparsify import Sparsify
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "prune": Prune,
     "quantize": Quantize,
+    "skip": Skip,
     "sparsify": Sparsify,
 }

@@ -16,12 +16,14 @@ from snello.measure.sizes import (
     linear_bytes,
     linear_operations,
     packed_bytes,
+    read_bytes,
     weights_bytes,
 )
 from snello.models import packed
 from snello.models.spec import Format, Spec
 from snello.native import core
 from snello.techniques.quantize import Quantize
+from snello.techniques.skip import Skip
 from tests.optimize import fakes
 from tests.optimize.fakes import spec
 
@@ -67,10 +69,17 @@ def test_sizes_agree_with_the_packed_layout() -> None:
         for rows, columns in ((16, 64), (100, 192), (33, 320)):
             form = Format(weights=name, group_size=group)  # type: ignore[arg-type]
             assert packed_bytes(form, rows, columns) == core.packed_bytes(name, rows, columns, group), name
+    for name, group in (("int8", 0), ("int4", 128), ("int4", 32)):
+        for rows, columns in ((16, 64), (100, 192), (2100, 320)):
+            form = Format(weights=name, group_size=group, activations="int8", skip=0.5)  # type: ignore[arg-type]
+            stored = core.packed_bytes(name + core.CHANNELS, rows, columns, group)
+            assert packed_bytes(form, rows, columns) == stored, name
+            one, many = (read_bytes(form, rows, columns, streams) for streams in (1, 8))
+            assert stored // 2 <= one < 0.6 * stored and 0.99 * stored < many < stored
 
 
 def test_sizes_agree_with_the_packed_file() -> None:
-    for one in (spec(), Quantize(weights="int4").plan(spec())):
+    for one in (spec(), Quantize(weights="int4").plan(spec()), Skip().plan(Quantize(weights="int4").plan(spec()))):
         assert weights_bytes(one) == pytest.approx(
             packed.packed_bytes(one), rel=0.05
         )  # the file holds norms and input scales too

@@ -7,7 +7,18 @@ import pytest
 from numpy.typing import NDArray
 
 from snello.native import core
-from tests.native.harness import EMBED, LINEAR, PRODUCT_ISAS, TRANSFORM, Builder, CoreError, Tensor, isa, plain, run_rows
+from tests.native.harness import (
+    EMBED,
+    LINEAR,
+    PRODUCT_ISAS,
+    TRANSFORM,
+    Builder,
+    CoreError,
+    Tensor,
+    isa,
+    plain,
+    run_rows,
+)
 from tests.native.test_linear import Case, extras, product, random_matrix
 from tests.oracle import F32, Int4Matrix, Int8Matrix, linear_integer, quantize
 

@@ -165,9 +165,9 @@ def skipped(
 
 
 def ways() -> list[Skip]:
-    found = [Skip(share=share) for share in SHARES]
-    found += [Skip(share=0.4, shares="uniform"), Skip(share=0.4, rank="magnitude")]
-    return [*found, Skip(share=0.4, shares="uniform", rank="magnitude")]
+    found = [Skip(share=share, shares="greedy") for share in SHARES]
+    found += [Skip(share=0.4), Skip(share=0.4, shares="greedy", rank="magnitude")]
+    return [*found, Skip(share=0.4, rank="magnitude")]
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ SNELLO_API int32_t snello_pack_int8(const int8_t* q, const float* row_scale, int
 /* q [rows, columns] in 0..15, group_scale [rows, ceil(columns / group_size)] in 1..15, row_scale [rows]. */
 SNELLO_API int32_t snello_pack_int4(const uint8_t* q, const uint8_t* group_scale, const float* row_scale, int32_t rows,
                                     int32_t columns, int32_t group_size, void* packed);
-/* The inverses, of what is stored by panel; any output pointer may be NULL. `values` [rows, columns] FP32 is the dequantized matrix. */
+/* The inverses, of what is stored by panel; any output pointer may be NULL. `values` [rows, columns] FP32 is the
+ * dequantized matrix. */
 SNELLO_API int32_t snello_unpack(const snello_tensor* tensor, float* values, int8_t* q8, uint8_t* q4,
                                  uint8_t* group_scale, float* row_scale);
 

@@ -46,8 +46,8 @@ class Skip:
 
     share: float = field(default=0.25, metadata={"help": "Part of the inputs' values that becomes zero, up to 0.9."})
     shares: Shares = field(
-        default="greedy",
-        metadata={"help": "How the share is spread over inputs: greedy where it costs least, or uniform."},
+        default="uniform",
+        metadata={"help": "How the share is spread over inputs: uniform, or greedy where it costs least."},
     )
     rank: Rank = field(
         default="weighted",

@@ -262,14 +262,12 @@ class Engine:
 
     def _keep(self, step: Step) -> None:
         """Whole pages go to disk, before those that are out of sight are given back."""
-        store = self._store
-        if store is None or store.bypassed:
+        if self._store is None:
             return
         for piece in step.pieces:
-            if piece.sequence.running:
-                store.computed(piece.sequence, piece.end - piece.num_drafts)
-        if store.bypassed:  # an audit failed just now: what was read before may be wrong too
-            self._scheduler.tree.clear()
+            sequence = piece.sequence
+            if sequence.running and not self._store.computed(sequence, piece.end - piece.num_drafts):
+                self._scheduler.tree.clear()
 
     def _run(self, step: Step) -> tuple[np.ndarray, Step]:
         """Logits, and the step that gave them: without the sequences that failed."""

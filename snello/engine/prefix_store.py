@@ -228,34 +228,35 @@ class PrefixStore:
 
     # ---- after a step
 
-    def computed(self, sequence: Running, length: int) -> None:
+    def computed(self, sequence: Running, length: int) -> bool:
         """The first `length` positions of a running sequence are computed: whole pages of them that an audit waits for
-        are compared, and new ones are written."""
+        are compared, and new ones are written. False: an audit has failed, and what was read before is not trusted."""
         state, count = self._states.get(sequence.id), length // PAGE
         if state is None or self.bypassed or count <= state.num_kept:
-            return
+            return True
         self._extend(state, sequence.tokens, count, sequence.salt)
         for index in range(state.num_kept, count):
             page, key = sequence.pages[index], state.keys[index]
             if page == GONE:
                 continue
             expected = state.expected.pop(key, None)
-            if expected is not None and index * PAGE >= (sequence.num_cached or 0):  # by itself, not by a neighbour
-                self._compare(expected, page)
-            if self.bypassed:
-                return
+            alone = index * PAGE >= (sequence.num_cached or 0)  # computed here, not read by a neighbour
+            if expected is not None and alone and not self._same(expected, page):
+                return False
             if key not in self.files:
                 self.files.put(key, _page_tokens(sequence.tokens, index), self._memory.page(page))
         state.num_kept = count
+        return True
 
-    def _compare(self, expected: bytes, page: int) -> None:
+    def _same(self, expected: bytes, page: int) -> bool:
         self.counters.audited_pages += 1
         if hashlib.sha256(self._memory.page(page).data).digest() == expected:
-            return
+            return True
         self.counters.mismatched_pages += 1
         self.bypassed = True
         self.files.mistrust("a page that was computed again had other bytes than the stored one")
         LOG.error("a stored prefix differs from what is computed; stored prefixes are not used: %s", self.files.own)
+        return False
 
     def forget(self, id: int) -> None:
         """The sequence has ended."""

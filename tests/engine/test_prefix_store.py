@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from array import array
@@ -15,6 +16,7 @@ import pytest
 from snello.engine import page_files
 from snello.engine.engine import Engine
 from snello.engine.llm import LLM
+from snello.engine.lookup import Lookup
 from snello.engine.page_files import HEADER, PageFiles
 from snello.engine.prefix import PAGE
 from snello.engine.prefix_store import PrefixStore, PrefixStoreOptions, fingerprint_of
@@ -23,7 +25,9 @@ from snello.errors import SnelloError
 from snello.models.model import Model
 from snello.models.spec import Deployment
 from snello.native import core
-from tests.engine.test_engine import Recorder, collect, model_of, said
+from snello.techniques.base import Context
+from snello.techniques.quantize import Quantize
+from tests.engine.test_engine import AllThatIsGuessed, Recorder, collect, model_of, said
 
 CONTEXT = 512
 SAY = SamplingParams(max_tokens=5, temperature=0, logprobs=2, ignore_eos=True)
@@ -38,9 +42,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     core.select_isa(None)
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral-window"])
+@pytest.fixture(scope="module", params=["llama", "mistral-window", "int4, int8 cache"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return model_of(request.param, tmp_path_factory.getbasetemp())
+    if request.param in ("llama", "mistral-window"):
+        return model_of(request.param, tmp_path_factory.getbasetemp())
+    calib = [np.random.default_rng(0).integers(1, 300, 100).astype(np.int32)]
+    context = Context(output=tmp_path_factory.mktemp("lean") / "lean", windows=calib)
+    return Quantize(cache="int8").apply(model_of("llama", tmp_path_factory.getbasetemp()), context)
 
 
 def prompts(seed: int = 5) -> list[list[int]]:
@@ -121,6 +129,28 @@ def test_many_at_once_and_little_memory(model: Model, tmp_path: Path) -> None:
         executor.pages.check()
         assert executor.pages.num_held == 0
         store.close()
+
+
+def test_beside_guesses(model: Model, tmp_path: Path) -> None:
+    """What is guessed and wrong is never kept: only computed positions of known tokens are."""
+    passage = np.random.default_rng(8).integers(20, 300, 60).tolist()
+    wanted = [(passage * 3, dataclasses.replace(SAY, max_tokens=120)) for _ in range(3)]
+    truth: list[list[object]] | None = None
+    for turn in range(3):
+        with Recorder(model, Deployment(context=CONTEXT, threads=1, streams=4)) as executor:
+            options = PrefixStoreOptions(folder=tmp_path, audit=0.5)
+            store = PrefixStore(fingerprint_of(model, executor.page_bytes), executor, options, seed=turn)
+            store._ms_per_mb = 1e-9
+            engine = Engine(executor, model.tokenizer, drafter=Lookup(past=True), store=store if turn else None)
+            engine.governor = AllThatIsGuessed()
+            for request in wanted:
+                said_now = [said(chunks) for chunks in collect(engine, [request])]
+                truth = truth or said_now
+                assert said_now == truth
+                engine.clear_cache()
+            assert engine.governor.proposed > 0 and store.counters.mismatched_pages == 0
+            assert turn == 0 or store.files.counters.written + store.counters.hit > 0
+            store.close()
 
 
 def test_nothing_is_shared_between_salts_or_models(model: Model, tmp_path: Path) -> None:

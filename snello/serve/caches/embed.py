@@ -7,6 +7,7 @@ has a digest.
 from __future__ import annotations
 
 import importlib.util
+import threading
 import unicodedata
 import zlib
 from collections import Counter
@@ -66,7 +67,7 @@ class EncoderEmbedder:
     """
 
     def __init__(self, llm: LLM) -> None:
-        self._llm = llm
+        self._llm, self._lock = llm, threading.Lock()  # the engine runs one text at a time
         self.dimension = len(llm.embed("a"))
 
     @property
@@ -74,11 +75,11 @@ class EncoderEmbedder:
         return self._llm.model.digest
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        return (
-            _unit(np.stack([self._llm.embed(text) for text in texts]))
-            if texts
-            else np.zeros((0, self.dimension), np.float32)
-        )
+        vectors = np.zeros((len(texts), self.dimension), np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            with self._lock:
+                row[:] = self._llm.embed(text)
+        return _unit(vectors)
 
 
 def minilm_folder() -> Path:

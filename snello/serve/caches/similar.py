@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -161,6 +161,7 @@ class SimilarAnswers:
         self._path, self._clock, self._random = path, clock, random.Random(seed)
         self._spaces: dict[bytes, _Space] = {}
         self._entries: OrderedDict[tuple[bytes, str], _Entry] = OrderedDict()  # least recently used first
+        self._births: deque[tuple[float, tuple[bytes, str]]] = deque()  # oldest first; some are gone or born again
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -216,13 +217,15 @@ class SimilarAnswers:
             self.counters.refused += 1
             return False
         with self._lock:
+            self._expire()
             self._remove((namespace, question))
             while len(self._entries) >= self.options.max_entries:
                 self._remove(next(iter(self._entries)))
                 self.counters.evicted += 1
             space = self._spaces.setdefault(namespace, _Space(self.embedder.dimension))
             row = space.add(question, vector)
-            self._entries[namespace, question] = _Entry(question, key, self._clock(), row)
+            entry = self._entries[namespace, question] = _Entry(question, key, self._clock(), row)
+            self._births.append((entry.born, (namespace, question)))
             self.counters.kept += 1
         return True
 
@@ -236,13 +239,16 @@ class SimilarAnswers:
         with self._lock:
             self._spaces.clear()
             self._entries.clear()
+            self._births.clear()
 
     def _expire(self) -> None:
-        """Entries in order of use, so an old one may hide behind a newer: the front is looked at, and what is found."""
         oldest = self._clock() - self.options.ttl_seconds
-        for name in [name for name, entry in self._entries.items() if entry.born < oldest]:
-            self._remove(name)
-            self.counters.expired += 1
+        while self._births and (self._births[0][0] < oldest or len(self._births) > 2 * self.options.max_entries):
+            born, name = self._births.popleft()
+            entry = self._entries.get(name)
+            if entry is not None and entry.born == born:
+                self._remove(name)
+                self.counters.expired += 1
 
     def _remove(self, name: tuple[bytes, str]) -> None:
         entry = self._entries.pop(name, None)

@@ -50,7 +50,7 @@ class Bench:
 
     def __init__(self, executor: NativeExecutor, folder: Path) -> None:
         self.executor, self.folder = executor, folder
-        self._fingerprint = fingerprint_of(executor.model, executor.page_bytes)
+        self._fingerprint = fingerprint_of(executor)
         self._tokenizer = load("demo").tokenizer  # the words do not matter
 
     def store(self, audit: float = 0.0) -> PrefixStore:

@@ -18,7 +18,7 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,14 +112,17 @@ class Asked:
     right: np.ndarray
 
 
-def use(pairs: Pairs, chosen: np.ndarray, vectors: Vectors, judge: Judge) -> Asked:
+Products = Callable[[np.ndarray, np.ndarray], np.ndarray]  # places of questions -> their cosines
+
+
+def use(pairs: Pairs, chosen: np.ndarray, products_of: Products, judge: Judge) -> Asked:
     """Inserts the first questions of these pairs, then asks the second ones that are not among them."""
     inserted = np.unique(pairs.places[chosen, 0])
     asked = np.setdiff1d(pairs.places[chosen, 1], inserted)
     nearest, near = np.empty(len(asked), np.int64), np.empty(len(asked), np.float32)
     for start in range(0, len(asked), BLOCK):
         part = slice(start, start + BLOCK)
-        products = vectors[asked[part]] @ vectors[inserted].T
+        products = products_of(asked[part], inserted)
         best = products.argmax(axis=1)
         nearest[part], near[part] = inserted[best], products[np.arange(len(best)), best]
     return Asked(asked, nearest, near, judge.right(asked, nearest))
@@ -147,7 +150,7 @@ def rows_of(name: str, vectors: Vectors, pairs: Pairs, component: np.ndarray, ju
     rows: list[dict[str, Any]] = []
     for size in (*SIZES, None):
         halves = split(component, np.random.default_rng(1), size)
-        uses = [use(pairs, half, vectors, judge) for half in halves]
+        uses = [use(pairs, half, lambda a, b: vectors[a] @ vectors[b].T, judge) for half in halves]
         for guard in GUARDS:
             near = [judge.guarded(guard, each.asked, each.nearest, each.near) for each in uses]
             shared = {"embedder": name, "pairs": size or "all", "inserted_and_asked": len(halves[1]), "guard": guard}
@@ -175,9 +178,10 @@ def many_splits(vectors: Vectors, pairs: Pairs, component: np.ndarray, judge: Ju
     source = np.random.default_rng(2)
     some = source.permutation(len(component))[:SPLIT_PAIRS]
     part = Pairs(pairs.texts, pairs.places[some], pairs.labels[some])
+    products_of = _computed_once(vectors, part)
     outcomes: dict[tuple[str, float], list[dict[str, Any] | None]] = {(g, e): [] for g in GUARDS for e in EPSILONS}
     for _ in range(SPLITS):
-        uses = [use(part, half, vectors, judge) for half in split(component[some], source, None)]
+        uses = [use(part, half, products_of, judge) for half in split(component[some], source, None)]
         for guard in GUARDS:
             near = [judge.guarded(guard, each.asked, each.nearest, each.near) for each in uses]
             for epsilon in EPSILONS:
@@ -187,6 +191,13 @@ def many_splits(vectors: Vectors, pairs: Pairs, component: np.ndarray, judge: Ju
     return [
         {"guard": guard, "epsilon": epsilon, **_summary(each, epsilon)} for (guard, epsilon), each in outcomes.items()
     ]
+
+
+def _computed_once(vectors: Vectors, pairs: Pairs) -> Products:
+    """All cosines between second and first questions, in memory: splits only choose among them."""
+    first, second = np.unique(pairs.places[:, 0]), np.unique(pairs.places[:, 1])
+    products = vectors[second] @ vectors[first].T
+    return lambda a, b: products[np.ix_(np.searchsorted(second, a), np.searchsorted(first, b))]
 
 
 def _summary(outcomes: Sequence[dict[str, Any] | None], epsilon: float) -> dict[str, Any]:

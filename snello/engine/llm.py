@@ -96,7 +96,7 @@ class LLM:
         if options is None or not self.model.spec.causal:
             return None
         try:
-            return PrefixStore(fingerprint_of(self.model, self.executor.page_bytes), self.executor, options)
+            return PrefixStore(fingerprint_of(self.executor), self.executor, options)
         except SnelloError:
             self.close()
             raise

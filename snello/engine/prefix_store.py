@@ -22,12 +22,12 @@ from typing import Protocol
 
 import numpy as np
 
+from snello.engine.native import NativeExecutor
 from snello.engine.page_files import LOG, PageFiles
 from snello.engine.pages import GONE, PagePool, Retention
 from snello.engine.prefix import PAGE, Match, PrefixTree
 from snello.engine.sequence import Sequence as Running
 from snello.errors import SnelloError
-from snello.models.model import Model
 from snello.native import core
 
 LAYOUT_VERSION = 1
@@ -267,14 +267,15 @@ class PrefixStore:
         self.files.close()
 
 
-def fingerprint_of(model: Model, page_bytes: int) -> bytes:
+def fingerprint_of(executor: NativeExecutor) -> bytes:
     """Of everything that the bytes of a page depend on beside its tokens. Reads all weights once (`Model.digest`)."""
     facts = {
-        "model": model.digest,  # weights and spec: shapes, formats of weights and cache
+        "model": executor.model.digest,  # weights and spec: shapes, formats of weights and cache
+        "runs": executor.spec.digest,  # the spec as it runs, which a deployment may have changed
         "numerics": core.NUMERICS_VERSION,
         "layout": LAYOUT_VERSION,
         "positions": PAGE,
-        "page_bytes": page_bytes,
+        "page_bytes": executor.page_bytes,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 

@@ -74,7 +74,7 @@ class Run:
             store = None
             if folder is not None:
                 options = PrefixStoreOptions(folder=folder, audit=audit, limit_bytes=limit_bytes)
-                store = PrefixStore(fingerprint_of(model, executor.page_bytes), executor, options, seed=1)
+                store = PrefixStore(fingerprint_of(executor), executor, options, seed=1)
                 store._ms_per_mb = 1e-9 if pays else 1e9
             engine = Engine(executor, model.tokenizer, store=store)
             self.said = []
@@ -116,9 +116,7 @@ def test_many_at_once_and_little_memory(model: Model, tmp_path: Path) -> None:
     Run(model, tmp_path, prompts())
     truth = Run(model, None, prompts())
     with Recorder(model, Deployment(context=CONTEXT, threads=1, streams=4)) as executor:
-        store = PrefixStore(
-            fingerprint_of(model, executor.page_bytes), executor, PrefixStoreOptions(folder=tmp_path, audit=0)
-        )
+        store = PrefixStore(fingerprint_of(executor), executor, PrefixStoreOptions(folder=tmp_path, audit=0))
         store._ms_per_mb = 1e-9
         taken = [executor.pages.allocate() for _ in range(executor.pages.num_free - 5)]
         engine = Engine(executor, model.tokenizer, store=store)
@@ -139,7 +137,7 @@ def test_beside_guesses(model: Model, tmp_path: Path) -> None:
     for turn in range(3):
         with Recorder(model, Deployment(context=CONTEXT, threads=1, streams=4)) as executor:
             options = PrefixStoreOptions(folder=tmp_path, audit=0.5)
-            store = PrefixStore(fingerprint_of(model, executor.page_bytes), executor, options, seed=turn)
+            store = PrefixStore(fingerprint_of(executor), executor, options, seed=turn)
             store._ms_per_mb = 1e-9
             engine = Engine(executor, model.tokenizer, drafter=Lookup(past=True), store=store if turn else None)
             engine.governor = AllThatIsGuessed()
@@ -159,11 +157,20 @@ def test_nothing_is_shared_between_salts_or_models(model: Model, tmp_path: Path)
     assert other.counters.queried > 0 and other.counters.hit == 0 and other.files.written > 0
 
 
-def test_a_fingerprint_is_of_weights_shapes_and_numerics(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {fingerprint_of(model, 64), fingerprint_of(model, 128)}
-    monkeypatch.setattr(core, "NUMERICS_VERSION", core.NUMERICS_VERSION + 1)
-    found.add(fingerprint_of(model, 64))
-    assert len(found) == 3
+def test_a_fingerprint_is_of_weights_spec_and_numerics(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Recorder(model, Deployment(context=CONTEXT, threads=1)) as executor:
+        found = {fingerprint_of(executor)}
+        with Recorder(model, Deployment(context=128, threads=1, chunk_rows=7)) as other:
+            assert fingerprint_of(other) in found, "how it is run here changes nothing"
+        executor.spec = dataclasses.replace(executor.spec, bos_token=5)
+        found.add(fingerprint_of(executor))
+        executor.page_bytes += 64
+        found.add(fingerprint_of(executor))
+        monkeypatch.setattr(core, "NUMERICS_VERSION", core.NUMERICS_VERSION + 1)
+        found.add(fingerprint_of(executor))
+        executor.model = dataclasses.replace(model, files=())
+        found.add(fingerprint_of(executor))
+    assert len(found) == 5
 
 
 @pytest.mark.parametrize("where", ["magic", "fingerprint", "key", "counts", "checksum", "tokens", "first", "last"])

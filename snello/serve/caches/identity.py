@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from snello.engine.native import NativeExecutor
 from snello.engine.request import SamplingParams
-from snello.models.model import Model
 from snello.models.tokenizer import Tokenizer
 from snello.native import core
 
@@ -25,13 +25,15 @@ class ModelIdentity:
     """A model as it answers, in digests. Two that are equal give equal answers to equal requests.
 
     Attributes:
-        weights: of the spec and all weights. recipe: of the steps that made it from its original.
-        adapter: empty for none. context: positions; an answer may end where it does.
+        weights: of the spec and all weights. runs: of the spec as it runs here, which a deployment may have changed.
+        recipe: of the steps that made it from its original. adapter: empty for none.
+        context: positions; an answer may end where it does.
         numerics: of the core; instruction set, threads and what else runs change nothing (law 7).
         executor: of another kind, other bits.
     """
 
     weights: str
+    runs: str
     tokenizer: str
     recipe: str
     context: int
@@ -40,13 +42,15 @@ class ModelIdentity:
     executor: str = "native"
 
     @classmethod
-    def of(cls, model: Model, *, context: int, adapter: str = "") -> ModelIdentity:
+    def of(cls, executor: NativeExecutor, *, adapter: str = "") -> ModelIdentity:
         """Reads all weights once, where nobody has asked for `model.digest` before."""
+        model = executor.model
         return cls(
             weights=model.digest,
+            runs=executor.spec.digest,
             tokenizer=tokenizer_digest(model.tokenizer),
             recipe=digest([dict(step) for step in model.history]),
-            context=context,
+            context=executor.context,
             adapter=adapter,
         )
 
@@ -89,12 +93,23 @@ def key_of(identity: ModelIdentity, asked: Asked) -> bytes:
 
 def plain_params(params: SamplingParams) -> dict[str, Any]:
     """All settings as JSON holds them, numbers by the types of their fields."""
-    plain = asdict(params)
-    for name, value in plain.items():
+    plain = {field.name: _plain(getattr(params, field.name)) for field in fields(params)}
+    for name in plain:
         if type(getattr(_DEFAULTS, name)) is float:
-            plain[name] = float(value)
+            plain[name] = float(plain[name])
     plain["logit_bias"] = sorted([int(token), float(bias)] for token, bias in params.logit_bias.items())
     return plain
+
+
+def _plain(value: Any) -> Any:
+    """A setting's value; one that is an object says by its `source` what it is."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return [[_plain(key), _plain(item)] for key, item in value.items()]
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    return [type(value).__name__, str(value.source)]
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:

@@ -19,14 +19,13 @@ import pytest
 from snello.engine.llm import LLM
 from snello.engine.request import SamplingParams
 from snello.errors import SnelloError
-from snello.models import load
 from snello.serve.caches import exact
 from snello.serve.caches.exact import NAME, ExactAnswers, complete, from_bytes, to_bytes
-from snello.serve.caches.identity import Asked, ModelIdentity, key_of, plain_params, tokenizer_digest
+from snello.serve.caches.identity import Asked, ModelIdentity, _plain, key_of, plain_params, tokenizer_digest
 from snello.serve.openai import CHAT, read_request, settings
 from snello.serve.openai import ChatRequest as Chat
 
-IDENTITY = ModelIdentity(weights="w", tokenizer="t", recipe="r", context=512)
+IDENTITY = ModelIdentity(weights="w", runs="s", tokenizer="t", recipe="r", context=512)
 PARAMS = SamplingParams(temperature=0.0)
 ASKED = Asked(tokens=(1, 2, 3), params=PARAMS, url=CHAT, fields={"tools": [{"name": "f"}], "echo": False})
 
@@ -138,12 +137,22 @@ def test_a_key_survives_any_text() -> None:
     assert json.dumps(plain_params(PARAMS))
 
 
-def test_an_identity_is_of_a_model_and_its_tokenizer() -> None:
-    model = load("demo")
-    identity = ModelIdentity.of(model, context=256)
-    assert identity.weights == model.digest and identity == ModelIdentity.of(load("demo"), context=256)
-    other = dataclasses.replace(model.tokenizer, chat_templates={"default": "{{ messages }}"})
-    assert tokenizer_digest(other) != identity.tokenizer
+def test_an_identity_is_of_a_model_and_its_tokenizer(llm: LLM) -> None:
+    identity = ModelIdentity.of(llm.executor)
+    assert identity.weights == llm.model.digest and identity.context == 512
+    other = dataclasses.replace(llm.tokenizer, chat_templates={"default": "{{ messages }}"})
+    assert tokenizer_digest(other) != identity.tokenizer == tokenizer_digest(llm.tokenizer)
+
+
+def test_a_setting_that_is_an_object_is_known_by_its_source() -> None:
+    class Rule:
+        def __init__(self, source: str) -> None:
+            self.source = source
+
+    one, same, other = (_plain(Rule(source)) for source in ("a", "a", "b"))
+    assert one == same != other
+    with pytest.raises(AttributeError):
+        _plain(object())
 
 
 # ---- answers as bytes -----------------------------------------------------------------------------------------------
@@ -161,7 +170,7 @@ def test_an_answer_comes_back_as_it_was_said(llm: LLM, tmp_path: Path) -> None:
     params = SamplingParams(max_tokens=12, seed=4, n=2, logprobs=3, stop=("zzz",))
     chunks = list(llm.engine.stream(llm.encode("def main():"), params))
     answers = ExactAnswers(tmp_path)
-    key = key_of(ModelIdentity.of(llm.model, context=512), Asked(tokens=llm.encode("def main():"), params=params))
+    key = key_of(ModelIdentity.of(llm.executor), Asked(tokens=llm.encode("def main():"), params=params))
     assert answers.get(key) is None and complete(chunks, 2)
     answers.put(key, to_bytes(chunks))
     answers.close()

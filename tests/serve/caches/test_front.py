@@ -22,7 +22,7 @@ from snello.serve.caches.similar import SimilarAnswers, SimilarOptions
 from tests.serve.caches.test_similar import ALSO_PARIS, PARIS, certificate
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0)
-IDENTITY = ModelIdentity(weights="w", tokenizer="t", recipe="r", context=512)
+IDENTITY = ModelIdentity(weights="w", runs="s", tokenizer="t", recipe="r", context=512)
 
 
 @pytest.fixture(scope="module")

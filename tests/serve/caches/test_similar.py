@@ -109,7 +109,7 @@ def test_what_is_not_admitted(question: str, reason: str | None) -> None:
 
 # ---- namespaces -----------------------------------------------------------------------------------------------------
 
-IDENTITY = ModelIdentity(weights="w", tokenizer="t", recipe="r", context=512)
+IDENTITY = ModelIdentity(weights="w", runs="s", tokenizer="t", recipe="r", context=512)
 SAY: list[dict[str, Any]] = [{"role": "system", "content": "be brief"}]
 ASKED = Asked(tokens=(1, 2), params=SamplingParams(temperature=0), url="chat")
 

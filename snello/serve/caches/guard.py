@@ -24,7 +24,9 @@ CONTRACTIONS = [
         (r"\bcan(?:'?t|not)\b", "can not"),
         (r"\bwon't\b", "will not"),
         (r"n't\b", " not"),
-        (r"'(?:s|re|ve|ll|d|m)\b", ""),
+        (r"'ll\b", " will"),
+        (r"'d\b", " would"),
+        (r"'(?:s|re|ve|m)\b", ""),
     )
 ]
 

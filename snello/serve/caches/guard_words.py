@@ -14,11 +14,11 @@ def _table(text: str) -> dict[str, str]:
 NEGATIONS = _words("""
     not no never none nobody nothing nowhere neither nor without cannot hardly except unless instead avoid lack
 """)
-# What a question may gain or lose. Whatever turns it round (before, after, from, to, more, only ...) is not here.
+# What a question may gain or lose. Whatever turns it round is not here: time (was, will), duty (should, must), whom
+# (me, him), and how things hang together (by, for, with, or, before, from).
 FUNCTION_WORDS = _words("""
-    a an the is are was were be been being am do does did has have had can could will would shall should may might must
-    i you we my your our me us one it its this that these those there of in on at for with and or so as by please kindly
-    just really very actually exactly any some also hello hi hey thanks thank ok tell explain know get way
+    a an the is are am be been being do does has have can could i you we one there of any some please kindly really very
+    actually exactly also hello hi hey thanks thank ok tell explain know way
 """)
 NUMBERS = _table("""
     zero=0 two=2 three=3 four=4 five=5 six=6 seven=7 eight=8 nine=9 ten=10 eleven=11 twelve=12 thirteen=13 fourteen=14

@@ -24,7 +24,7 @@ def pairs(count: int, wrong_every: int = 0) -> list[Pair]:
     for number in range(count):
         a, b, c = (WORDS[number // 10**place % 10] for place in range(3))
         same = not (wrong_every and number % wrong_every == 0)
-        made.append(Pair(f"What is the {a} {b} {c}?", f"Please tell me: what's a {a} {b} {c}", same))
+        made.append(Pair(f"What is the {a} {b} {c}?", f"Please tell: what's a {a} {b} {c}", same))
     return made
 
 

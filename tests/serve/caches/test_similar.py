@@ -19,7 +19,6 @@ from snello.serve.caches.embed import EncoderEmbedder, NgramEmbedder, Vectors, m
 from snello.serve.caches.guard import Guard
 from snello.serve.caches.identity import Asked, ModelIdentity
 from snello.serve.caches.similar import SimilarAnswers, SimilarOptions, namespace_of, question_of, same_answer
-from tests.models.test_loading import sentence_folder
 from tests.serve.caches.test_guard import COUNTED, NAMED, TURNED
 
 SPACE = b"n" * 32
@@ -267,6 +266,8 @@ def test_pieces_of_words() -> None:
 
 
 def test_an_encoder_on_our_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.models.test_loading import sentence_folder  # imports torch
+
     monkeypatch.setenv("SNELLO_CACHE", str(tmp_path / "cache"))
     with LLM(sentence_folder(tmp_path / "bert"), threads=1) as llm:
         embedder = EncoderEmbedder(llm)

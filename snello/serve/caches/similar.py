@@ -243,12 +243,14 @@ class SimilarAnswers:
 
     def _expire(self) -> None:
         oldest = self._clock() - self.options.ttl_seconds
-        while self._births and (self._births[0][0] < oldest or len(self._births) > 2 * self.options.max_entries):
+        while self._births and self._births[0][0] < oldest:
             born, name = self._births.popleft()
             entry = self._entries.get(name)
             if entry is not None and entry.born == born:
                 self._remove(name)
                 self.counters.expired += 1
+        if len(self._births) > 2 * self.options.max_entries:  # mostly of entries that are gone
+            self._births = deque(sorted((entry.born, name) for name, entry in self._entries.items()))
 
     def _remove(self, name: tuple[bytes, str]) -> None:
         entry = self._entries.pop(name, None)

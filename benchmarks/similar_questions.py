@@ -38,6 +38,7 @@ PLAIN = 0.8
 SPLITS, SPLIT_PAIRS = 200, 10_000
 SWAPS = 500
 BLOCK = 2_000
+LISTED = 64  # nearest ones that are kept of each question
 AUXILIARY = re.compile(r"\b(is|are|was|were|do|does|did|can|could|will|would|should|has|have)\b", re.IGNORECASE)
 
 
@@ -112,19 +113,57 @@ class Asked:
     right: np.ndarray
 
 
-Products = Callable[[np.ndarray, np.ndarray], np.ndarray]  # places of questions -> their cosines
+Nearest = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+# (places asked, places inserted, sorted) -> (their nearest, how near)
 
 
-def use(pairs: Pairs, chosen: np.ndarray, products_of: Products, judge: Judge) -> Asked:
+def by_force(vectors: Vectors) -> Nearest:
+    """Compares each with all."""
+
+    def nearest_of(asked: np.ndarray, inserted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        nearest, near = np.empty(len(asked), np.int64), np.empty(len(asked), np.float32)
+        for start in range(0, len(asked), BLOCK):
+            part = slice(start, start + BLOCK)
+            products = vectors[asked[part]] @ vectors[inserted].T
+            best = products.argmax(axis=1)
+            nearest[part], near[part] = inserted[best], products[np.arange(len(best)), best]
+        return nearest, near
+
+    return nearest_of
+
+
+def by_list(vectors: Vectors, pairs: Pairs) -> Nearest:
+    """The same for parts of these pairs: the first of each question's nearest ones that is in the part."""
+    first, second = np.unique(pairs.places[:, 0]), np.unique(pairs.places[:, 1])
+    listed, products = np.empty((len(second), LISTED), np.int64), np.empty((len(second), LISTED), np.float32)
+    for start in range(0, len(second), BLOCK):
+        part = slice(start, start + BLOCK)
+        block = vectors[second[part]] @ vectors[first].T
+        top = np.argpartition(-block, LISTED, axis=1)[:, :LISTED] if len(first) > LISTED else np.argsort(-block, axis=1)
+        values = np.take_along_axis(block, top, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        listed[part, : top.shape[1]] = first[np.take_along_axis(top, order, axis=1)]
+        products[part, : top.shape[1]] = np.take_along_axis(values, order, axis=1)
+    force = by_force(vectors)
+
+    def nearest_of(asked: np.ndarray, inserted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.searchsorted(second, asked)
+        there = np.isin(listed[rows], inserted)
+        best = there.argmax(axis=1)
+        nearest, near = listed[rows, best], products[rows, best]
+        rest = ~there.any(axis=1)
+        if rest.any():
+            nearest[rest], near[rest] = force(asked[rest], inserted)
+        return nearest, near
+
+    return nearest_of
+
+
+def use(pairs: Pairs, chosen: np.ndarray, nearest_of: Nearest, judge: Judge) -> Asked:
     """Inserts the first questions of these pairs, then asks the second ones that are not among them."""
     inserted = np.unique(pairs.places[chosen, 0])
     asked = np.setdiff1d(pairs.places[chosen, 1], inserted)
-    nearest, near = np.empty(len(asked), np.int64), np.empty(len(asked), np.float32)
-    for start in range(0, len(asked), BLOCK):
-        part = slice(start, start + BLOCK)
-        products = products_of(asked[part], inserted)
-        best = products.argmax(axis=1)
-        nearest[part], near[part] = inserted[best], products[np.arange(len(best)), best]
+    nearest, near = nearest_of(asked, inserted)
     return Asked(asked, nearest, near, judge.right(asked, nearest))
 
 
@@ -150,7 +189,7 @@ def rows_of(name: str, vectors: Vectors, pairs: Pairs, component: np.ndarray, ju
     rows: list[dict[str, Any]] = []
     for size in (*SIZES, None):
         halves = split(component, np.random.default_rng(1), size)
-        uses = [use(pairs, half, lambda a, b: vectors[a] @ vectors[b].T, judge) for half in halves]
+        uses = [use(pairs, half, by_force(vectors), judge) for half in halves]
         for guard in GUARDS:
             near = [judge.guarded(guard, each.asked, each.nearest, each.near) for each in uses]
             shared = {"embedder": name, "pairs": size or "all", "inserted_and_asked": len(halves[1]), "guard": guard}
@@ -178,10 +217,10 @@ def many_splits(vectors: Vectors, pairs: Pairs, component: np.ndarray, judge: Ju
     source = np.random.default_rng(2)
     some = source.permutation(len(component))[:SPLIT_PAIRS]
     part = Pairs(pairs.texts, pairs.places[some], pairs.labels[some])
-    products_of = _computed_once(vectors, part)
+    nearest_of = by_list(vectors, part)
     outcomes: dict[tuple[str, float], list[dict[str, Any] | None]] = {(g, e): [] for g in GUARDS for e in EPSILONS}
     for _ in range(SPLITS):
-        uses = [use(part, half, products_of, judge) for half in split(component[some], source, None)]
+        uses = [use(part, half, nearest_of, judge) for half in split(component[some], source, None)]
         for guard in GUARDS:
             near = [judge.guarded(guard, each.asked, each.nearest, each.near) for each in uses]
             for epsilon in EPSILONS:
@@ -191,13 +230,6 @@ def many_splits(vectors: Vectors, pairs: Pairs, component: np.ndarray, judge: Ju
     return [
         {"guard": guard, "epsilon": epsilon, **_summary(each, epsilon)} for (guard, epsilon), each in outcomes.items()
     ]
-
-
-def _computed_once(vectors: Vectors, pairs: Pairs) -> Products:
-    """All cosines between second and first questions, in memory: splits only choose among them."""
-    first, second = np.unique(pairs.places[:, 0]), np.unique(pairs.places[:, 1])
-    products = vectors[second] @ vectors[first].T
-    return lambda a, b: products[np.ix_(np.searchsorted(second, a), np.searchsorted(first, b))]
 
 
 def _summary(outcomes: Sequence[dict[str, Any] | None], epsilon: float) -> dict[str, Any]:

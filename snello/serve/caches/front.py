@@ -143,9 +143,12 @@ class AnswerCaches:
 
     def counters(self) -> dict[str, int]:
         """All counts by name, for a server's metrics."""
-        parts = {"flight": self.flights.counters, "exact": self.exact and self.exact.counters}
-        parts["similar"] = self.similar and self.similar.counters
-        return {f"{part}_{name}": value for part, each in parts.items() if each for name, value in vars(each).items()}
+        parts: dict[str, object] = {"flight": self.flights.counters}
+        if self.exact is not None:
+            parts["exact"] = self.exact.counters
+        if self.similar is not None:
+            parts["similar"] = self.similar.counters
+        return {f"{part}_{name}": value for part, each in parts.items() for name, value in vars(each).items()}
 
     def close(self) -> None:
         """Closes the exact answers. Closing twice is harmless."""

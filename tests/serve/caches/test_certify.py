@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from snello.errors import SnelloError
-from snello.serve.caches.certify import Certificate, Watch, certify, hits_needed, interval, upper_bound
+from snello.serve.caches.certify import THRESHOLDS, Certificate, Watch, certify, hits_needed, interval, upper_bound
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,8 @@ def true_share(threshold: float, scale: float) -> float:
 
 def test_what_is_certified_is_true_but_for_one_time_in_twenty() -> None:
     source, epsilon, scale = np.random.default_rng(4), 0.05, 0.5
-    found = [certify(*draw(source, 2000, scale), epsilon=epsilon, embedder="e", guard="g") for _ in range(300)]
+    names: dict[str, Any] = {"epsilon": epsilon, "embedder": "e", "guard": "g", "thresholds": THRESHOLDS[::3]}
+    found = [certify(*draw(source, 2000, scale), **names) for _ in range(300)]
     certified = [each for each in found if each is not None]
     broken = sum(true_share(each.threshold, scale) > epsilon for each in certified)
     assert len(certified) > 200, "the test would prove nothing"

@@ -131,7 +131,8 @@ def bind(family: Family, spec: Spec, stored: Stored, folder: Path) -> tuple[Spec
     Raises:
         SnelloError: parameters are missing, left over or of the wrong shape; all of them are named at once.
     """
-    names = names_for(family, spec, has_base=any(name.startswith(family.base) for name in stored))
+    has_base = any(name.startswith(family.base) for name in stored)
+    names = names_for(family, spec, has_base=has_base, fused_experts=_fused_experts(family, stored))
     found: dict[str, StoredTensor | Piece] = {}
     faults: list[str] = []
     used: set[str] = set()
@@ -158,6 +159,14 @@ def bind(family: Family, spec: Spec, stored: Stored, folder: Path) -> tuple[Spec
             "do config.json and the weights come from the same model?",
         )
     return _with_stored_types(spec, found), CheckpointWeights(found)
+
+
+def _fused_experts(family: Family, stored: Stored) -> bool:
+    """Whether all experts of a layer lie in one tensor."""
+    if family.experts is None:
+        return False
+    endings = tuple(name.partition("{i}")[2] for name in family.experts.fused)
+    return any(name.endswith(endings) for name in stored)
 
 
 def _locate(

@@ -112,6 +112,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 307, "dim": 96, "hidden_dim": 200, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128},
     ),
 }
+MIXTURES = ("mixtral", "qwen3-moe")
+DENSE = [name for name in VARIANTS if name not in MIXTURES]
 DECODERS = [name for name, (architecture, _) in VARIANTS.items() if architecture.endswith(("CausalLM", "LMHeadModel"))]
 
 

@@ -225,7 +225,8 @@ class _Costs:
         idle = (1 - experts.num_active / experts.num_experts) ** (self.shape.rows / passes)
         first = op.tensors[0]
         matrices = self.lowered.tensors[first : first + experts.num_experts]
-        return round(passes * (1 - idle) * sum(matrix.data.nbytes for matrix in matrices))
+        held = sum(int(matrix.data.nbytes) for matrix in matrices)
+        return int(passes * (1 - float(idle)) * held)
 
     def _share_of_attention(self, total: float) -> int:
         return int(total / sum(op.kind == OpKind.ATTENTION for op in self.lowered.ops))

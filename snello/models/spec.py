@@ -288,6 +288,11 @@ def experts_of(spec: Spec, linear: str) -> Experts | None:
     return spec.layers[int(linear.split(".")[1])].feed_forward.experts
 
 
+def is_router(linear: str) -> bool:
+    """Routers keep the model's own type: which experts a row goes to is not to be rounded."""
+    return linear.endswith(".ffn.router")
+
+
 def read_share(spec: Spec, linear: str, rows: int = 1) -> float:
     """How much of a linear a step of `rows` rows reads: 1, or the chance that one of them goes to this expert.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from snello.errors import Unsupported
-from snello.models.spec import Attention, Spec, input_name, linear_names
+from snello.models.spec import Attention, Spec, input_name, is_router, linear_names
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Unit:
 
 
 def body_linears(spec: Spec) -> list[str]:
-    """Of all blocks, but for routers: which experts a row goes to is decided in the model's own type."""
-    return [name for name in linear_names(spec) if name.startswith("layers.") and not name.endswith(".ffn.router")]
+    """Of all blocks, but for routers."""
+    return [name for name in linear_names(spec) if name.startswith("layers.") and not is_router(name)]
 
 
 def units(spec: Spec, linears: Sequence[str]) -> list[Unit]:

@@ -154,7 +154,7 @@ class Quantize:
         return spec if self.bits is None else extend_to_budget(spec, self.format("int8"), self.bits)
 
     def _without_experts(self) -> str | None:
-        """What to do instead where there are experts, which calibration text reaches unevenly, if at all."""
+        """What to do instead where there are experts, which calibration text reaches unevenly, some not at all."""
         if self.weights == "mixed":
             return "with experts, weights are int4 or int8 throughout"
         return "with experts, use method='rtn' or 'hqq' and activations='int8' or 'float'" if self.calibrates else None

@@ -51,6 +51,18 @@ def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return document
 
 
+def test_what_is_forgotten_is_said(home: Path) -> None:
+    words = ("run", "llama", "the rain in the train " * 9, "--max-tokens", "12", "--temperature", "0", "--raw")
+    kept = snello(home, *words, "--keep-last", "20", "--keep-first", "4")
+    assert kept.returncode == 0, kept.stderr
+    assert "only the first 4 and the newest 20 tokens are seen" in kept.stderr
+    assert "tokens were out of sight at the end" in kept.stderr
+    document = result(snello(home, *words, "--keep-last", "20", "--keep-first", "4", "--json"))
+    length = sum(document["usage"][name] for name in ("prompt_tokens", "completion_tokens"))
+    assert document["forgotten_tokens"] == length - 24 > 0
+    assert document["text"] + "\n" == kept.stdout
+
+
 def test_an_answer_is_all_that_a_pipe_gets(home: Path) -> None:
     words = ("run", "llama", "the rain", "--max-tokens", "12", "--seed", "1")
     said = snello(home, *words)

@@ -15,8 +15,9 @@ from types import TracebackType
 
 import numpy as np
 
+from snello.engine.eviction import as_kept
 from snello.engine.lowering import lower
-from snello.engine.pages import PagePool
+from snello.engine.pages import PagePool, PageTable, Retention, retention_of
 from snello.engine.resources import choose_context, choose_pages, choose_threads
 from snello.engine.rows import batch_of
 from snello.engine.sequence import Step
@@ -50,18 +51,19 @@ class NativeExecutor:
     def __init__(self, model: Model, deployment: Deployment | None = None, *, pool: core.Pool | None = None) -> None:
         self.model = model
         self.deployment = deployment or Deployment()
-        self.spec: Spec = model.spec
+        self.spec: Spec = as_kept(model.spec, self.deployment)
+        self.retention = retention_of(self.spec)
         self.isa = core.select_isa(self.deployment.isa)
         self.threads = choose_threads(self.deployment) if pool is None else pool.num_threads
         self.weights = packed(model)
         self.page_bytes = core.cache_page_bytes(_cache_layers(self.spec))
         self.context = self._choose_context()
         lowered = self.lowered = lower(self.spec, self.weights, positions=self.context)
-        num_pages = choose_pages(self.deployment, self.context, self.page_bytes)
+        rows = self.chunk_rows = self._chunk_rows()
+        num_pages = choose_pages(self.deployment, self._held().peak(self.context, rows), self.page_bytes)
         self.pages = PagePool(num_pages)
         self.pool, self._owns_pool = pool or core.Pool(self.threads), pool is None
         self._cache = core.Cache(lowered.cache_layers, num_pages)
-        rows = self.chunk_rows = self._chunk_rows()
         self.program = core.Program(
             self.pool,
             lowered.ops,
@@ -76,7 +78,11 @@ class NativeExecutor:
         """Encoders see whole texts, so their context is the model's own."""
         if not self.spec.causal:
             return self.spec.max_positions
-        return choose_context(self.deployment, self.spec, self.page_bytes * self.deployment.streams)
+        return choose_context(self.deployment, self.spec, self.page_bytes * self.deployment.streams, self._held())
+
+    def _held(self) -> Retention:
+        """What to make room for: with windows of the model's own there is room for what others may share."""
+        return self.retention if self.deployment.keep_last is not None else Retention()
 
     def _chunk_rows(self) -> int:
         rows = self.deployment.chunk_rows
@@ -126,7 +132,7 @@ class NativeExecutor:
         for session in sessions:
             session.make_room(session.length + 1)
             session.length += 1
-        width = max(len(session.pages) for session in sessions)
+        width = max(len(session.table.pages) for session in sessions)
         lengths = np.array([session.length for session in sessions], np.int32)
         count = np.arange(len(sessions), dtype=np.int32)
         batch = core.Batch(
@@ -134,13 +140,13 @@ class NativeExecutor:
             types=None,
             positions=lengths - 1,
             sequences=count,
-            page_tables=np.array(
-                [session.pages + [0] * (width - len(session.pages)) for session in sessions], np.int32
-            ),
+            page_tables=np.array([session.table.entries(width) for session in sessions], np.int32),
             lengths=lengths,
             output_rows=count,
         )
         logits: np.ndarray = self.program.step(batch)
+        for session in sessions:
+            session.table.leave(session.length)
         return logits
 
     # ---- whole texts
@@ -149,11 +155,12 @@ class NativeExecutor:
         """Log-probabilities of tokens[1:] and the most likely tokens, in a fresh context, logits never materialized."""
         ids = self.check(tokens)
         scores, top1 = np.empty(len(ids) - 1, np.float32), np.empty(len(ids) - 1, np.int32)
-        with self._pages_for(len(ids)) as table:
+        with self._table() as table:
             for start, end in self._chunks(len(ids)):
                 last = min(end, len(ids) - 1)
                 batch = self._batch(ids, start, end, table, np.arange(start, last) - start)
                 scores[start:last], top1[start:last] = self.program.score(batch, ids[start + 1 : last + 1])
+                table.leave(end)
         return TokenScores(scores, top1)
 
     def logits(self, tokens: Sequence[int] | np.ndarray, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
@@ -161,17 +168,18 @@ class NativeExecutor:
         ids = self.check(tokens)
         wanted = np.arange(len(ids)) if rows is None else np.asarray(rows)
         parts = []
-        with self._pages_for(len(ids)) as table:
+        with self._table() as table:
             for start, end in self._chunks(len(ids)):
                 outputs = wanted[(wanted >= start) & (wanted < end)] - start
                 parts.append(self.program.step(self._batch(ids, start, end, table, outputs)))
+                table.leave(end)
         return np.concatenate(parts)
 
     def encode(self, tokens: Sequence[int] | np.ndarray, types: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """An encoder's answer: logits (T, V), label logits (labels,), or the pooled embedding (D,)."""
         ids, head = self.check(tokens), self.spec.head
         outputs = np.zeros(1, np.int64) if head.kind == "classify" else np.arange(len(ids))
-        with self._pages_for(len(ids)) as table:
+        with self._table() as table:
             rows: np.ndarray = self.program.step(self._batch(ids, 0, len(ids), table, outputs, types))
         if head.kind == "classify":
             rows = rows[0]
@@ -207,31 +215,30 @@ class NativeExecutor:
             yield start, min(length, start + self.chunk_rows)
 
     @contextmanager
-    def _pages_for(self, length: int) -> Iterator[np.ndarray]:
-        pages: list[int] = []
+    def _table(self) -> Iterator[PageTable]:
+        table = PageTable(self.pages, self.retention)
         try:
-            for _ in range(-(-length // core.PAGE_POSITIONS)):
-                pages.append(self.pages.allocate())
-            yield np.array([pages], np.int32)
+            yield table
         finally:
-            self.pages.free(pages)
+            table.close()
 
     def _batch(
         self,
         ids: np.ndarray,
         start: int,
         end: int,
-        table: np.ndarray,
+        table: PageTable,
         outputs: np.ndarray,
         types: Sequence[int] | np.ndarray | None = None,
     ) -> core.Batch:
         rows = end - start
+        table.grow(end)
         return core.Batch(
             tokens=ids[start:end],
             types=None if types is None else np.asarray(types, np.int32),
             positions=np.arange(start, end, dtype=np.int32),
             sequences=np.zeros(rows, np.int32),
-            page_tables=table,
+            page_tables=np.array([table.entries()], np.int32),
             lengths=np.array([end], np.int32),
             output_rows=outputs.astype(np.int32),
         )
@@ -259,7 +266,7 @@ class Session:
 
     def __init__(self, executor: NativeExecutor) -> None:
         self._executor = executor
-        self.pages: list[int] = []
+        self.table = PageTable(executor.pages, executor.retention)
         self.length = 0
 
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -269,7 +276,6 @@ class Session:
         if self.length + len(ids) > executor.context:
             raise executor.overflow(self.length + len(ids))
         executor.check(ids)
-        self.make_room(self.length + len(ids))
         logits = np.empty(0, np.float32)
         for start, end in executor._chunks(len(ids)):
             logits = self._step(ids[start:end], last=end == len(ids))
@@ -278,26 +284,26 @@ class Session:
     def _step(self, ids: np.ndarray, *, last: bool) -> np.ndarray:
         rows = len(ids)
         self.length += rows
+        self.make_room(self.length)
         outputs = np.array([rows - 1] if last else [], np.int32)
         batch = core.Batch(
             tokens=ids,
             types=None,
             positions=np.arange(self.length - rows, self.length, dtype=np.int32),
             sequences=np.zeros(rows, np.int32),
-            page_tables=np.array([self.pages], np.int32),
+            page_tables=np.array([self.table.entries()], np.int32),
             lengths=np.array([self.length], np.int32),
             output_rows=outputs,
         )
         logits: np.ndarray = self._executor.program.step(batch)
+        self.table.leave(self.length)
         return logits[0] if last else logits
 
     def make_room(self, length: int) -> None:
-        while len(self.pages) * core.PAGE_POSITIONS < length:
-            self.pages.append(self._executor.pages.allocate())
+        self.table.grow(length)
 
     def close(self) -> None:
-        self._executor.pages.free(self.pages)
-        self.pages = []
+        self.table.close()
 
     def __enter__(self) -> Session:
         return self
@@ -318,7 +324,7 @@ def _cached_bytes(mixer: object, spec: Spec, context: int) -> int:
     """Bytes of keys and values that one row reads in this layer."""
     if not isinstance(mixer, Attention):
         return 0
-    seen = context if mixer.window is None else min(context, mixer.window)
+    seen = context if mixer.window is None else min(context, mixer.window + mixer.sinks)
     value_bytes = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1 + 8 / mixer.head_dim}[spec.cache_format]
     return int(2 * seen * mixer.num_kv_heads * mixer.head_dim * value_bytes)
 

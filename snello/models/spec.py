@@ -225,7 +225,8 @@ class Deployment:
 
     `context`: positions to make room for, for each of `streams` sequences at once; None: the model's own, or what a
     quarter of free memory holds. `max_num_seqs`: sequences that may share the cache; it is made larger for them where
-    a quarter of free memory allows.
+    a quarter of free memory allows. `keep_last`: only the newest so many positions are seen, besides the first
+    `keep_first`, and keys and values of the others are given up, which the answer may miss; None: all are seen.
     """
 
     threads: int | None = None  # None: the physical cores
@@ -233,6 +234,8 @@ class Deployment:
     streams: int = 1
     max_num_seqs: int = 1
     chunk_rows: int = 256  # prompt rows of one step
+    keep_first: int = 0
+    keep_last: int | None = None
     isa: str | None = None
 
 

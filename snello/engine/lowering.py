@@ -33,6 +33,7 @@ class Lowered:
     tensors: list[core.Tensor] = field(default_factory=list)
     registers: list[core.Register] = field(default_factory=list)
     cache_layers: list[core.CacheLayer] = field(default_factory=list)
+    dispatched: set[int] = field(default_factory=set)  # registers with a row for each expert that a row goes to
 
 
 def lower(spec: Spec, weights: PackedWeights, *, positions: int) -> Lowered:
@@ -221,6 +222,7 @@ class _Builder:
         down = self.matrices(experts, "down")
         self.op(core.OpKind.EXPERTS, hidden, out=answers, tensors=down, part="experts: down")
         self.op(core.OpKind.COMBINE, answers, routes, out=out, i=(int(self.accumulates(index)),))
+        self.lowered.dispatched |= {given, gate, up, hidden, answers}
         self.touch(out)
 
     def matrices(self, experts: list[str], part: str) -> tuple[int]:

@@ -198,8 +198,13 @@ class _Costs:
             return self._bytes_of_experts(op)
         if op.kind == OpKind.ATTENTION:
             return self._share_of_attention(self.shape.cache_bytes)
-        registers = [self.lowered.registers[r] for r in (*op.inputs, op.out) if r >= 0]
-        return self.rows(index) * sum(r.width * (1 if r.quantized else 4) for r in registers)
+        return self.rows(index) * sum(self._row_bytes(register) for register in (*op.inputs, op.out) if register >= 0)
+
+    def _row_bytes(self, register: int) -> int:
+        """Of one row of the batch, which is there once for each expert that it goes to."""
+        one = self.lowered.registers[register]
+        copies = self._mixture.num_active if register in self.lowered.dispatched else 1
+        return copies * one.width * (1 if one.quantized else 4)
 
     def operations(self, index: int) -> float:
         op = self.lowered.ops[index]

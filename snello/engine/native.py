@@ -132,7 +132,7 @@ class NativeExecutor:
         for session in sessions:
             session.make_room(session.length + 1)
             session.length += 1
-        width = max(len(session.table.pages) for session in sessions)
+        width = max(len(session.pages) for session in sessions)
         lengths = np.array([session.length for session in sessions], np.int32)
         count = np.arange(len(sessions), dtype=np.int32)
         batch = core.Batch(
@@ -268,6 +268,11 @@ class Session:
         self._executor = executor
         self.table = PageTable(executor.pages, executor.retention)
         self.length = 0
+
+    @property
+    def pages(self) -> list[int]:
+        """Its pages in order; one that no later row can see is `GONE`."""
+        return self.table.pages
 
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Appends tokens (chunk by chunk) and returns the logits (V,) float32 after the last."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snello.cli.opening import open_model
 from snello.cli.options import Parser, add_options, build
 from snello.cli.techniques import lookup, require_torch
 from snello.errors import SnelloError
@@ -55,14 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     require_torch(f"apply {arguments.technique}")
-    from snello.models import load
     from snello.techniques.base import Context
 
     technique = build(lookup(arguments.technique), arguments)
     output: Path = arguments.output
     if output.exists() and not arguments.overwrite:
         raise SnelloError(f"{output} is there already", "--overwrite replaces it")
-    model = load(arguments.model)
+    model = open_model(arguments.model, terminal)
     technique.plan(model.spec)  # what cannot work fails before a text is read
 
     def progress(message: str, fraction: float) -> None:

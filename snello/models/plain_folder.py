@@ -24,6 +24,7 @@ from snello.models.lean import move_into_place
 from snello.models.model import FloatFormat, Floats, Model
 from snello.models.packed_writer import cannot_write
 from snello.models.parameters import matrix_names
+from snello.models.quantized import KEYS as QUANTIZED
 from snello.models.spec import Attention, Spec
 from snello.models.stored_tensors import stored_tensors
 from snello.models.tensor_writer import write_shards
@@ -59,7 +60,9 @@ def shaped_config(source: Model, spec: Spec) -> dict[str, Any]:
     if not (source.path / CONFIG).exists():
         raise Unsupported(f"{source.name} came without a config.json", "start from a Hugging Face folder")
     config = {
-        key: value for key, value in read_json(source.path / CONFIG).items() if key not in ("dtype", "torch_dtype")
+        key: value
+        for key, value in read_json(source.path / CONFIG).items()
+        if key not in ("dtype", "torch_dtype", *QUANTIZED)
     }
     layer = spec.layers[0]
     assert isinstance(layer.mixer, Attention)

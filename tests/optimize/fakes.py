@@ -105,6 +105,7 @@ class FakeModel:
     name: str = "fake"
     tokenizer: Any = field(default_factory=FakeTokenizer)
     num_parameters: int = 400_000
+    note: str = ""
 
     @functools.cached_property
     def digest(self) -> str:

@@ -33,7 +33,7 @@ def choose(parser: Parser, words: Sequence[str]) -> list[str]:
     name = next((word for word in words if not word.startswith("-")), None)
     if name is None:
         if "-h" in words or "--help" in words:
-            parser.add_argument("technique", metavar="TECHNIQUE", help="prune, quantize or sparsify")
+            parser.add_argument("technique", metavar="TECHNIQUE", help="prune, quantize, sparsify or trim")
             return list(words)
         raise SnelloError("which technique?", "snello apply quantize MODEL -o DIR", exit_code=2)
     technique = lookup(name)

@@ -26,9 +26,10 @@ from tests.checkpoints import VARIANTS, make_checkpoint
 from tests.models import foreign
 
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32, "num_attention_heads": 4, "vocab_size": 307}
+PHI3_SMALL = {key: value for key, value in SMALL.items() if key != "head_dim"}  # it is 64 / 4
 VARIANTS = VARIANTS | {  # widths that every layout can pack, and groups of 128 fit once
     "tiny-llama": ("LlamaForCausalLM", VARIANTS["llama"][1] | SMALL | {"num_hidden_layers": 1}),
-    "tiny-phi3": ("Phi3ForCausalLM", VARIANTS["phi3"][1] | SMALL | {"num_hidden_layers": 1, "head_dim": None}),
+    "tiny-phi3": ("Phi3ForCausalLM", VARIANTS["phi3"][1] | PHI3_SMALL | {"num_hidden_layers": 1}),
 }
 CT = {"quant_method": "compressed-tensors", "quantization_status": "compressed", "ignore": ["lm_head"]}
 
@@ -50,11 +51,8 @@ def assert_reads_as(model: Model, expected: dict[str, Any]) -> None:
         source = sources[name]
         if source.names[0] in expected:
             whole = expected[source.names[0]].astype(np.float32)
-            first = (
-                sum(model.weights.shape(part)[0] for part in source.stacked[: source.stacked.index(name)])
-                if source.stacked
-                else 0
-            )
+            before = source.stacked[: source.stacked.index(name)] if source.stacked else ()
+            first = sum(model.weights.shape(part)[0] for part in before)
             values = model.weights.values(name)
             np.testing.assert_array_equal(values, whole[first : first + len(values)], err_msg=name)
             seen.add(source.names[0])
@@ -159,18 +157,13 @@ def test_eight_bit_integers_as_they_are(symmetric: bool, tmp_path: Path) -> None
 
 def test_groups_of_modules_may_differ(tmp_path: Path) -> None:
     first, second = (ct_settings("pack-quantized", bits, 32, True)["config_groups"]["group_0"] for bits in (8, 4))
-    first["targets"] = ["re:.*down_proj"]
-    groups = {"group_0": first, "group_1": second}
+    first["targets"] = ["re:.*down_proj", "model.layers.0.self_attn.o_proj"]  # the two that are (64, 128)
+    settings = {**CT, "format": "pack-quantized", "config_groups": {"group_0": second, "group_1": first}}
 
     def module(w: np.ndarray) -> foreign.Module:
-        return foreign.compressed(w, bits=8 if w.shape == (64, 128) and True else 4, size=32, symmetric=True)
+        return foreign.compressed(w, bits=8 if w.shape == (64, 128) else 4, size=32, symmetric=True)
 
-    shapes = {"hidden_size": 64}  # down is (64, 128) and so is o: it is named too
-    first["targets"].append("model.layers.0.self_attn.o_proj")
-    assert shapes
-    expected = foreign.rewrite(
-        checkpoint(tmp_path), {**CT, "format": "pack-quantized", "config_groups": groups}, module
-    )
+    expected = foreign.rewrite(checkpoint(tmp_path), settings, module)
     assert_reads_as(load(tmp_path), expected)
 
 
@@ -190,7 +183,7 @@ def test_it_runs_exports_and_is_quantized_like_any_other(tmp_path: Path) -> None
     tokens = np.random.default_rng(0).integers(1, 307, 40).astype(np.int32)
     wanted = Reference.from_model(model)(torch.from_numpy(tokens.astype(np.int64))[None])[0].numpy()
     with NativeExecutor(model, Deployment(threads=1)) as executor:
-        np.testing.assert_allclose(executor.logits(tokens), wanted, atol=2e-3, rtol=1e-3)
+        np.testing.assert_allclose(executor.logits(tokens), wanted, atol=1e-2, rtol=1e-3)  # keys and values are FP16
     exported = export(model, tmp_path / "plain", dtype="fp16")
     assert "all" in exported.proof and "quantization_config" not in (tmp_path / "plain/config.json").read_text()
     assert load(tmp_path / "plain").note == ""
@@ -279,7 +272,7 @@ def test_a_part_that_does_not_fit_is_named(layout: str, part: str, tmp_path: Pat
 def test_group_sizes_and_zeros_that_cannot_be_are_told(tmp_path: Path) -> None:
     settings, module = LAYOUTS["gptq"]
     foreign.rewrite(checkpoint(tmp_path), settings | {"group_size": 64}, module)
-    with pytest.raises(SnelloError, match=r"q_proj\.scales has shape \[2, 128\], expected \[1, 128\]"):
+    with pytest.raises(SnelloError, match=r"up_proj\.scales has shape \[2, 128\], expected \[1, 128\]"):
         load(tmp_path)
 
     def other(tensors: dict[str, torch.Tensor]) -> None:

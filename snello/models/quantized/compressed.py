@@ -106,7 +106,8 @@ def _scheme(group: Mapping[str, Any], overall: Any) -> Scheme:
     weights.expect("strategy", "group", "channel", "tensor")
     bits, strategy = weights.integer("num_bits"), str(weights.raw("strategy") or "tensor")
     group_size = weights.integer("group_size") if strategy == "group" else 0
-    weights.raw("group_size"), weights.expect("block_structure")
+    weights.raw("group_size")
+    weights.expect("block_structure")
     symmetric = weights.flag("symmetric", True)
     weights.refuse_unread(WEIGHT_HARMLESS, "quantized compressed-tensors")
     targets = tuple(str(target) for target in group.get("targets") or ())

@@ -1,9 +1,9 @@
 """Reading a model whose tokens are others than the original's, so that both can be paired on the same text.
 
-Token by token: what the other tokenizer still has is its own token there, what it has not is the pieces that it makes of
-that token. So every token of the original stands for the same bytes on both sides, its loss is the sum over its pieces,
-`-log P(piece 1) - log P(piece 2 | piece 1) ...`, and a difference per token of the original stays what it is where
-nothing changed. Means, blocks and documents need no other rule. Divergence compares how the next *piece* is
+Token by token: what the other tokenizer still has is its own token there, what it has not is the pieces that it makes
+of that token. So every token of the original stands for the same bytes on both sides, its loss is the sum over its
+pieces, `-log P(piece 1) - log P(piece 2 | piece 1) ...`, and a difference per token of the original stays what it is
+where nothing changed. Means, blocks and documents need no other rule. Divergence compares how the next *piece* is
 distributed: the original's tokens are gathered by their first one.
 """
 
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from snello.errors import Unsupported
-from snello.models.tokenizer import Tokenizer
 from snello.measure.runner import Runner, Scores
+from snello.models.tokenizer import Tokenizer
 
+LEAST_ODDS = 1e-300  # of a row that begins no token: no infinity times nothing
 LEAST_CONTEXT = 64  # tokens before the first one that is scored in a later window
 
 
@@ -163,5 +164,4 @@ class Gathered:
         gathered = np.zeros((len(found), self.size))
         for row, odds in zip(gathered, np.exp(found - top), strict=True):
             np.add.at(row, self.first[known], odds[known])
-        with np.errstate(divide="ignore"):
-            return np.asarray(np.log(gathered) + top)
+        return np.asarray(np.log(np.maximum(gathered, LEAST_ODDS)) + top)

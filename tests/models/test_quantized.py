@@ -236,6 +236,14 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Any]] = {
         partial(foreign.compressed, bits=4, size=32, symmetric=False),
     ),
 }
+ORDERED = {
+    "gptq": (gptq_settings(4, 32, desc_act=True), LAYOUTS["gptq"][1]),
+    "compressed": (
+        ct_settings("pack-quantized", 4, 32, False),
+        partial(foreign.compressed, bits=4, size=32, symmetric=False, shuffled=True),
+    ),
+}
+ORDERED["compressed"][0]["config_groups"]["group_0"]["weights"]["actorder"] = "group"
 PARTS = [("gptq", part) for part in ("qweight", "qzeros", "scales")] + [("awq", part) for part in ("qzeros", "scales")]
 PARTS += [("compressed", part) for part in ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")]
 
@@ -266,6 +274,18 @@ def test_a_part_that_does_not_fit_is_named(layout: str, part: str, tmp_path: Pat
 
     damaged(tmp_path, layout, cut)
     with pytest.raises(SnelloError, match=r"model\.layers\.0\.mlp\.up_proj\..* shape"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("layout", "part"), [("gptq", "g_idx"), ("compressed", "weight_g_idx")])
+def test_columns_out_of_order_must_say_their_groups(layout: str, part: str, tmp_path: Path) -> None:
+    settings, module = ORDERED[layout]
+    expected = foreign.rewrite(checkpoint(tmp_path), settings, module)
+    assert_reads_as(load(tmp_path), expected)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop(f"model.layers.0.mlp.up_proj.{part}")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SnelloError, match=f"up_proj.{part} is missing"):
         load(tmp_path)
 
 

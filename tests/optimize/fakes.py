@@ -283,6 +283,9 @@ class FakeWorkbench:
     def peak_memory(self, model: FakeModel) -> int:
         return int(1e9 * model.memory)
 
+    def translation(self, original: FakeModel, other: FakeModel) -> None:
+        return None
+
     def reference(self, model: FakeModel, blocks: Any) -> Reading | str:
         return "torch is not installed"
 

@@ -38,7 +38,7 @@ PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "
 ENDINGS = tuple(f".{part}" for part in PARTS)
 FLOATS = ("F16", "BF16", "F32")
 HARMLESS = frozenset(["global_compression_ratio", "ignore", "version"])
-WEIGHT_HARMLESS = frozenset(["actorder", "observer", "observer_kwargs", "scale_dtype", "zp_dtype", "is_mx"])
+WEIGHT_HARMLESS = frozenset(["observer", "observer_kwargs", "scale_dtype", "zp_dtype", "is_mx"])
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Scheme:
     group_size: int
     strategy: str
     symmetric: bool
+    ordered: bool  # columns were quantized out of order, and each says its group
     quantized_inputs: bool
 
     @property
@@ -111,8 +112,9 @@ def _scheme(group: Mapping[str, Any], overall: Any) -> Scheme:
     symmetric = weights.flag("symmetric", True)
     weights.refuse_unread(WEIGHT_HARMLESS, "quantized compressed-tensors")
     targets = tuple(str(target) for target in group.get("targets") or ())
+    ordered = weights.raw("actorder") in ("group", "dynamic")
     inputs = _check_inputs(group.get("input_activations"))
-    return Scheme(targets, format == "pack-quantized", bits, group_size, strategy, symmetric, inputs)
+    return Scheme(targets, format == "pack-quantized", bits, group_size, strategy, symmetric, ordered, inputs)
 
 
 def _check_inputs(inputs: Any) -> bool:
@@ -151,6 +153,7 @@ def _module(
     """Adds one module's matrix, or says what is wrong with it."""
     body = "weight_packed" if scheme.packed else "weight"
     needed = [body, "weight_scale"] + ["weight_shape"] * scheme.packed + ["weight_zero_point"] * (not scheme.symmetric)
+    needed += ["weight_g_idx"] * scheme.ordered
     missing = [f"{stem}.{part} is missing" for part in needed if f"{stem}.{part}" not in stored]
     if missing:
         return missing
@@ -217,7 +220,7 @@ def _parts(
         groups = words_of(order).astype(np.intp)
     q = _signed(words_of(words), scheme.bits, columns) if scheme.packed else _bytes(words)
     z = None if zeros is None else _zeros(zeros, scheme, rows)
-    s = scales.float32().reshape(len(scales.data) and -1 if scales.shape else 1, groups.max() + 1)
+    s = scales.float32().reshape(-1, num_groups(columns, scheme.group_size or columns))
     return Parts(q, np.broadcast_to(s, (rows, s.shape[1])), None if z is None else _tall(z, rows), groups)
 
 

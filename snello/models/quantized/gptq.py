@@ -51,13 +51,15 @@ def expand(settings: Mapping[str, Any], stored: Mapping[str, StoredTensor], stat
     bits, group_size = config.integer("bits"), _group_size(config)
     symmetric = config.flag("sym", True)
     version = _version(config)
-    config.flag("desc_act", False)
+    ordered = config.flag("desc_act", False) and group_size > 0
     _check_overrides(config)
     config.refuse_unread(HARMLESS, "quantized gptq")
     found = Expanded({name: tensor for name, tensor in stored.items() if not name.endswith(ENDINGS)})
+    needed = ENDINGS if ordered else ENDINGS[:3]
     stems = sorted({name.rpartition(".")[0] for name in stored if name.endswith(ENDINGS)})
     for stem in stems:
-        found.faults.extend(_module(found, stem, stored, bits, group_size, symmetric, version, stated))
+        missing = [f"{stem}{ending} is missing" for ending in needed if stem + ending not in stored]
+        found.faults.extend(missing or _module(found, stem, stored, bits, group_size, symmetric, version, stated))
     grouped = f"groups of {group_size}" if group_size > 0 else "one group a row"
     note = f"GPTQ weights of {bits} bits, {grouped}{'' if symmetric else ', asymmetric'}"
     return Expanded(found.tensors, _empty_biases(stored, stems), note, found.faults)
@@ -101,9 +103,6 @@ def _module(
     stated: str | None,
 ) -> list[str]:
     """Adds one module's matrix, or says what is wrong with it."""
-    missing = [f"{stem}{ending} is missing" for ending in ENDINGS[:3] if stem + ending not in stored]
-    if missing:
-        return missing
     words, zeros, scales = (stored[stem + ending] for ending in ENDINGS[:3])
     if words.dtype != "I32" or len(words.shape) != 2:
         return [f"{stem}.qweight is {words.dtype} {list(words.shape)}, expected I32 of two dimensions"]

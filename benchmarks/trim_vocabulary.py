@@ -3,10 +3,13 @@
     python -m benchmarks.trim_vocabulary --model FOLDER --calib train.txt --text held_out.txt other.txt
     python -m benchmarks.trim_vocabulary --shape qwen3-0.6b
     python -m benchmarks.trim_vocabulary --shape qwen3-0.6b --speed
+    python -m benchmarks.trim_vocabulary --tokenizer FOLDER --calib train.txt --text held_out.txt other.txt
 
 adds to benchmarks/results/trim_vocabulary.json. Of a model, for each share that stays: per text the nats that a token
 of the original's loses (the sum over its pieces, with a two-sided 90% interval from redrawing windows) and the tokens
 that it takes for one of the original's. Of a shape: bytes that a decoded token reads, as `quantize` would leave it.
+Of a tokenizer without a model: the
+share of a text's tokens that left, and the tokens that it takes for one, when 32,768 tokens of calibration text choose.
 `--speed` needs a quiet machine for two minutes: seconds a decoded token, the whole over the trimmed, in turn.
 """
 
@@ -14,11 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from benchmarks.prune_structured import WINDOW, speedup, windows
 from snello.engine.native import NativeExecutor
@@ -29,12 +34,16 @@ from snello.measure.translation import Translated, translation
 from snello.models import load, shapes
 from snello.models.model import Model
 from snello.models.spec import Deployment
+from snello.models.tokenizer import Tokenizer, load_tokenizer
 from snello.techniques.base import Context
 from snello.techniques.trim import Trim
+from snello.techniques.trim.rewrite import tokenizer_table
+from snello.techniques.trim.vocabulary import Vocabulary, choose
 
 RESULTS = Path(__file__).parent / "results" / "trim_vocabulary.json"
 SHARES = (0.9, 0.75, 0.5, 0.375)
 OF_SHAPE = (1.0, 0.5, 0.25, 0.125)
+CALIBRATION, TEXT_CHARACTERS = 32_768, 1_000_000
 CONTEXT = 512  # room for windows of 256 that take more tokens
 
 
@@ -45,11 +54,14 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="+")
     parser.add_argument("--windows", type=int, default=48, help="of 256 tokens, of each text")
     parser.add_argument("--shape", choices=sorted(shapes.SHAPES))
+    parser.add_argument("--tokenizer", type=Path, help="a folder with vocab.json and merges.txt, or tokenizer.json")
     parser.add_argument("--speed", action="store_true")
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if args.shape:
         results.setdefault(args.shape, {}).update(of_shape(args.shape, timed=args.speed))
+    elif args.tokenizer:
+        results[args.tokenizer.name] = of_tokenizer(args.tokenizer, args.calib, args.text)
     else:
         results[Path(args.model).name] = study(load(args.model), args)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -111,6 +123,31 @@ def of_shape(name: str, *, timed: bool) -> dict[str, Any]:
             rows[f"{share:g}"]["decode_speedup"] = speedup(shapes.random_model(whole, "int4"), small)
         print(share, json.dumps(rows[f"{share:g}"]), flush=True)
     return {"by_share": rows}
+
+
+def of_tokenizer(folder: Path, calib: Path, texts: list[Path]) -> dict[str, Any]:
+    whole = load_tokenizer(folder)
+    vocabulary, size = Vocabulary(json.loads(whole.backend.to_str())), whole.vocab_size
+    seen = whole.encode(calib.read_text()[:TEXT_CHARACTERS])[:CALIBRATION]
+    held = {path.name: whole.encode(path.read_text()[:TEXT_CHARACTERS]) for path in texts}
+    rows: dict[str, Any] = {}
+    for share in OF_SHAPE[1:]:
+        count = math.ceil(share * size)
+        kept = choose(vocabulary, np.bincount(seen, minlength=size), count, 1, (), ())
+        new = {old: place for place, old in enumerate(kept)}
+        small = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(tokenizer_table(vocabulary, new))))
+        row: dict[str, Any] = {"tokens": count}
+        for name, ids in held.items():
+            left = sum(token not in new for token in ids) / len(ids)
+            now = len(small.encode(texts_of(texts, name))) / len(ids)
+            row[name] = {"share_of_tokens_that_left": round(left, 5), "tokens_for_one": round(now, 5)}
+        rows[f"{share:g}"] = row
+        print(share, json.dumps(row), flush=True)
+    return {"tokens": size, "calibration_tokens": len(seen), "rows": rows}
+
+
+def texts_of(paths: list[Path], name: str) -> str:
+    return next(path for path in paths if path.name == name).read_text()[:TEXT_CHARACTERS]
 
 
 def trimmed_shape(name: str, share: float) -> str:

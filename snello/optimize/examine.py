@@ -62,10 +62,9 @@ class Examiner:
 
     def rule(self, candidate: Candidate) -> Translation | None:
         """How this candidate is told the original's tokens; None where its tokenizer is the same."""
-        known = self._rules.get(candidate.digest, False)
-        if known is False:
-            known = self._rules[candidate.digest] = self.bench.translation(self.original.model, candidate.model)
-        return known
+        if candidate.digest not in self._rules:
+            self._rules[candidate.digest] = self.bench.translation(self.original.model, candidate.model)
+        return self._rules[candidate.digest]
 
     def reader(self, candidate: Candidate) -> Runner:
         """What answers for the original's tokens.

@@ -57,9 +57,9 @@ def test_everybody_reads_the_same_model(variant: str, tmp_path: Path) -> None:
     assert result.spec == Trim(keep=0.9).plan(source.spec) and result.spec.vocab_size == 277
     rows = kept_ids(source, result)
     assert len(rows) == 277
-    new = result.tokenizer.encode(TEXT)
+    new = result.tokenizer.encode(TEXT)[:100]
     old = [rows[token] for token in new]
-    assert source.tokenizer.encode(TEXT) == old
+    assert source.tokenizer.encode(TEXT)[:100] == old
     ours = Reference.from_model(result)(torch.tensor([new]))
     theirs = Reference.from_model(source)(torch.tensor([old]))
     wanted = theirs if source.spec.head.kind == "classify" else theirs[..., rows]

@@ -110,9 +110,9 @@ def _scheme(group: Mapping[str, Any], overall: Any) -> Scheme:
     weights.raw("group_size")
     weights.expect("block_structure")
     symmetric = weights.flag("symmetric", True)
+    ordered = weights.raw("actorder") in ("group", "dynamic")
     weights.refuse_unread(WEIGHT_HARMLESS, "quantized compressed-tensors")
     targets = tuple(str(target) for target in group.get("targets") or ())
-    ordered = weights.raw("actorder") in ("group", "dynamic")
     inputs = _check_inputs(group.get("input_activations"))
     return Scheme(targets, format == "pack-quantized", bits, group_size, strategy, symmetric, ordered, inputs)
 

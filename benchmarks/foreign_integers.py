@@ -57,6 +57,8 @@ def study(
         rows["their integers, scales of two levels"] = compare(base, losses(kept, held))
     steps = {"quantize int8": Quantize(weights="int8"), "quantize int4, rtn": Quantize()}
     steps["quantize int4, gptq"] = Quantize(method="gptq")
+    steps["quantize int4, as it lies"] = Quantize(rotate=False, equalize=False)
+    steps["quantize int4, as it lies, float inputs"] = Quantize(rotate=False, equalize=False, activations="float")
     for name, step in steps.items():
         lean = step.apply(theirs, Context(output=folder / name, windows=calib))
         rows[name] = compare(base, losses(lean, held))

@@ -9,7 +9,7 @@ adds to benchmarks/results/trim_vocabulary.json. Of a model, for each share that
 of the original's loses (the sum over its pieces, with a two-sided 90% interval from redrawing windows) and the tokens
 that it takes for one of the original's. Of a shape: bytes that a decoded token reads, as `quantize` would leave it.
 Of a tokenizer without a model: the
-share of a text's tokens that left, and the tokens that it takes for one, when 32,768 tokens of calibration text choose.
+share of a text's tokens that left, and the tokens that it takes for one, by how many tokens of calibration text choose.
 `--speed` needs a quiet machine for two minutes: seconds a decoded token, the whole over the trimmed, in turn.
 """
 
@@ -43,7 +43,7 @@ from snello.techniques.trim.vocabulary import Vocabulary, choose
 RESULTS = Path(__file__).parent / "results" / "trim_vocabulary.json"
 SHARES = (0.9, 0.75, 0.5, 0.375)
 OF_SHAPE = (1.0, 0.5, 0.25, 0.125)
-CALIBRATION, TEXT_CHARACTERS = 32_768, 1_000_000
+CALIBRATION, TEXT_CHARACTERS = (32_768, 4_000_000), 1_000_000
 CONTEXT = 512  # room for windows of 256 that take more tokens
 
 
@@ -61,7 +61,9 @@ def main() -> None:
     if args.shape:
         results.setdefault(args.shape, {}).update(of_shape(args.shape, timed=args.speed))
     elif args.tokenizer:
-        results[args.tokenizer.name] = of_tokenizer(args.tokenizer, args.calib, args.text)
+        results[args.tokenizer.name] = {
+            str(tokens): of_tokenizer(args.tokenizer, args.calib, args.text, tokens) for tokens in CALIBRATION
+        }
     else:
         results[Path(args.model).name] = study(load(args.model), args)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -125,15 +127,19 @@ def of_shape(name: str, *, timed: bool) -> dict[str, Any]:
     return {"by_share": rows}
 
 
-def of_tokenizer(folder: Path, calib: Path, texts: list[Path]) -> dict[str, Any]:
+def of_tokenizer(folder: Path, calib: Path, texts: list[Path], tokens: int) -> dict[str, Any]:
     whole = load_tokenizer(folder)
     vocabulary, size = Vocabulary(json.loads(whole.backend.to_str())), whole.vocab_size
-    seen = whole.encode(calib.read_text()[:TEXT_CHARACTERS])[:CALIBRATION]
+    seen = whole.encode(calib.read_text()[: 6 * tokens])[:tokens]
     held = {path.name: whole.encode(path.read_text()[:TEXT_CHARACTERS]) for path in texts}
     rows: dict[str, Any] = {}
     for share in OF_SHAPE[1:]:
         count = math.ceil(share * size)
-        kept = choose(vocabulary, np.bincount(seen, minlength=size), count, 1, (), ())
+        try:
+            kept = choose(vocabulary, np.bincount(seen, minlength=size), count, 1, (), ())
+        except SnelloError as error:
+            rows[f"{share:g}"] = {"refused": error.message}
+            continue
         new = {old: place for place, old in enumerate(kept)}
         small = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(tokenizer_table(vocabulary, new))))
         row: dict[str, Any] = {"tokens": count}
@@ -143,7 +149,7 @@ def of_tokenizer(folder: Path, calib: Path, texts: list[Path]) -> dict[str, Any]
             row[name] = {"share_of_tokens_that_left": round(left, 5), "tokens_for_one": round(now, 5)}
         rows[f"{share:g}"] = row
         print(share, json.dumps(row), flush=True)
-    return {"tokens": size, "calibration_tokens": len(seen), "rows": rows}
+    return {"tokens": size, "rows": rows}
 
 
 def texts_of(paths: list[Path], name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from snello.errors import SnelloError, Unsupported
 from snello.models.spec import Spec
@@ -39,6 +39,8 @@ class Trim:
 
     Papers: Ushio et al. arXiv:2305.15020 (trimming), Bogoychev et al. arXiv:2311.09709 (its ups and downs).
     """
+
+    counted_tokens: ClassVar[int] = 4_000_000  # counting is cheap, and what was not counted leaves
 
     keep: float = field(
         default=0.5, metadata={"help": "How much of the vocabulary stays: a share below 1, or a number of tokens."}

@@ -26,8 +26,8 @@ LEAST = 8  # fewer tokens than this are a slip of the pen, not a vocabulary
 class Trim:
     """Keep the tokens that a use needs; rare ones are written with smaller pieces that stay.
 
-    Idea: the head multiplies a row for every word of the vocabulary at every token, in a small model a third of all
-    weights, and one use needs a part of them. The result is an ordinary checkpoint with its own tokenizer.
+    Idea: the head multiplies a row for every word of the vocabulary at every token, in a small model with a large one
+    much of all weights, and one use needs a part of them. The result is an ordinary checkpoint with its own tokenizer.
 
     Formula: kept = single bytes (or characters), special and added tokens, all that calibration text holds at least
     min_count times, each with the pieces that its merges go through, then the earliest merges until `keep` is reached.

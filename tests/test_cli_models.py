@@ -195,3 +195,14 @@ def test_integers_that_others_chose_are_not_passed_over_in_silence(tmp_path: Pat
     said = io.StringIO()
     assert open_model(str(tmp_path), Terminal(err=said)).note
     assert "GPTQ weights of 8 bits, one group a row: read as FP16" in said.getvalue()
+
+
+def test_what_only_counts_is_given_more_text_than_a_calibration(tmp_path: Path) -> None:
+    from snello.cli.apply import _calibration
+    from snello.measure.text import Limits
+    from snello.models import load
+
+    model = load(make_checkpoint(tmp_path / "model", "llama"))
+    (tmp_path / "text.txt").write_text("\n\n".join(["a ship of the north sea"] * 4_000))
+    lengths = [sum(map(len, _calibration([tmp_path / "text.txt"], model, counted))) for counted in (0, 50_000)]
+    assert lengths[0] <= Limits().calib < 45_000 < lengths[1] <= 50_000

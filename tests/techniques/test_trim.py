@@ -218,7 +218,7 @@ def test_several_ways_to_one_token_and_merges_as_lists() -> None:
 
 def test_what_must_stay_is_counted_before_anything_is_written(tmp_path: Path) -> None:
     source = load(make_checkpoint(tmp_path / "source", "llama"))
-    with pytest.raises(SnelloError, match=r"100 tokens were to stay, but .* are \d+") as caught:
+    with pytest.raises(Unsupported, match=r"100 tokens were to stay, but .* are \d+") as caught:
         trimmed(source, tmp_path / "result", keep=100.0)
     assert "min_count" in str(caught.value.hint) and not (tmp_path / "result").exists()
     needed = int(str(caught.value.hint).split()[0].removeprefix("keep="))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from snello.errors import SnelloError, Unsupported
+from snello.errors import Unsupported
 
 Pair = tuple[str, str]
 SPACE = "\u2581"  # SentencePiece's
@@ -120,14 +120,14 @@ def choose(
     `counts` is how often the text holds each; `needed` are ids that configs name.
 
     Raises:
-        SnelloError: what must stay is more than `count`.
+        Unsupported: what must stay is more than `count`.
     """
     kept = vocabulary.base() | vocabulary.added | set(needed) | set(last)
     for number in np.flatnonzero(counts >= min_count).tolist():
         kept |= vocabulary.needs(number)
     kept = {number for number in kept if number < len(counts)}
     if len(kept) > count:
-        raise SnelloError(
+        raise Unsupported(
             f"{count} tokens were to stay, but bytes, special tokens and the text's own are {len(kept)}",
             f"keep={len(kept)} holds them; min_count above {min_count} lets the rare ones go",
         )

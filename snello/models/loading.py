@@ -80,6 +80,7 @@ def _load_checkpoint(folder: Path, name: str, task: Task | None) -> Model:
         history=read_history(folder),
         files=tuple(files),
         note=_said(found.note, spec),
+        grid=found.grid,
     )
 
 

@@ -107,7 +107,8 @@ class Model:
     """A model: what it is (`spec`), its weights (read when asked for), and where it came from.
 
     `generation` is generation_config.json as found. `history` has one entry per step that was applied. `files` are the
-    files that hold the weights; the digest is taken over them. `note` is what a person should know of how it was read.
+    files that hold the weights; the digest is taken over them. `note` is what a person should know of how it was read;
+    `grid` the group size of the symmetric four-bit integers that the weights were read from, 0 if there were none.
     """
 
     spec: Spec
@@ -118,6 +119,7 @@ class Model:
     history: tuple[Mapping[str, Any], ...] = ()
     files: tuple[Path, ...] = ()
     note: str = ""
+    grid: int = 0
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -111,7 +111,7 @@ class Climb:
         recipe = self.request.recipe
         if recipe.stages or recipe.replay is not None:
             return recipe.stages
-        return default_stages(self.original.spec)
+        return default_stages(self.original.spec, self.original.model.grid)
 
     def plan(self, goals: Goals, forecast: Forecast) -> Planned:
         """What will be tried, at what predicted cost."""

@@ -27,8 +27,11 @@ TIMED_RUNS = 30  # of the goal's workload, per judged stage
 Plan = Callable[[Step, Spec], Spec]
 
 
-def default_stages(spec: Spec) -> tuple[Stage, ...]:
+def default_stages(spec: Spec, grid: int = 0) -> tuple[Stage, ...]:
     """The fixed list: cheap and sure first, then fewer bits with more effort.
+
+    `grid`: the group size of four-bit integers that the weights were read from (`Model.grid`). Rounding without another
+    basis finds them again, which loses a third of what rounding anew does (docs/models.md).
 
     HQQ and SmoothQuant are for recipes: what they make runs as fast as what `rtn` makes, and on every model measured
     HQQ diverges more and SmoothQuant as much (docs/decisions.md), so a stage of theirs only takes time from others.
@@ -36,6 +39,9 @@ def default_stages(spec: Spec) -> tuple[Stage, ...]:
     own = spec.default_format.weights
     stages = [_quantize("bf16", weights="bf16")] if BITS[own] > 16 else []
     stages.append(_quantize("int8", weights="int8"))
+    if grid:
+        found = {"weights": "int4", "group_size": grid, "rotate": False, "equalize": False}
+        stages.append(_quantize("int4, the checkpoint's own grid", **found))
     stages += [_quantize(f"int4, {m}", weights="int4", method=m) for m in ("rtn", "gptq", "awq")]
     stages += [_quantize(f"mixed {b} bits", weights="mixed", bits=b, method="gptq") for b in (5.0, 6.0)]
     return tuple(stages)

@@ -22,6 +22,7 @@ from snello.models.reference import Reference
 from snello.models.spec import Deployment
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize
+from snello.techniques.quantize.rounding import round_int4
 from tests.checkpoints import VARIANTS, make_checkpoint
 from tests.models import foreign
 
@@ -82,6 +83,7 @@ def test_gptq(bits: int, size: int, symmetric: bool, shuffled: bool, version: in
     assert_reads_as(model, expected)
     assert f"GPTQ weights of {bits} bits" in model.note and "read as FP16" in model.note
     assert model.spec.default_format.weights == "fp16" and not model.spec.formats
+    assert model.grid == (size if bits == 4 and symmetric and size > 0 else 0)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -165,6 +167,22 @@ def test_groups_of_modules_may_differ(tmp_path: Path) -> None:
 
     expected = foreign.rewrite(checkpoint(tmp_path), settings, module)
     assert_reads_as(load(tmp_path), expected)
+
+
+def test_a_symmetric_grid_is_found_again(tmp_path: Path) -> None:
+    """Without another basis the nearest four-bit integers are the checkpoint's own; only scales are rounded."""
+    module = partial(foreign.compressed, bits=4, size=32, symmetric=True)
+    foreign.rewrite(checkpoint(tmp_path / "source"), ct_settings("pack-quantized", 4, 32, True), module)
+    model = load(tmp_path / "source")
+    assert model.grid == 32
+    stored = load_file(tmp_path / "source/model.safetensors")
+    packed = stored["model.layers.0.mlp.up_proj.weight_packed"].numpy().view(np.uint32)
+    theirs = np.stack([(packed >> (4 * j)) & 15 for j in range(8)], -1).reshape(128, 64).astype(int) - 8
+    w = torch.from_numpy(model.weights.values("layers.0.ffn.up.weight"))
+    ours = round_int4(w, 32)
+    same = (ours.q.numpy() == theirs).mean()
+    assert same > 0.97
+    assert (ours.values() - w).norm() < 0.04 * w.norm()
 
 
 def test_parts_of_a_fused_matrix(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ class FakeModel:
     tokenizer: Any = field(default_factory=FakeTokenizer)
     num_parameters: int = 400_000
     note: str = ""
+    grid: int = 0
 
     @functools.cached_property
     def digest(self) -> str:

@@ -15,6 +15,16 @@ def test_methods_that_only_cost_time_are_left_to_recipes() -> None:
     assert tried == {"rtn", "gptq", "awq"}
 
 
+def test_integers_that_others_chose_are_looked_for_on_their_own_grid() -> None:
+    plain, own = default_stages(spec()), default_stages(spec(), 64)
+    assert len(own) == len(plain) + 1
+    added = next(stage for stage in own if stage not in plain)
+    wanted = Quantize(weights="int4", group_size=64, rotate=False, equalize=False)
+    assert (
+        added.steps[0].technique == wanted and own.index(added) == [s.name for s in own].index("quantize int4, rtn") - 1
+    )
+
+
 def test_a_recipe_may_ask_for_them(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(

@@ -54,7 +54,7 @@ def expand(settings: Mapping[str, Any], stored: Mapping[str, StoredTensor], stat
     for stem in sorted({name.rpartition(".")[0] for name in stored if name.endswith(ENDINGS)}):
         found.faults.extend(_module(found, stem, stored, group_size, stated))
     grouped = f"groups of {group_size}" if group_size > 0 else "one group a row"
-    return Expanded(found.tensors, frozenset(), f"AWQ weights of {BITS} bits, {grouped}", found.faults)
+    return Expanded(found.tensors, frozenset(), f"AWQ weights of {BITS} bits, {grouped}", faults=found.faults)
 
 
 def _module(

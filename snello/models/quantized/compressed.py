@@ -25,6 +25,7 @@ from snello.models.quantized.matrix import (
     Matrix,
     Parts,
     float_dtype,
+    grid_of,
     misfit,
     num_groups,
     spread,
@@ -73,7 +74,8 @@ def expand(settings: Mapping[str, Any], stored: Mapping[str, StoredTensor], stat
     note = f"compressed-tensors weights of {' and '.join(dict.fromkeys(scheme.described for scheme in schemes))}"
     if any(scheme.quantized_inputs for scheme in schemes):
         note += "; its 8-bit inputs are a matter of the run and stay unrounded here"
-    return Expanded(found.tensors, frozenset(), note, found.faults)
+    grids = {0 if s.ordered else grid_of(s.bits, s.symmetric, s.group_size) for s in schemes}
+    return Expanded(found.tensors, frozenset(), note, grids.pop() if len(grids) == 1 else 0, found.faults)
 
 
 # ---- config groups --------------------------------------------------------------------------------------------------

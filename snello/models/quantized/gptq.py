@@ -21,6 +21,7 @@ from snello.models.quantized.matrix import (
     Matrix,
     Parts,
     float_dtype,
+    grid_of,
     misfit,
     num_groups,
     spread,
@@ -62,7 +63,8 @@ def expand(settings: Mapping[str, Any], stored: Mapping[str, StoredTensor], stat
         found.faults.extend(missing or _module(found, stem, stored, bits, group_size, symmetric, version, stated))
     grouped = f"groups of {group_size}" if group_size > 0 else "one group a row"
     note = f"GPTQ weights of {bits} bits, {grouped}{'' if symmetric else ', asymmetric'}"
-    return Expanded(found.tensors, _empty_biases(stored, stems), note, found.faults)
+    grid = 0 if ordered else grid_of(bits, symmetric, group_size)
+    return Expanded(found.tensors, _empty_biases(stored, stems), note, grid, found.faults)
 
 
 def _group_size(config: Config) -> int:

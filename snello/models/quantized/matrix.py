@@ -58,11 +58,15 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Expanded:
-    """`tensors` by stored name; `spare` are tensors that say nothing; `note` what a person should know."""
+    """`tensors` by stored name; `spare` are tensors that say nothing; `note` what a person should know.
+
+    `grid`: the group size of four-bit integers around one middle, a grid that our INT4 can find again; 0: none such.
+    """
 
     tensors: dict[str, Any]  # StoredTensor | Matrix
     spare: frozenset[str] = frozenset()
     note: str = ""
+    grid: int = 0
     faults: list[str] = field(default_factory=list)
 
 
@@ -85,6 +89,11 @@ def spread(columns: int, group_size: int) -> npt.NDArray[np.intp]:
 
 def num_groups(columns: int, group_size: int) -> int:
     return -(-columns // group_size)
+
+
+def grid_of(bits: int, symmetric: bool, group_size: int) -> int:
+    """`Expanded.grid` of these settings."""
+    return group_size if bits == 4 and symmetric and group_size in (32, 64, 128) else 0
 
 
 def float_dtype(stated: str | None, scales: StoredTensor) -> str:

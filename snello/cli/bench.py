@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from snello.cli import against
 from snello.cli.keeping import add_keeping, check_keeping, say_what_is_kept
+from snello.cli.opening import open_model
 from snello.cli.options import at_least
 from snello.errors import SnelloError
 from snello.report import numbers
@@ -74,7 +75,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     for flag in ("text", "original"):
         if getattr(arguments, flag) is not None:
             raise SnelloError(f"--{flag} goes with --against", f"name the peers, or leave out --{flag}", exit_code=2)
-    model = _model(arguments)
+    model = _model(arguments, terminal)
     here = machine(threads=arguments.threads)
     context = _context(model, arguments)
     deployment = Deployment(
@@ -108,14 +109,13 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     return {**facts, **measured}
 
 
-def _model(arguments: argparse.Namespace) -> Model:
-    from snello.models import load
+def _model(arguments: argparse.Namespace, terminal: Terminal) -> Model:
     from snello.models.shapes import random_model
 
     if (arguments.model is None) == (arguments.shape is None):
         raise SnelloError("bench needs a MODEL or a --shape", "snello bench --shape tinyllama-1.1b", exit_code=2)
     if arguments.shape is None:
-        return load(arguments.model)
+        return open_model(arguments.model, terminal)
     asked = (arguments.prompt or 0) + (arguments.generate or 0)
     return random_model(arguments.shape, arguments.weights, positions=asked, cache=arguments.cache)
 

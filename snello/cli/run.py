@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from snello.cli.keeping import add_keeping, check_keeping, forgetting, say_what_is_kept
+from snello.cli.opening import open_model
 from snello.cli.sampling import add_sampling, sampling_names
 from snello.errors import SnelloError
 from snello.report import numbers
@@ -47,7 +48,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     check_keeping(arguments)
     if arguments.compare is not None:
         return _compare(arguments, terminal)
-    with _open(arguments.model, arguments) as llm:
+    with _open(arguments.model, arguments, terminal) as llm:
         say_what_is_kept(llm.executor.deployment, terminal)
         templated = bool(llm.tokenizer.chat_templates) and not arguments.raw
         if arguments.prompt is None and sys.stdin.isatty():
@@ -59,11 +60,10 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         return {"model": arguments.model, "text": answer, **stats}
 
 
-def _open(name: str, arguments: argparse.Namespace) -> LLM:
+def _open(name: str, arguments: argparse.Namespace, terminal: Terminal) -> LLM:
     from snello.engine.llm import LLM
-    from snello.models import load
 
-    model = load(name)
+    model = open_model(name, terminal)
     if not model.spec.causal:
         verb = f"snello embed {name} TEXT" if model.spec.head.kind == "embed" else None
         message = f"{name} is an encoder ({model.spec.task}): it reads texts and writes none"
@@ -218,7 +218,7 @@ def _compare(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
     texts: list[str] = []
     place: int | None = None
     for name in (arguments.compare, arguments.model):
-        with _open(name, arguments) as llm:
+        with _open(name, arguments, terminal) as llm:
             templated = bool(llm.tokenizer.chat_templates) and not arguments.raw
             messages = _messages(arguments.system, arguments.prompt)
             output = llm.chat(messages, **names) if templated else llm.generate(arguments.prompt, **names)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snello.models.model import DTYPE_BYTES, Floats, StoredTensor
+from snello.models.model import DTYPE_BYTES, Floats, Loadable, StoredTensor
 
 Shape = tuple[int, ...]
 
@@ -37,7 +37,7 @@ PLAIN = Arrangement()
 class Piece:
     """One of the parts of a stored tensor. Nothing is read or copied before `load`."""
 
-    tensor: StoredTensor
+    tensor: Loadable
     heights: tuple[int, ...]  # rows of each part
     index: int
     arrangement: Arrangement
@@ -55,14 +55,14 @@ class Piece:
 
     def load(self) -> StoredTensor:
         """Its rows, row-major: a view where the file has them so, else a copy of this part alone."""
-        begin = sum(self.heights[: self.index])
+        begin, tensor = sum(self.heights[: self.index]), self.tensor.load()
         if self.arrangement == PLAIN:
-            return self.tensor.rows(begin, begin + self.heights[self.index])
+            return tensor.rows(begin, begin + self.heights[self.index])
         if self.arrangement.experts:
-            matrix = StoredTensor(self.dtype, (sum(self.heights), self.tensor.shape[2]), self.tensor.data)
+            matrix = StoredTensor(self.dtype, (sum(self.heights), tensor.shape[2]), tensor.data)
             return matrix.rows(begin, begin + self.heights[self.index])
         runs = self.arrangement.runs
-        numbers = self.tensor.data.view(f"u{DTYPE_BYTES[self.dtype]}").reshape(self.tensor.shape)
+        numbers = tensor.data.view(f"u{DTYPE_BYTES[self.dtype]}").reshape(tensor.shape)
         rows = numbers.T if self.arrangement.transposed else numbers
         dealt = rows.reshape(runs, sum(self.heights) // runs, *rows.shape[1:])
         part = dealt[:, begin // runs : (begin + self.heights[self.index]) // runs]

@@ -436,9 +436,9 @@ def test_weights_of_another_kind(name: str, message: str, tmp_path: Path) -> Non
 
 def test_a_quantized_checkpoint_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m", "llama")
-    configure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    configure(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     (folder / "model.safetensors").unlink()
-    with pytest.raises(Unsupported, match="gptq, 4 bits"):
+    with pytest.raises(Unsupported, match="bitsandbytes, 4 bits"):
         load(folder)
 
 

@@ -16,8 +16,10 @@ from types import TracebackType
 import numpy as np
 
 from snello.engine.eviction import as_kept
+from snello.engine.generate import top_of
 from snello.engine.lowering import lower
 from snello.engine.pages import PagePool, PageTable, Retention, retention_of
+from snello.engine.request import TokenLogprob
 from snello.engine.resources import choose_context, choose_pages, choose_threads
 from snello.engine.rows import batch_of
 from snello.engine.sequence import Step
@@ -28,6 +30,7 @@ from snello.models.spec import Attention, Deployment, Spec
 from snello.native import core
 
 HEAD_ROWS = 32  # output rows whose logits are in memory at once while scoring
+TOP_ROWS = 64  # the same where the likeliest tokens are wanted
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,23 @@ class NativeExecutor:
                 scores[start:last], top1[start:last] = self.program.score(batch, ids[start + 1 : last + 1])
                 table.leave(end)
         return TokenScores(scores, top1)
+
+    def score_top(self, tokens: Sequence[int] | np.ndarray, count: int) -> list[TokenLogprob]:
+        """Log-probabilities of tokens[1:], each beside the `count` most likely ones; logits of few rows at a time."""
+        ids = self.check(tokens)
+        scores: list[TokenLogprob] = []
+        with self._table() as table:
+            rows = min(TOP_ROWS, self.chunk_rows)
+            for start in range(0, len(ids) - 1, rows):
+                end = min(len(ids) - 1, start + rows)
+                logits = self.program.step(self._batch(ids, start, end, table, np.arange(end - start)))  # (rows, V)
+                found = core.compare(logits, logits, ids[start + 1 : end + 1]).log_probability_a
+                scores += [
+                    TokenLogprob(token_id=int(token), logprob=float(value), top=top_of(row, count))
+                    for token, value, row in zip(ids[start + 1 : end + 1], found, logits, strict=True)
+                ]
+                table.leave(end)
+        return scores
 
     def logits(self, tokens: Sequence[int] | np.ndarray, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Logits (len(rows), V) float32 at these rows (all, if None), in a fresh context."""

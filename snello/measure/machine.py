@@ -178,6 +178,11 @@ def machine(*, threads: int | None = None, refresh: bool = False) -> Machine:
     return probed
 
 
+def known_machine(threads: int, isa: str) -> Machine | None:
+    """This machine as it was probed before, however long ago; None: never. Costs nothing."""
+    return _read(_path(isa, threads))
+
+
 def probe_again(known: Machine) -> Machine:
     """Probes once more and keeps the better of both figures: for when something here ran faster than `known` allows.
 

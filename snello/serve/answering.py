@@ -20,12 +20,15 @@ from snello.serve import answers
 from snello.serve.errors import RequestError
 from snello.serve.openai import ChatRequest
 from snello.serve.prepare import Prepared, voices
+from snello.serve.responses import ResponseWriter
 from snello.serve.sse import COMMENT, DONE, event
 from snello.serve.voices import Row, Voice
 from snello.serve.worker import Heard, Ticket
 
 # Yields first an empty list, when the request is taken; then what was said, as it comes, empty where it takes long.
-Source: TypeAlias = Callable[[Prepared], AsyncGenerator[list[Heard], None]]
+Hearing: TypeAlias = AsyncGenerator[list[Heard], None]
+Source: TypeAlias = Callable[[Prepared], Hearing]
+Events: TypeAlias = AsyncGenerator[bytes, None]
 
 
 @dataclass(kw_only=True)
@@ -48,14 +51,13 @@ class Record:
     last: float | None = None
     source: str = "engine"
     ended: str = "done"
-    asked: Any = None  # what was asked and answered, only where the log may hold it
-    said: Any = None
+    asked: Sequence[str] | None = None  # prompts, only where the log may hold them
 
 
 def from_engine(keep_alive: float) -> Source:
     """The engine as a source; after `keep_alive` seconds without news it says so."""
 
-    async def source(prepared: Prepared) -> AsyncGenerator[list[Heard], None]:
+    async def source(prepared: Prepared) -> Hearing:
         served, clock = prepared.served, asyncio.get_running_loop().time
         with served.gate.admitted(prepared.caller, prepared.most_tokens):
             ticket = Ticket(prompts=prepared.prompts, params=prepared.params, salt=prepared.caller.salt)
@@ -91,7 +93,6 @@ class Talk:
     """One request as it is answered: its voices, and how many tokens it took."""
 
     prepared: Prepared
-    head: answers.Head
     record: Record
     voices: Sequence[Voice]
 
@@ -130,10 +131,17 @@ class Talk:
         return answers.usage_body(self.prepared.num_prompt, completion, cached)
 
 
-async def begin(prepared: Prepared, head: answers.Head, record: Record) -> Talk:
-    """The voices of a request; where a prompt is echoed with log-probabilities, these are computed now."""
+async def begin(prepared: Prepared, record: Record, *, keep: bool) -> Talk:
+    """The voices of a request; where a prompt is echoed with log-probabilities, these are computed now.
+
+    Args:
+        keep: the record holds what is asked.
+    """
     scores = await _prompt_scores(prepared)
-    return Talk(prepared=prepared, head=head, record=record, voices=voices(prepared, head.id[-12:], scores))
+    if keep:
+        tokenizer = prepared.served.llm.tokenizer
+        record.asked = [tokenizer.decode(prompt, skip_special=False) for prompt in prepared.prompts]
+    return Talk(prepared=prepared, record=record, voices=voices(prepared, record.id[-12:], scores))
 
 
 async def _prompt_scores(prepared: Prepared) -> list[Any] | None:
@@ -152,7 +160,7 @@ def _scoring(executor: Any, prompt: Sequence[int], count: int) -> Callable[[], A
     return lambda: executor.score_top(prompt, count)
 
 
-async def whole(talk: Talk, source: Source) -> dict[str, Any]:
+async def whole(talk: Talk, head: answers.Head, source: Source) -> dict[str, Any]:
     """The body of an answer that is not streamed."""
     said: list[list[Row]] = [voice.opening() for voice in talk.voices]
     async with aclosing(source(talk.prepared)) as hearing:
@@ -161,13 +169,13 @@ async def whole(talk: Talk, source: Source) -> dict[str, Any]:
                 said[row["index"]].append(row)
     choices = [voice.whole(rows) for voice, rows in zip(talk.voices, said, strict=True)]
     kind = "chat.completion" if isinstance(talk.prepared.reading.request, ChatRequest) else "text_completion"
-    return answers.body_of(talk.head, kind, choices, talk.usage())
+    return answers.body_of(head, kind, choices, talk.usage())
 
 
-async def streamed(talk: Talk, hearing: AsyncGenerator[list[Heard], None]) -> AsyncGenerator[bytes, None]:
+async def streamed(talk: Talk, head: answers.Head, hearing: Hearing) -> Events:
     """The events of a stream. `hearing`: the source, which has taken the request."""
     chat = isinstance(talk.prepared.reading.request, ChatRequest)
-    write = ChunkWriter(talk, "chat.completion.chunk" if chat else "text_completion")
+    write = ChunkWriter(talk, head, "chat.completion.chunk" if chat else "text_completion")
     async with aclosing(hearing):
         opening = write(row for voice in talk.voices for row in voice.opening())
         if opening:
@@ -180,22 +188,44 @@ async def streamed(talk: Talk, hearing: AsyncGenerator[list[Heard], None]) -> As
                 yield COMMENT
     usage = talk.usage()
     if talk.prepared.reading.include_usage:
-        yield event(answers.body_of(talk.head, write.kind, [], usage))
+        yield event(answers.body_of(head, write.kind, [], usage))
     yield DONE
+
+
+async def whole_response(talk: Talk, source: Source, writer: ResponseWriter) -> dict[str, Any]:
+    """The same for Responses."""
+    async with aclosing(source(talk.prepared)) as hearing:
+        async for heard in hearing:
+            writer.take(talk.rows(heard))
+    writer.end(talk.usage())
+    return writer.body
+
+
+async def streamed_response(talk: Talk, hearing: Hearing, writer: ResponseWriter) -> Events:
+    """The same for Responses; its last event holds the whole answer, and no `[DONE]` follows."""
+    async with aclosing(hearing):
+        yield writer.start()
+        async for heard in hearing:
+            said = writer.take(talk.rows(heard))
+            if said:
+                yield said
+            elif not heard:
+                yield COMMENT
+    yield writer.end(talk.usage())
 
 
 class ChunkWriter:
     """Rows as events; what is heard in one step goes out in one piece."""
 
-    def __init__(self, talk: Talk, kind: str) -> None:
-        self.kind, self._talk = kind, talk
+    def __init__(self, talk: Talk, head: answers.Head, kind: str) -> None:
+        self.kind, self._head = kind, head
         self._null_usage = talk.prepared.reading.include_usage
 
     def __call__(self, rows: Any) -> bytes:
         return b"".join(event(self._body(row)) for row in rows)
 
     def _body(self, row: Row) -> dict[str, Any]:
-        body = answers.body_of(self._talk.head, self.kind, [row], None)
+        body = answers.body_of(self._head, self.kind, [row], None)
         if not self._null_usage:
             del body["usage"]
         return body

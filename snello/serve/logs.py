@@ -65,8 +65,8 @@ def log_request(record: Record) -> None:
             "finish": record.reasons,
             "source": record.source,
         }
-    extras = {"code": record.code, "ended": None if record.ended == "done" else record.ended}
-    extras |= {"asked": record.asked, "said": record.said}
+    ended = None if record.ended == "done" else record.ended
+    extras: dict[str, Any] = {"code": record.code, "ended": ended, "asked": record.asked}
     fields |= {name: value for name, value in extras.items() if value is not None}
     level = logging.ERROR if record.status == 500 else logging.INFO
     log.log(level, "request", extra={"fields": fields})

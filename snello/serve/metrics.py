@@ -27,7 +27,7 @@ class Metrics:
     """The metrics of one server."""
 
     def __init__(self, models: Models, *, vllm_names: bool) -> None:
-        disable_created_metrics()  # when a series began: nobody asks, and it doubles the text
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began: nobody asks, and it doubles the text
         self._registry = CollectorRegistry()
         self._registry.register(Engines(models, vllm_names))
         prefixes = ("snello", "vllm") if vllm_names else ("snello",)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from snello.serve import answers, openai
-from snello.serve.answering import Record, begin, streamed, whole
+from snello.serve.answering import (
+    Events,
+    Hearing,
+    Record,
+    Source,
+    Talk,
+    begin,
+    streamed,
+    streamed_response,
+    whole,
+    whole_response,
+)
 from snello.serve.app import App, Handler, as_json, read_json
 from snello.serve.errors import RequestError
 from snello.serve.fields import BOOLEAN, LIST, TABLE, TEXT, TOKENS, read_fields
@@ -20,6 +32,7 @@ from snello.serve.gate import LEAST_RETRY
 from snello.serve.metrics import CONTENT_TYPE
 from snello.serve.prepare import aside, prepare
 from snello.serve.reading import Reading, read_chat, read_completion, read_embedding
+from snello.serve.responses import ResponseWriter, read_response
 from snello.serve.served import Served
 from snello.serve.sse import Disconnected, EventStream, event, unless_gone
 from snello.serve.status import status_of
@@ -33,12 +46,12 @@ TIMEOUT_HEADER = "x-request-timeout"  # seconds, less than the server's own
 
 async def chat(app: App, request: Request) -> Any:
     reading = read_chat(await _body(app, request), app.options.limits)
-    return await _answer(app, request, reading, openai.CHAT, "chatcmpl")
+    return await _completed(app, request, reading, openai.CHAT, "chatcmpl")
 
 
 async def completions(app: App, request: Request) -> Any:
     reading = read_completion(await _body(app, request), app.options.limits)
-    return await _answer(app, request, reading, openai.COMPLETIONS, "cmpl")
+    return await _completed(app, request, reading, openai.COMPLETIONS, "cmpl")
 
 
 async def _body(app: App, request: Request) -> dict[str, Any]:
@@ -48,26 +61,74 @@ async def _body(app: App, request: Request) -> dict[str, Any]:
         raise Disconnected from None
 
 
-async def _answer(app: App, request: Request, reading: Reading, url: str, kind: str) -> Any:
+async def responses(app: App, request: Request) -> Any:
+    reading, repeated = read_response(await _body(app, request), app.options.limits)
+    served, record = _begin(app, request, reading, openai.CHAT), request.scope["record"]
+    writer = ResponseWriter(record.id, served.name, int(time.time()), repeated)
+    return await _answer(app, request, reading, served, _Response(writer))
+
+
+async def _completed(app: App, request: Request, reading: Reading, url: str, kind: str) -> Any:
+    """A chat or a completion."""
+    served = _begin(app, request, reading, url)
+    head = answers.Head(id=f"{kind}-{request.scope['record'].id}", model=served.name, created=int(time.time()))
+    return await _answer(app, request, reading, served, _Completion(head))
+
+
+def _begin(app: App, request: Request, reading: Reading, url: str) -> Served:
     served = _served(app, request, reading.request.model)
     served.check_url(url)
+    request.scope["record"].stream = reading.request.stream
+    return served
+
+
+async def _answer(app: App, request: Request, reading: Reading, served: Served, form: _Completion | _Response) -> Any:
+    """Given up wherever it is when the client hangs up."""
     record: Record = request.scope["record"]
-    record.stream = reading.request.stream
-    if app.options.log_prompts:
-        record.asked = getattr(reading.request, "messages", None) or getattr(reading.request, "prompts", None)
     deadline = _deadline(app, request)
-    head = answers.Head(id=f"{kind}-{record.id}", model=served.name, created=int(time.time()))
 
     async def work() -> Any:
         prepared = await prepare(reading, served, request.scope["caller"], deadline)
-        talk = await begin(prepared, head, record)
+        talk = await begin(prepared, record, keep=app.options.log_prompts)
         if not reading.request.stream:
-            return as_json(await whole(talk, app.source))
+            return as_json(await form.whole(talk, app.source))
         hearing = app.source(prepared)
         await anext(hearing)  # taken, or refused with a status of its own
-        return _event_stream(app, record, streamed(talk, hearing), deadline)
+        return _event_stream(record, form, form.streamed(talk, hearing), deadline)
 
     return await unless_gone(work(), request.receive)
+
+
+@dataclass(frozen=True)
+class _Completion:
+    """Answers as chats and completions have them."""
+
+    head: answers.Head
+
+    def whole(self, talk: Talk, source: Source) -> Awaitable[dict[str, Any]]:
+        return whole(talk, self.head, source)
+
+    def streamed(self, talk: Talk, hearing: Hearing) -> Events:
+        return streamed(talk, self.head, hearing)
+
+    def failed(self, error: RequestError) -> bytes:
+        return event(error.body())
+
+
+@dataclass(frozen=True)
+class _Response:
+    """Answers as Responses have them."""
+
+    writer: ResponseWriter
+
+    def whole(self, talk: Talk, source: Source) -> Awaitable[dict[str, Any]]:
+        return whole_response(talk, source, self.writer)
+
+    def streamed(self, talk: Talk, hearing: Hearing) -> Events:
+        return streamed_response(talk, hearing, self.writer)
+
+    def failed(self, error: RequestError) -> bytes:
+        return self.writer.failed(error)
 
 
 def _served(app: App, request: Request, name: str | None) -> Served:
@@ -91,16 +152,16 @@ def _deadline(app: App, request: Request) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-def _event_stream(app: App, record: Record, events: Any, deadline: float) -> EventStream:
+def _event_stream(record: Record, form: _Completion | _Response, events: Events, deadline: float) -> EventStream:
     def ended(how: str) -> None:
         record.ended = how
 
     def failed(error: RequestError) -> bytes:
         record.code = error.code
-        return event(error.body())
+        return form.failed(error)
 
     left = deadline - asyncio.get_running_loop().time() + GRACE_SECONDS
-    return EventStream(events, headers=[], seconds=left, failed=failed, ended=ended)
+    return EventStream(events, seconds=left, failed=failed, ended=ended)
 
 
 async def embeddings(app: App, request: Request) -> Response:
@@ -203,6 +264,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", openai.CHAT, chat),
     ("POST", openai.COMPLETIONS, completions),
     ("POST", openai.EMBEDDINGS, embeddings),
+    ("POST", "/v1/responses", responses),
     ("GET", "/v1/models", models),
     ("GET", "/v1/models/{name:path}", model),
     ("POST", "/tokenize", tokenize),

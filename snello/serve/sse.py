@@ -75,12 +75,11 @@ class EventStream:
         self,
         events: AsyncGenerator[bytes, None],
         *,
-        headers: list[tuple[bytes, bytes]],
         seconds: float,
         failed: Callable[[RequestError], bytes],
         ended: Callable[[str], None],
     ) -> None:
-        self._events, self._headers, self._seconds = events, headers, seconds
+        self._events, self._seconds = events, seconds
         self._failed, self._ended = failed, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +96,7 @@ class EventStream:
             self._ended(how)
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS, *self._headers]})
+        await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
         try:
             async for data in self._events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -111,9 +111,11 @@ class GrammarCompiler:
     def _compiled(self, kind: Kind, value: Any) -> llguidance.LLMatcher:
         guidance = _guidance()
         limits = guidance.LLParserLimits(verbose_errors=False)
-        matcher: llguidance.LLMatcher = guidance.LLMatcher(
-            self._vocabulary(), _grammar(kind, value), log_level=0, limits=limits
-        )
+        try:
+            grammar = _grammar(kind, value)
+        except ValueError as error:  # not the JSON that it took for it: a number that JSON does not have
+            raise SnelloError(f"the {_NAMES[kind]} cannot be used: {_first_line(str(error))}") from None
+        matcher: llguidance.LLMatcher = guidance.LLMatcher(self._vocabulary(), grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise SnelloError(f"the {_NAMES[kind]} cannot be used: {_first_line(matcher.get_error())}")
         return matcher
@@ -137,7 +139,8 @@ def _grammar(kind: Kind, value: Any) -> str:
     """In llguidance's own form."""
     matcher = _guidance().LLMatcher
     if kind == "json":
-        return str(matcher.grammar_from_json_schema(_bare(value), overrides={"whitespace_pattern": SPACE}))
+        schema = json.dumps(_bare(value))
+        return str(matcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": SPACE}))
     if kind == "regex":
         return str(matcher.grammar_from_regex(value))
     if kind == "choice":

@@ -24,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from snello.errors import SnelloError
 from snello.serve.answering import Record, Source, from_engine
 from snello.serve.errors import RequestError, request_error
-from snello.serve.keys import OPEN_PATHS, Caller, Keys, check_host
+from snello.serve.keys import OPEN_PATHS, Caller, Keys, check_host, check_origin
 from snello.serve.logs import log_request
 from snello.serve.metrics import Metrics
 from snello.serve.options import ServeOptions
@@ -131,13 +131,14 @@ class App:
             self._ended(scope, record)
 
     def _caller(self, scope: Scope) -> Caller:
-        headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"host")}
+        headers = {name: value for name, value in scope["headers"] if name in (b"authorization", b"host", b"origin")}
         if scope["path"] in OPEN_PATHS:
             return Caller("anyone")
         if self.keys is not None:
             return self.keys.caller(_latin(headers.get(b"authorization")))
         if self.options.on_loopback:
             check_host(_latin(headers.get(b"host")))
+            check_origin(_latin(headers.get(b"origin")))
         return Caller()
 
     def _ended(self, scope: Scope, record: Record) -> None:

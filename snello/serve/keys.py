@@ -94,3 +94,16 @@ def check_host(host: str | None, allowed: Sequence[str] = LOOPBACK) -> None:
     if name not in allowed and not re.fullmatch(r"127\.\d+\.\d+\.\d+", name):
         message = f"this server answers to {' and '.join(allowed)} alone, not to {host!r}"
         raise RequestError(message, code="unknown_host", status=403)
+
+
+def check_origin(origin: str | None) -> None:
+    """The page that a browser sends from: without keys, one of this machine. Programs send none.
+
+    Raises:
+        RequestError: 403: it is another.
+    """
+    if origin is not None:
+        scheme, _, host = origin.partition("://")
+        if scheme not in ("http", "https"):
+            raise RequestError("a page of no host may not call this server", code="unknown_origin", status=403)
+        check_host(host)

@@ -21,6 +21,7 @@ from snello.serve.served import Served
 from snello.serve.voices import ChatVoice, TextVoice, Voice
 
 Result = TypeVar("Result")
+UNSAID = 1024  # tokens: what an answer without a length may be expected to take at most
 LONG_TEXT = 20_000  # characters from which on tokenizing would hold up everybody else
 
 
@@ -55,10 +56,11 @@ class Prepared:
 
     @property
     def most_tokens(self) -> int:
-        """Prompt and answer, of all answers."""
+        """Prompt and answer, of all answers; one whose length is not said counts as `UNSAID`."""
         context = self.served.llm.executor.context
         return sum(
-            params.n * min(context, len(prompt) + params.max_tokens)
+            params.n
+            * min(context, len(prompt) + (UNSAID if params.max_tokens == openai.NO_LIMIT else params.max_tokens))
             for prompt, params in zip(self.prompts, self.params, strict=True)
         )
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from snello.engine.grammar import Kind
 from snello.serve import openai
 from snello.serve.errors import RequestError
+from snello.serve.fields import check_unicode
 from snello.serve.openai import ChatRequest, CompletionRequest, EmbeddingRequest
 from snello.serve.options import Limits
 from snello.serve.tools import Tools, read_tools
@@ -57,6 +58,7 @@ def parse_body(raw: bytes, limits: Limits) -> dict[str, Any]:
         raise RequestError("the body is not a JSON table", code="invalid_json")
     if _depth(value, limits.nesting) > limits.nesting:
         raise RequestError("the body is nested too deeply", code="invalid_json")
+    check_unicode(value)
     return value
 
 

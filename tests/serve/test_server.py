@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ import pytest
 
 from snello.engine.llm import LLM
 from snello.native.core import NotFinite
+from snello.serve.openai import CHAT_FIELDS, COMPLETION_FIELDS
 from snello.serve.options import Limits, ServeOptions
+from snello.serve.responses import FIELDS
 from tests.serve.world import WEATHER, Running, make_chat, make_encoder, parse, raw_request, serving, text_of
 
 CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
@@ -235,6 +238,11 @@ def test_another_host_is_refused_without_keys(here: Running) -> None:
         assert here.get("/v1/models", headers={"host": name}).status_code == status, name
 
 
+def test_a_page_of_another_host_may_not_call(here: Running) -> None:
+    for origin, status in (("https://evil.example", 403), ("null", 403), ("http://localhost:3000", 200)):
+        assert here.get("/v1/models", headers={"origin": origin}).status_code == status, origin
+
+
 def test_a_request_keeps_its_id_if_it_is_fit_for_a_log(here: Running) -> None:
     assert here.get("/v1/models", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     assert here.get("/v1/models", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
@@ -377,3 +385,48 @@ def test_a_bug_in_a_step_ends_its_requests_and_the_next_one_runs(
         response = here.post(TEXTS, {"model": "demo", "prompt": "a"})
         assert response.status_code == 500 and "ZeroDivision" not in response.text
     assert ask(here, prompt="a", max_tokens=2)["choices"] and here.idle()
+
+
+# ---- nonsense -------------------------------------------------------------------------------------------------------
+
+VALUES: list[Any] = [
+    None, True, False, 0, -1, 1, 3, 10**9, 10**30, 0.5, -0.5, 1e300, "", "a", "\U0001f600", "auto", "required", [], {},
+    [1], ["a"], [[1], [2]], [None], [{}], {"a": 1}, {"1": 5}, {"type": "json_object"}, {"type": "text"}, {"json": True},
+    {"regex": "a+"}, {"choice": ["a"]}, {"choice": [1]}, {"grammar": "start: /a/"}, {"include_usage": True}, [WEATHER],
+    {"type": "json_schema", "json_schema": {"name": "x", "schema": True}}, [{"role": "user"}], [{"role": 1}],
+    [{"role": "tool", "content": "x", "tool_call_id": "1"}], [{"role": "assistant", "tool_calls": [1]}],
+    [{"role": "user", "content": [{"type": "image_url"}]}], [{"type": "function_call"}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXTS, "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize"])
+def test_nonsense_is_refused_and_never_a_bug(here: Running, path: str) -> None:
+    """Random values in random fields: 200, or an error in OpenAI's form that names what is wrong."""
+    generator = random.Random(path)
+    fields = sorted(
+        CHAT_FIELDS | COMPLETION_FIELDS | FIELDS | {"stream_options": 0, "structured_outputs": 0, "tokens": 0}
+    )
+    fields += ["response_format", "tools", "tool_choice", "input", "messages", "prompt", "parallel_tool_calls"]
+    sound = {"messages": SAY, "prompt": "a", "input": "a", "tokens": [1], "max_tokens": 2, "max_output_tokens": 2}
+    needed = {
+        CHAT: ("messages", "max_tokens"),
+        TEXTS: ("prompt", "max_tokens"),
+        "/v1/embeddings": ("input",),
+        "/v1/responses": ("input", "max_output_tokens"),
+        "/tokenize": ("prompt",),
+        "/detokenize": ("tokens",),
+    }
+    seen = set()
+    for _ in range(60):
+        body = {"model": "bert" if path == "/v1/embeddings" else "chat"} | {name: sound[name] for name in needed[path]}
+        for name in generator.sample(fields, generator.randint(1, 2)):
+            body[name] = generator.choice(VALUES)
+        if body.get("max_tokens") in (10**9, None) or body.get("max_output_tokens") in (10**9, None):
+            body |= {name: 2 for name in ("max_tokens", "max_output_tokens") if name in body}
+        response = here.post(path, body)
+        seen.add(response.status_code)
+        assert response.status_code in (200, 400, 404), (body, response.text)
+        if response.status_code != 200:
+            assert response.json()["error"]["message"], body
+    assert {200, 400} <= seen
+    assert here.idle("chat")

@@ -14,8 +14,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from snello.engine.pages import pages_for
 from snello.engine.request import Usage
-from snello.native import core
 from snello.serve import answers
 from snello.serve.errors import RequestError
 from snello.serve.openai import ChatRequest
@@ -151,8 +151,12 @@ async def _prompt_scores(prepared: Prepared) -> list[Any] | None:
     executor, count, scores = prepared.served.llm.executor, request.sampling["logprobs"], list[Any]()
     with prepared.served.gate.admitted(prepared.caller, prepared.num_prompt):
         for prompt in prepared.prompts:
-            pages = -(-len(prompt) // core.PAGE_POSITIONS)
-            scores.append(await prepared.served.worker.call(_scoring(executor, prompt, count), pages=pages))
+            left = _left(prepared, asyncio.get_running_loop().time())
+            call = prepared.served.worker.call(_scoring(executor, prompt, count), pages=pages_for(len(prompt)))
+            try:
+                scores.append(await asyncio.wait_for(call, left))
+            except TimeoutError:
+                _left(prepared, prepared.deadline)
     return scores
 
 

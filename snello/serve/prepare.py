@@ -138,7 +138,7 @@ async def aside(size: int, function: Callable[[], Result]) -> Result:
 async def _grammar(reading: Reading, served: Served) -> Any:
     if reading.tools is not None and reading.tools.forced:
         assert served.call_format is not None
-        text = tools.grammar_of(reading.tools, served.call_format)
+        text = tools.grammar_of(reading.tools, served.call_format, served.llm.tokenizer)
         return await asyncio.to_thread(served.grammars.compile, "grammar", text)
     if reading.rules is None:
         return None

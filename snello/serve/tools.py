@@ -78,19 +78,26 @@ def schema_of(tools: Tools) -> tuple[str, dict[str, Any]]:
     return ", ".join(f["name"] for f in chosen), {"anyOf": calls} if len(calls) > 1 else calls[0]
 
 
-def grammar_of(tools: Tools, form: Format) -> str:
+def grammar_of(tools: Tools, form: Format, tokenizer: Tokenizer) -> str:
     """A Lark grammar of answers that are calls of the chosen functions and nothing else."""
     _, schema = schema_of(tools)
     several = tools.choice == "required" and tools.parallel
-    if form == "llama3":
-        text = json.dumps(schema).replace('"arguments"', '"parameters"')
-        return f"start: call\ncall: %json {text}\n"
     text = json.dumps(schema)
+    if form == "llama3":
+        return "start: call\ncall: %json " + text.replace('"arguments"', '"parameters"') + "\n"
     if form == "mistral":
+        mark = _tag("[TOOL_CALLS]", tokenizer) if tokenizer.token_id("[TOOL_CALLS]") is not None else ""
         more = '("," " "? call)*' if several else ""
-        return f'start: "[" call {more} "]"\ncall: %json {text}\n'
+        return f'start: {mark} "[" call {more} "]"\ncall: %json {text}\n'
     more = '("\\n" one)*' if several else ""
-    return f'start: one {more}\none: "<tool_call>\\n" call "\\n</tool_call>"\ncall: %json {text}\n'
+    begin, end = _tag(Tagged.OPEN, tokenizer), _tag(Tagged.CLOSE, tokenizer)
+    return f'start: one {more}\none: {begin} "\\n" call "\\n" {end}\ncall: %json {text}\n'
+
+
+def _tag(text: str, tokenizer: Tokenizer) -> str:
+    """A tag in Lark: the token that it is, since a grammar of characters would spell it out; else its characters."""
+    token = tokenizer.token_id(text)
+    return json.dumps(text) if token is None else f"<[{token}]>"
 
 
 # ---- reading calls --------------------------------------------------------------------------------------------------
@@ -106,7 +113,7 @@ class Parser(Protocol):
 def parser_for(form: Format, tokenizer: Tokenizer, tools: Tools) -> Parser:
     names = {str(function["name"]) for function in tools.functions}
     if form == "hermes":
-        return Tagged(names, tokenizer.token_id("<tool_call>"))
+        return Tagged(names, tokenizer)
     if form == "mistral":
         return Whole(names, ("[TOOL_CALLS]",), tokenizer.token_id("[TOOL_CALLS]"), bare=tools.forced, start="[")
     return Whole(names, ("<|python_tag|>",), tokenizer.token_id("<|python_tag|>"), bare=True, start="{")
@@ -116,20 +123,22 @@ class Tagged:
     """Calls between `<tool_call>` and `</tool_call>`, text around them.
 
     Args:
-        names: of the functions that may be called. mark: the token that is the opening tag, where it is one: a special
-            token has no text.
+        names: of the functions that may be called. tokenizer: a tag may be a token of it, and has no text if that is
+            a special one.
     """
 
     OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
-    def __init__(self, names: set[str], mark: int | None) -> None:
-        self._names, self._mark = names, mark
+    def __init__(self, names: set[str], tokenizer: Tokenizer) -> None:
+        self._names = names
+        self._marks = {tokenizer.token_id(tag): tag for tag in (self.OPEN, self.CLOSE)}
         self._held, self._inside = "", False
         self._said = False  # a call
 
     def feed(self, text: str, token: int | None) -> list[Said]:
-        if token is not None and token == self._mark and self.OPEN not in text:
-            text += self.OPEN
+        tag = None if token is None else self._marks.get(token)
+        if tag is not None and tag not in text:
+            text += tag
         self._held += text
         said: list[Said] = []
         while self._advance(said):

@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
+import tokenizers
 
+from snello.engine.grammar import GrammarCompiler
 from snello.models import load
 from snello.serve.errors import RequestError
-from snello.serve.tools import Call, Format, Said, Tools, parser_for, read_tools
+from snello.serve.tools import Call, Format, Said, Tools, grammar_of, parser_for, read_tools
 
 NAMES = ("weather", "time")
 TOOLS = Tools(functions=[{"name": name} for name in NAMES])
@@ -64,6 +66,32 @@ def test_a_tag_that_is_a_special_token_has_no_text() -> None:
     parser = parser_for("mistral", tokenizer, TOOLS)
     assert parser.feed("Yes. ", 5) + parser.feed("", mark) + parser.feed(f"[{CALL}]", 7) == ["Yes. "]
     assert parser.flush() == [ROME]
+
+
+@pytest.mark.parametrize("special", [None, False, True])
+@pytest.mark.parametrize(
+    ("form", "text"), [("hermes", "<tool_call>\n{}\n</tool_call>"), ("mistral", "[TOOL_CALLS][{}]")]
+)
+def test_a_forced_call_may_be_written_with_the_tokens_that_tags_are(
+    form: Format, text: str, special: bool | None
+) -> None:
+    """None: the tokenizer has no token for a tag, and it is spelled out; a special one has no text of its own."""
+    tokenizer = load("demo").tokenizer
+    if special is not None:
+        words = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]"]
+        tokenizer.backend.add_tokens([tokenizers.AddedToken(word, special=special) for word in words])
+    elif form == "mistral":
+        text = "[{}]"
+    tools = Tools(functions=[{"name": "weather"}], choice="weather")
+    grammar = GrammarCompiler(tokenizer, tokenizer.vocab_size, [0]).compile(
+        "grammar", grammar_of(tools, form, tokenizer)
+    )
+    matcher, parser, decoder = grammar.start(), parser_for(form, tokenizer, tools), tokenizer.stream()
+    said: list[Said] = []
+    for token in tokenizer.encode(text.format(CALL), add_special=False):
+        matcher.accept(token)  # raises where the grammar has another token in mind
+        said += parser.feed(decoder.feed(token), token)
+    assert matcher.finished and said + parser.flush() == [ROME]
 
 
 @pytest.mark.parametrize(

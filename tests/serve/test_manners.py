@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from snello.errors import SnelloError
 from snello.serve.errors import RequestError
 from snello.serve.gate import Gate
 from snello.serve.keys import Caller, Keys, check_host, read_keys
+from snello.serve.logs import JsonLines
 from snello.serve.options import Limits, ServeOptions
 from snello.serve.routes import ROUTES
 from snello.serve.server import bind
+from snello.serve.worker import Turns
 from tests.serve.world import parse, raw_request, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,3 +241,49 @@ def test_the_loop_is_not_held_up_by_a_step() -> None:
         executor.run = run  # type: ignore[method-assign]
         plug.close()
         assert here.idle()
+
+
+def test_a_silent_stream_gets_comments_and_its_role_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(ServeOptions(models=("demo",), keep_alive_seconds=0.05)) as here:
+        executor = here.app.models["demo"].llm.executor
+        run = executor.run
+
+        def slow(step: Any) -> Any:
+            time.sleep(0.3)
+            return run(step)
+
+        monkeypatch.setattr(executor, "run", slow)
+        with here.client.stream("POST", TEXTS, json={"prompt": "a", "max_tokens": 2, "stream": True}) as response:
+            raw = response.read()
+        assert response.headers["cache-control"] == "no-cache" and response.headers["x-accel-buffering"] == "no"
+        assert raw.count(b": the model is at work\n\n") >= 4 and raw.endswith(b"data: [DONE]\n\n")
+        assert [event for event in parse(raw) if event != "[DONE]"][-1]["choices"][0]["finish_reason"]
+
+
+def test_models_take_turns_at_the_cores() -> None:
+    turns, order = Turns(), list[str]()
+
+    def run(name: str) -> None:
+        for _ in range(20):
+            with turns:
+                order.append(name)
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(order) == 60
+    middle = "".join(order[6:-6])
+    assert "aa" not in middle and "bb" not in middle and "cc" not in middle, middle
+
+
+def test_the_log_holds_prompts_only_where_it_was_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    for told in (False, True):
+        caplog.clear()
+        with caplog.at_level("INFO", "snello.serve"), serving(ServeOptions(models=("demo",), log_prompts=told)) as here:
+            here.post(TEXTS, {"prompt": "a secret of mine", "max_tokens": 1})
+        lines = [JsonLines().format(record) for record in caplog.records if record.getMessage() == "request"]
+        assert len(lines) == 1 and ("a secret of mine" in lines[0]) == told
+        assert json.loads(lines[0])["completion_tokens"] == 1

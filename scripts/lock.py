@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 HEADER = """\
-# The versions that `make` installs: the base, the extras `optimize` and `serve`, and the tools. Rewritten by `make lock`.
+# The versions that `make` installs: the base, `optimize`, `serve` and the tools. Rewritten by `make lock`.
 # torch is pinned by its public version: with PyTorch's CPU wheels as an extra index pip takes the small CPU build.
 """
 

@@ -55,7 +55,8 @@ class Ticket:
         """
         if not self._admitted and self._error is None:
             await self._wait(seconds)
-        self._raise()
+        if not self._admitted:  # what failed later is told in its turn, after what was said before
+            self._raise()
 
     async def heard(self, seconds: float) -> list[Heard]:
         """What was said since the last call; empty when nothing was for so long.

@@ -45,7 +45,8 @@ def peers() -> str:
         "|---|---|---:|---:|---:|---:|",
     ]
     for shape, result in sorted(whole.items(), reverse=True):
-        lines += [f"| {shape} | {_pairs(result['rows'], ours, bits)} |" for ours, bits in WEIGHTS.items()]
+        measured_weights = [(ours, bits) for ours, bits in WEIGHTS.items() if ours in result["rows"]]
+        lines += [f"| {shape} | {_pairs(result['rows'], ours, bits)} |" for ours, bits in measured_weights]
     return "\n".join([said, "", *lines, "", f"Ratios at the same bits, the other at its best settings. {_many()}"])
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from snello.errors import SnelloError
 from snello.models.model import Floats, StoredTensor
 from snello.models.parameters import matrix_names, parameter_shapes
-from snello.models.spec import Format, Spec, input_name, linear_names
+from snello.models.spec import Format, Spec, input_name, linear_names, read_share
 from snello.models.tensor_file import open_tensor_file
 from snello.native import core
 
@@ -187,13 +187,14 @@ class PackedWeights:
 
     @cached_property
     def linear_bytes(self) -> int:
-        """What one decoded token reads: all linears, but for the channels that its inputs skip. Of an untied embedding
-        it reads one row."""
-        return sum(self._read_bytes(linear) for linear in linear_names(self.spec))
+        """Bytes of all linears that one decoded token reads: not of channels that its inputs skip, nor of experts that
+        it does not go to, and of an untied embedding one row.
+        """
+        return round(sum(self._read_bytes(linear) for linear in linear_names(self.spec)))
 
-    def _read_bytes(self, linear: str) -> int:
+    def _read_bytes(self, linear: str) -> float:
         layout, skip = self.layouts[_matrix_of(self.spec, linear)], self.spec.format(linear).skip
-        return layout.num_bytes - int(skip * channel_bytes(layout))
+        return (layout.num_bytes - int(skip * channel_bytes(layout))) * read_share(self.spec, linear)
 
     def verify(self) -> None:
         """Reads the whole file once and compares checksums."""

@@ -36,7 +36,7 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 
-FORMATS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int8-channels": 5, "int4-channels": 6}
+FORMATS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int8-channels": 6, "int4-channels": 7}
 CHANNELS = "-channels"  # stored by channel: inputs that are 0 are not read
 MAX_CHANNELS = 32_768
 FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
@@ -44,6 +44,9 @@ PANEL_ROWS = 16
 BLOCK_COLUMNS = 64
 PAGE_POSITIONS = 128
 ALIGNMENT = 64
+# Raised whenever the core gives other bits for the same packed model and tokens: what was stored under another number
+# is not used. tests/native/test_version.py notices.
+NUMERICS_VERSION = 1
 
 
 class CoreError(RuntimeError):
@@ -73,6 +76,10 @@ class OpKind(IntEnum):
     ADD = 7
     GATHER = 8
     SCALE = 9
+    ROUTE = 10
+    DISPATCH = 11
+    EXPERTS = 12
+    COMBINE = 13
 
 
 # ---- instruction sets
@@ -250,12 +257,17 @@ class Cache:
     """Pages of keys and values of all layers."""
 
     def __init__(self, layers: Sequence[CacheLayer], num_pages: int) -> None:
-        self.num_pages = num_pages
+        self.num_pages, self.page_bytes = num_pages, cache_page_bytes(layers)
         self.handle = _created(library().snello_cache_create(_layers(layers), len(layers), num_pages))
         self.close = weakref.finalize(self, library().snello_cache_destroy, self.handle)
 
     def copy_page(self, destination: int, source: int) -> None:
         _check(library().snello_cache_copy_page(self.handle, destination, source))
+
+    def page(self, page: int) -> Bytes:
+        """The bytes of a page, no copy: valid while the cache is, to be read or written between steps."""
+        memory = (c.c_uint8 * self.page_bytes).from_address(_created(library().snello_cache_page(self.handle, page)))
+        return np.ctypeslib.as_array(memory)
 
 
 def cache_page_bytes(layers: Sequence[CacheLayer]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from snello.errors import SnelloError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 NAMES = ("libsnello.so", "libsnello.dylib")
 
 I32, U64, F32, PTR = c.c_int32, c.c_uint64, c.c_float, c.c_void_p
@@ -86,6 +86,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "snello_cache_destroy": (None, [PTR]),
     "snello_cache_page_bytes": (U64, [c.POINTER(CCacheLayer), I32]),
     "snello_cache_copy_page": (I32, [PTR, I32, I32]),
+    "snello_cache_page": (PTR, [PTR, I32]),
     "snello_program_create": (
         PTR,
         [PTR, c.POINTER(COp), I32, c.POINTER(CTensor), I32, c.POINTER(CRegister), I32, PTR, I32, I32],

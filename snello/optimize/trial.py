@@ -9,13 +9,15 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from snello.measure.timing import Ratio
 from snello.models.spec import Spec
-from snello.optimize.candidate import Candidate
+from snello.optimize.candidate import Candidate, refused_for_quality
 from snello.optimize.events import Event, Verdict
 from snello.optimize.examine import Examiner, cost_ratio
 from snello.optimize.files import folder_bytes, sha256_file
-from snello.optimize.gate import Judgement, judge_cost, judge_equal, judge_quality
+from snello.optimize.gate import Judgement, judge_cost, judge_equal
 from snello.optimize.journal import unit_key
 from snello.optimize.receipts import Evidence
 from snello.optimize.recipe import GOALS, Stage, Step
@@ -36,16 +38,16 @@ def make(examiner: Examiner, artifacts: Path, stage: Stage, candidate: Candidate
         }
         folder = artifacts / unit_key("artifact", {**examiner.worker.common, **inputs})
         unit = yield from examiner.worker.unit(
-            stage.name, "apply", inputs, functools.partial(_make, examiner, step, candidate.model, folder)
+            stage.name, "apply", inputs, functools.partial(_make, examiner, step, candidate, folder)
         )
         if not folder.is_dir():  # dropped by a run with other wishes; the unit stays, the folder is made again
-            _make(examiner, step, candidate.model, folder, lambda *_: None)
+            _make(examiner, step, candidate, folder, lambda *_: None)
         candidate.model = examiner.bench.load(folder)
         candidate.artifact, candidate.artifact_sha256 = folder, unit.value["sha256"]
         candidate.prefixes = (*candidate.prefixes, candidate.model)
 
 
-def _make(examiner: Examiner, step: Step, model: Any, folder: Path, report: Report) -> Answer:
+def _make(examiner: Examiner, step: Step, candidate: Candidate, folder: Path, report: Report) -> Answer:
     if not folder.is_dir():
         state = folder.with_name(f"{folder.name}.state")
 
@@ -54,14 +56,22 @@ def _make(examiner: Examiner, step: Step, model: Any, folder: Path, report: Repo
 
         context = Context(
             output=folder,
-            windows=examiner.texts.calib,
+            windows=_windows(examiner, candidate),
             seed=examiner.request.seed,
             work_dir=state,
             progress=progress,
         )
-        examiner.bench.apply(step, model, context)
+        examiner.bench.apply(step, candidate.model, context)
         shutil.rmtree(state, ignore_errors=True)
     return {"sha256": sha256_file(folder / MODEL_FILE), "bytes": folder_bytes(folder)}, {}
+
+
+def _windows(examiner: Examiner, candidate: Candidate) -> list[np.ndarray]:
+    """The calibration text in the tokens of the model that the step is applied to."""
+    rule, longest = examiner.rule(candidate), candidate.spec.max_positions
+    if rule is None:
+        return examiner.texts.calib
+    return [rule.translate(window)[0][:longest] for window in examiner.texts.calib]
 
 
 def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
@@ -73,21 +83,19 @@ def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
         candidate, candidate.select, examiner.original.select, "select", best, stage
     )
     candidate.evidence, candidate.loss = evidence, evidence.loss
-    refused = judge_quality(
-        evidence.loss,
-        request.max_loss,
-        strict_failures=evidence.guards.failed if request.strict else (),
-        metric=evidence.metric,
-    )
+    refused = refused_for_quality(request, candidate)
     candidate.speed = yield from examiner.speed(candidate, stage)
+    candidate.sequences = yield from examiner.sequences(candidate, stage)
     recorded = _recorded(examiner, candidate.name)
     if costs_the_same(candidate.spec, best):  # the same program over the same bytes: there is nothing to time
-        candidate.cost, candidate.speedup = best.cost, best.speedup
+        candidate.cost, candidate.peak, candidate.speedup = best.cost, best.peak, best.speedup
         assert evidence.increment is not None
         return recorded or refused or judge_equal(best.name, evidence.increment), None
     gain: Ratio = yield from examiner.ratio(best, candidate, request.goal, stage, quads=3 if refused else 12)
     candidate.costs = (cost_ratio(request.goal, best.name, gain),)
     candidate.cost = gain.b
+    if request.goal == "memory":
+        candidate.peak = int(max(peak for _, peak in gain.pairs))
     over = gain
     if not best.is_original:  # not composed of ratios that were measured minutes apart
         over = yield from examiner.ratio(examiner.original, candidate, request.goal, stage, quads=3)

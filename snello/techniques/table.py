@@ -7,10 +7,12 @@ from snello.techniques.prune import Prune
 from snello.techniques.quantize import Quantize
 from snello.techniques.skip import Skip
 from snello.techniques.sparsify import Sparsify
+from snello.techniques.trim import Trim
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "prune": Prune,
     "quantize": Quantize,
     "skip": Skip,
     "sparsify": Sparsify,
+    "trim": Trim,
 }

@@ -32,7 +32,7 @@ from snello.measure.peers.contenders import (
     subject_of_shape,
     weights_of,
 )
-from snello.measure.peers.conversions import check, install
+from snello.measure.peers.conversions import check, group_size, install
 from snello.measure.peers.environments import LLAMACPP, Environment, peers_folder
 from snello.measure.peers.inside import worker
 from snello.measure.peers.judge import judge, paired_ratio
@@ -542,3 +542,17 @@ def test_models_that_do_not_fit_into_memory_together_are_refused(fake: Peer) -> 
     os.truncate(one.converted(subject), 1 << 43)
     with pytest.raises(SnelloError, match="take 8796.1 GB together"):
         compare(subject, [one], Lengths(prompt=8, generate=6, threads=1), lambda: 10.0, lambda text: None)
+
+
+@pytest.mark.parametrize(("hidden", "width", "group"), [(2048, 5632, 128), (576, 1536, 64), (96, 256, 32)])
+def test_the_exporter_gets_a_group_size_without_remainder(tmp_path: Path, hidden: int, width: int, group: int) -> None:
+    config = {"hidden_size": hidden, "num_attention_heads": 3, "head_dim": 128, "intermediate_size": width}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert group_size(tmp_path) == group
+
+
+def test_a_width_that_no_group_divides_is_refused(tmp_path: Path) -> None:
+    config = {"hidden_size": 100, "num_attention_heads": 1, "intermediate_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SnelloError, match="no group size"):
+        group_size(tmp_path)

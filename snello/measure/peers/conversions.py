@@ -6,6 +6,7 @@ there is left alone, and what is half-made never has its final name.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -25,7 +26,8 @@ from snello.measure.peers.environments import (
     make,
 )
 
-INT4 = ("--weight-format", "int4", "--group-size", "128", "--ratio", "1.0", "--sym")
+INT4 = ("--weight-format", "int4", "--ratio", "1.0", "--sym")  # and a group size that divides every width
+GROUP_SIZES = (128, 64, 32)
 # Nothing is tuned beyond what OpenVINO's exporter offers on its command line. By its defaults it keeps the embedding
 # and the output head in eight bits; `--all-layers` puts them in four as well, which reads fewer bytes a token.
 EXPORTS = {
@@ -110,9 +112,23 @@ def _gguf(subject: Subject, contender: Contender, output: Path) -> list[str]:
 def _export(subject: Subject, contender: Contender, output: Path) -> list[str]:
     assert contender.peer is not None
     exporter = contender.peer.converter.python.with_name("optimum-cli")
-    options = EXPORTS[contender.peer.models[contender.weights]]
+    options = list(EXPORTS[contender.peer.models[contender.weights]])
+    if "int4" in options:
+        options += ["--group-size", str(group_size(subject.checkpoint))]
     task = ["--task", "text-generation-with-past"]
     return [str(exporter), "export", "openvino", "--model", str(subject.checkpoint), *options, *task, str(output)]
+
+
+def group_size(checkpoint: Path) -> int:
+    """The largest group that fits every linear: OpenVINO's exporter refuses one that leaves a remainder."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    queries = heads * int(config.get("head_dim") or hidden // heads)
+    widths = (hidden, queries, int(config["intermediate_size"]))
+    fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
+    if not fitting:
+        raise SnelloError(f"no group size of {GROUP_SIZES} divides {widths}", "compare INT8 weights instead")
+    return fitting[0]
 
 
 def _ctranslate2(subject: Subject, contender: Contender, output: Path) -> list[str]:

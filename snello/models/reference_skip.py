@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snello.models.packed import PackedWeights, hadamard, padded, rotate_block
+from snello.models.reference_layers import Block, ExpertsHalf
 from snello.models.spec import Spec, input_name
 
 if TYPE_CHECKING:
     from snello.models.model import Weights
-    from snello.models.reference_layers import Block
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,10 @@ def basis_of(spec: Spec, weights: PackedWeights, linear: str) -> InputBasis:
 
 
 def add_skips(block: Block, index: int, spec: Spec, weights: Weights) -> None:
-    """Gives the halves of a block what its formats say."""
+    """Gives the halves of a block what its formats say. Experts never skip: the core stores none of them by channel."""
     for name, half in (("attention", block.attention), ("ffn", block.ffn)):
+        if isinstance(half, ExpertsHalf):
+            continue
         for place, part in (("inputs", half.inputs[0]), ("output", half.output)):
             linear = f"layers.{index}.{name}.{part}"
             if spec.format(linear).skip:

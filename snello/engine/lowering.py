@@ -15,7 +15,7 @@ import numpy as np
 from snello.errors import SnelloError, Unsupported
 from snello.models.packed import PackedWeights
 from snello.models.rope import rope_tables
-from snello.models.spec import Attention, Format, Layer, Norm, Spec, input_name, linear_shape
+from snello.models.spec import INTEGER, Attention, Format, Layer, Norm, Spec, input_name, linear_shape
 from snello.native import core
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "tanh": 5}
@@ -309,7 +309,7 @@ class _Builder:
 
 
 def _needs_preparing(fmt: Format, width: int) -> bool:
-    integer = fmt.weights in ("int8", "int4")
+    integer = fmt.weights in INTEGER
     return integer and (fmt.activations != "float" or fmt.rotate or fmt.equalize or width != _padded(width))
 
 

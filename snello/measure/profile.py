@@ -17,9 +17,8 @@ import numpy as np
 from snello.engine.native import NativeExecutor
 from snello.measure.machine import Machine
 from snello.measure.sizes import attention_operations, cache_bytes
+from snello.models.spec import INTEGER
 from snello.native.core import Op, OpKind, Tensor
-
-INTEGER = ("int8", "int4")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import numpy as np
 from snello.errors import SnelloError
 from snello.models.model import Floats, StoredTensor
 from snello.models.parameters import matrix_names, parameter_shapes
-from snello.models.spec import Format, Spec, input_name, linear_names
+from snello.models.spec import INTEGER, Format, Spec, input_name, linear_names
 from snello.models.tensor_file import open_tensor_file
 from snello.native import core
 
@@ -28,7 +28,6 @@ FORMAT_VERSION = "1.0"
 HEADER_ALIGNMENT = 1 << 16
 ALIGNMENT = 64
 VECTOR = "vector"  # plain FP32 values, not packed
-INTEGER = ("int8", "int4")
 
 
 @dataclass(frozen=True)

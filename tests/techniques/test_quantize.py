@@ -20,7 +20,7 @@ from snello.models.reference import Reference
 from snello.models.spec import Format, Spec, linear_names
 from snello.techniques.base import Context
 from snello.techniques.calibration import Calibrator, Statistic, together
-from snello.techniques.quantize import Quantize, loudness, sensitivity
+from snello.techniques.quantize import Method, Quantize, loudness, sensitivity
 from snello.techniques.quantize.size import average_bits, stored_bytes
 from snello.techniques.quantize.solve import solve
 from snello.techniques.units import body_linears, units
@@ -40,7 +40,7 @@ def random_windows(count: int = 3, length: int = 40, vocabulary: int = 307) -> l
 @pytest.mark.parametrize(
     "options",
     [
-        {"weights": "int3"},
+        {"weights": "int2"},
         {"method": "spqr"},
         {"weights": "fp16", "method": "gptq"},
         {"group_size": 16},
@@ -287,6 +287,7 @@ def folder_hash(path: Path) -> dict[str, str]:
     return {item.name: hashlib.sha256(item.read_bytes()).hexdigest() for item in sorted(path.iterdir())}
 
 
+THREE_BITS: tuple[Method, ...] = ("rtn", "hqq", "awq", "gptq")
 OPTIONS = {
     "preset": Quantize(),
     "mixed-gptq": Quantize(weights="mixed", bits=7.0, method="gptq", group_size=64),
@@ -294,6 +295,7 @@ OPTIONS = {
     "int8-plain": Quantize(weights="int8", head="float", rotate=False, equalize=False, activations="float"),
     "head-int4": Quantize(head="int4", method="gptq"),
     "hqq": Quantize(method="hqq", group_size=64),
+    **{f"int3-{method}": Quantize(weights="int3", method=method, group_size=64) for method in THREE_BITS},
     "mixed-hqq": Quantize(weights="mixed", bits=7.0, method="hqq"),
     "smoothquant": Quantize(weights="int8", method="smoothquant", alpha=0.6),
     "bf16": Quantize(weights="bf16"),

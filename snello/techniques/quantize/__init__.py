@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from snello.models.model import Model
     from snello.techniques.base import Context
 
-Weights = Literal["int4", "int8", "mixed", "bf16", "fp16"]
+Weights = Literal["int4", "int3", "int8", "mixed", "bf16", "fp16"]
 Method = Literal["rtn", "hqq", "gptq", "awq", "smoothquant"]
 GroupSize = Literal[32, 64, 128]
 Activations = Literal["int8", "int8-static", "float"]
@@ -27,9 +27,9 @@ HeadWeights = Literal["int8", "int4", "float"]
 
 FITS: dict[Method, tuple[Weights, ...]] = {  # the weights that a method has something to say about
     "rtn": get_args(Weights),
-    "hqq": ("int4", "mixed"),
-    "gptq": ("int4", "int8", "mixed"),
-    "awq": ("int4", "int8", "mixed"),
+    "hqq": ("int4", "int3", "mixed"),
+    "gptq": ("int4", "int3", "int8", "mixed"),
+    "awq": ("int4", "int3", "int8", "mixed"),
     "smoothquant": ("int8",),
 }
 DATA_FREE: tuple[Method, ...] = ("rtn", "hqq")

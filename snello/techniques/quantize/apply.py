@@ -18,10 +18,10 @@ import torch
 from snello.errors import SnelloError
 from snello.models import load, write_lean_folder
 from snello.models.parameters import matrix_names
-from snello.models.spec import Spec, linear_names
+from snello.models.spec import GROUPED, INTEGER, Spec, linear_names
 from snello.techniques.calibration import Calibrator
 from snello.techniques.quantize import DATA_FREE, loudness, sensitivity
-from snello.techniques.quantize.rounding import Int4, Int8, round_int8, static_step
+from snello.techniques.quantize.rounding import Grouped, Int8, round_int8, static_step
 from snello.techniques.quantize.solve import Solution, solve
 from snello.techniques.units import Unit, units
 
@@ -40,7 +40,15 @@ class Writer(Protocol):
 
     def add_float(self, name: str, tensor: Array, format: Literal["fp32", "fp16", "bf16"]) -> None: ...
     def add_int8(self, name: str, q: Array, row_scale: Array) -> None: ...
-    def add_int4(self, name: str, q: Array, group_scale: Array, row_scale: Array, group_size: int) -> None: ...
+    def add_grouped(
+        self,
+        name: str,
+        format: str,
+        q: Array,
+        group_scale: Array,
+        row_scale: Array,
+        group_size: int,
+    ) -> None: ...
     def add_vector(self, name: str, values: Array) -> None: ...
 
 
@@ -72,7 +80,7 @@ def decide(options: Quantize, model: Model, context: Context) -> tuple[Spec, dic
 @torch.inference_mode()
 def fill(writer: Writer, options: Quantize, model: Model, spec: Spec, context: Context) -> None:
     """Every tensor of the result, in the order of computation."""
-    integer = [name for name in linear_names(spec) if spec.format(name).weights in ("int8", "int4")]
+    integer = [name for name in linear_names(spec) if spec.format(name).weights in INTEGER]
     calibrator = Calibrator(model, context.windows, TEXTLESS) if integer and options.calibrates else None
     written = {"embedding.tokens.weight"} if "embedding" in dict(spec.formats) else set[str]()
     if written:
@@ -107,7 +115,7 @@ def _write_unit(
 def is_calibrated(spec: Spec, unit: Unit) -> bool:
     """Blocks, and a head of four bits that is nothing but a head; the rest is eight bits, where nearest is enough."""
     if unit.input == "head.in":
-        return spec.format("head").weights == "int4" and not spec.head.tied
+        return spec.format("head").weights in GROUPED and not spec.head.tied
     return unit.input.startswith("layers.")
 
 
@@ -119,14 +127,16 @@ def _write_solution(writer: Writer, unit: Unit, parameters: Mapping[str, str], s
         write_rounded(writer, parameters[linear], matrix, solution.basis.padded)
 
 
-def write_rounded(writer: Writer, name: str, matrix: Int4 | Int8, padded: int) -> None:
+def write_rounded(writer: Writer, name: str, matrix: Grouped | Int8, padded: int) -> None:
     q = torch.nn.functional.pad(matrix.q, (0, padded - matrix.q.shape[1]))
     row_scale = matrix.row_scale.float().numpy()
     if isinstance(matrix, Int8):
         writer.add_int8(name, q.to(torch.int8).numpy(), row_scale)
     else:
-        group_scale = matrix.group_scale.to(torch.uint8).numpy()
-        writer.add_int4(name, (q + 8).to(torch.uint8).numpy(), group_scale, row_scale, matrix.group_size)
+        format = "int4" if matrix.grid.bits == 4 else "int3"
+        codes = (q - matrix.grid.low).to(torch.uint8).numpy()
+        group_scale = matrix.group_scale.to(torch.int8).numpy()
+        writer.add_grouped(name, format, codes, group_scale, row_scale, matrix.group_size)
 
 
 def _write_embedding(writer: Writer, model: Model) -> None:
@@ -136,7 +146,7 @@ def _write_embedding(writer: Writer, model: Model) -> None:
 
 def _copy_rest(writer: Writer, model: Model, spec: Spec, written: set[str]) -> None:
     matrices, kind = set(matrix_names(spec)), spec.default_format.weights
-    assert kind != "int8" and kind != "int4"
+    assert kind != "int8" and kind != "int4" and kind != "int3"
     for name in model.weights.names():
         if name in written or name.startswith("inputs."):
             continue

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from snello.models.model import Model
 from snello.models.reference import Block, Tail, build_block, build_embedding, build_head
+from snello.models.sizes import packed_bytes
 from snello.models.spec import Format, Spec, linear_shape
 from snello.techniques.calibration import Windows, check_windows
 from snello.techniques.quantize import loudness
-from snello.techniques.quantize.size import packed_bytes, stored_bytes, widen
+from snello.techniques.quantize.size import stored_bytes, widen
 from snello.techniques.quantize.solve import solve
 from snello.techniques.units import Unit, body_linears, units
 

@@ -8,21 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from snello.errors import Unsupported
+from snello.models.sizes import packed_bytes
 from snello.models.spec import Format, Spec, linear_shape
 from snello.techniques.units import Unit, body_linears, units
-
-PANEL_ROWS, BLOCK_COLUMNS = 16, 64
-
-
-def packed_bytes(format: Format, rows: int, columns: int) -> int:
-    panels = -(-rows // PANEL_ROWS)
-    if format.weights == "int8":
-        return panels * (128 + _pad(columns, BLOCK_COLUMNS) * PANEL_ROWS)
-    if format.weights == "int4":
-        columns = _pad(columns, BLOCK_COLUMNS)
-        return panels * (64 + _pad(-(-columns // format.group_size) * PANEL_ROWS, 64) + columns * PANEL_ROWS // 2)
-    width = 4 if format.weights == "fp32" else 2
-    return panels * _pad(columns * PANEL_ROWS * width, 64)
 
 
 def stored_bytes(spec: Spec, linears: Sequence[str]) -> int:
@@ -61,7 +49,3 @@ def widen(spec: Spec, wider: Format, order: Sequence[Unit], budget: float) -> Sp
             used += extra
             chosen |= dict.fromkeys(unit.linears, wider)
     return spec.with_formats(chosen)
-
-
-def _pad(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -93,7 +93,7 @@ def quantize_offers(spec: Spec, goal: str) -> tuple[Offer, ...]:
     offers = [_quantize("bf16", weights="bf16")] if BITS[own] > 16 else []
     offers.append(_quantize("int8", weights="int8"))
     offers += [_quantize(f"int4, {m}", weights="int4", method=m) for m in ("rtn", "gptq", "awq")]
-    offers += [_quantize(f"mixed {b} bits", weights="mixed", bits=b, method="gptq") for b in (5.0, 6.0)]
+    offers += [_quantize(f"mixed {b} bits", weights="mixed", budget=f"{b:g} bits", method="gptq") for b in (5.0, 6.0)]
     return tuple(offers)
 
 

@@ -22,6 +22,7 @@ from snello.models.spec import GROUPED, INTEGER, Spec, linear_names
 from snello.techniques.calibration import Calibrator
 from snello.techniques.quantize import DATA_FREE, loudness, sensitivity
 from snello.techniques.quantize.rounding import Grouped, Int8, round_int8, static_step
+from snello.techniques.quantize.size import distribute, parse_budget
 from snello.techniques.quantize.solve import Solution, solve
 from snello.techniques.units import Unit, units
 
@@ -71,10 +72,11 @@ def decide(options: Quantize, model: Model, context: Context) -> tuple[Spec, dic
         _check_cast(model, planned)
     if options.weights != "mixed":
         return planned, {}
-    narrow, wide = options.format("int4"), options.format("int8")
-    measured = sensitivity.measure(model, context.windows, narrow, context.progress)
-    rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
-    return sensitivity.distribute(planned, narrow, wide, measured), {"sensitivity": rounded}
+    ladder, budget = options.ladder(model.spec), parse_budget(options.budget)
+    measured = sensitivity.measure(model, context.windows, ladder[:2], context.progress)
+    divergence = sensitivity.with_the_rest(measured, model.spec.default_format.weights)
+    rounded = {name: {w: float(f"{value:.4g}") for w, value in widths.items()} for name, widths in measured.items()}
+    return distribute(planned, ladder, divergence, budget), {"sensitivity": rounded}
 
 
 @torch.inference_mode()
@@ -128,7 +130,8 @@ def _write_solution(writer: Writer, unit: Unit, parameters: Mapping[str, str], s
 
 
 def write_rounded(writer: Writer, name: str, matrix: Grouped | Int8, padded: int) -> None:
-    q = torch.nn.functional.pad(matrix.q, (0, padded - matrix.q.shape[1]))
+    missing = padded - matrix.q.shape[1]
+    q = torch.nn.functional.pad(matrix.q, (0, missing)) if missing else matrix.q
     row_scale = matrix.row_scale.float().numpy()
     if isinstance(matrix, Int8):
         writer.add_int8(name, q.to(torch.int8).numpy(), row_scale)

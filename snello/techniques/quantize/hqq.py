@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snello.techniques.quantize.basis import chunk_rows
 from snello.techniques.quantize.rounding import (
     INT4,
     Grid,
     Grouped,
-    chunk_rows,
     grouped_scales,
     nearest,
     on_grid,

@@ -8,17 +8,20 @@ a function of its scale is sampled once, candidates of r are compared on those s
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snello.techniques.quantize.basis import chunk_rows
+
 INT8_LIMIT = 127
-CHUNK_WEIGHTS = 1 << 22  # rows are treated in chunks of about this many weights, which bounds temporary memory
 
 GRID_POINTS = 13
 ROW_DIVISORS = torch.arange(8.0, 17.01, 0.25)  # candidates of r: the largest ideal scale over each of these
@@ -84,6 +87,20 @@ class Int8:
         return self.q * self.row_scale[:, None]
 
 
+Rounded = TypeVar("Rounded", Grouped, Int8)
+
+
+def join(parts: Sequence[Rounded]) -> Rounded:
+    """Rows of one matrix that were rounded apart."""
+    first = parts[0]
+    whole: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name, value in vars(first).items()
+        if isinstance(value, Tensor)
+    }
+    return dataclasses.replace(first, **whole)
+
+
 def nearest(w: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     """Round half to even; a zero step (a row of zeros) gives zero."""
     return torch.where(step != 0, w / step, 0.0).round_().clamp_(low, high)
@@ -101,8 +118,7 @@ def int8_row_scale(w: Tensor) -> Tensor:
 
 
 def round_int8(w: Tensor) -> Int8:
-    parts = [_round_int8(part) for part in torch.split(w, chunk_rows(w))]
-    return Int8(torch.cat([part.q for part in parts]), torch.cat([part.row_scale for part in parts]))
+    return join([_round_int8(part) for part in torch.split(w, chunk_rows(w))])
 
 
 def static_step(largest: float) -> float:
@@ -216,7 +232,3 @@ def _error(groups: Tensor, step: Tensor, grid: Grid) -> Tensor:
     """Squared error (N, G) of groups (N, G, g) at these scales (N, G)."""
     step = step[..., None]
     return (nearest(groups, step, *grid.limits).mul_(step).sub_(groups)).square_().sum(-1)
-
-
-def chunk_rows(w: Tensor) -> int:
-    return max(1, CHUNK_WEIGHTS // w.shape[1])

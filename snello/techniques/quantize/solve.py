@@ -17,7 +17,7 @@ from snello.models.spec import Format
 from snello.techniques.calibration import Statistic
 from snello.techniques.quantize import ALPHA, Method
 from snello.techniques.quantize.awq import search_scale
-from snello.techniques.quantize.basis import Basis, balanced_scale, column_rms
+from snello.techniques.quantize.basis import Basis, balanced_scale, chunk_rows, column_rms
 from snello.techniques.quantize.gptq import gptq
 from snello.techniques.quantize.hqq import round_grouped_hqq
 from snello.techniques.quantize.rounding import (
@@ -29,6 +29,7 @@ from snello.techniques.quantize.rounding import (
     best_group_scale,
     grouped_scales,
     int8_row_scale,
+    join,
     round_grouped,
     round_int8,
 )
@@ -59,7 +60,7 @@ def solve(
     basis = choose_basis(consumers, formats, loudness, method, statistic, alpha)
     if method == "gptq" and statistic is not None:
         return Solution(basis, _gptq_unit(consumers, formats, basis, basis.gram(statistic.gram)))
-    return Solution(basis, {name: _rounded(basis.weights(w), formats[name], method) for name, w in consumers.items()})
+    return Solution(basis, {name: _rounded(w, basis, formats[name], method) for name, w in consumers.items()})
 
 
 def choose_basis(
@@ -93,11 +94,12 @@ def _input_scale(
     return balanced_scale(seen, list(consumers.values()))
 
 
-def _rounded(w: Tensor, format: Format, method: Method) -> Grouped | Int8:
+def _rounded(w: Tensor, basis: Basis, format: Format, method: Method) -> Grouped | Int8:
+    """Rows do not depend on each other, so only a chunk of them is ever in the basis: a head can be a gigabyte."""
     if format.weights == "int8":
-        return round_int8(w)
-    round_to_grid = round_grouped_hqq if method == "hqq" else round_grouped
-    return round_to_grid(w, format.group_size, GRIDS[format.weights])
+        return join([round_int8(basis.weights(part)) for part in torch.split(w, chunk_rows(w))])
+    round_rows, grid = round_grouped_hqq if method == "hqq" else round_grouped, GRIDS[format.weights]
+    return join([round_rows(basis.weights(part), format.group_size, grid) for part in torch.split(w, chunk_rows(w))])
 
 
 def _gptq_unit(

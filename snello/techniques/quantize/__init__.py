@@ -54,7 +54,7 @@ class Quantize:
     scale per input, the largest magnitude in calibration text / 127. bf16 and fp16 are casts.
 
     When it hurts: small models and narrow layers have little room, INT4 without calibration costs them most; tasks that
-    hang on exact recall suffer before the average loss shows it; INT3 loses several times what INT4 does. HQQ trades
+    hang on exact recall suffer before the average loss shows it; INT3 loses more than INT4. HQQ trades
     squared error for its own and mostly loses by it. Inputs louder than any calibrated are cut to a static scale's
     range. FP16 ends at 65,504: a checkpoint with larger weights is refused.
 

@@ -143,6 +143,7 @@ class Quantize:
     def plan(self, spec: Spec) -> Spec:
         """Formats and cache type of the result. With mixed: one way to spend the budget; `apply` finds a better one."""
         _check_spec(spec)
+        check_plain_blocks(spec, "quantize", self._without_experts())
         spec = dataclasses.replace(spec, cache_format=self.cache) if self.cache else spec
         if self.weights in ("bf16", "fp16"):
             return dataclasses.replace(spec, default_format=Format(weights=self.weights))
@@ -157,6 +158,12 @@ class Quantize:
             return [*(self.format(weights) for weights in ("int3", "int4", "int8")), spec.default_format]
         assert self.weights == "int8" or self.weights == "int4" or self.weights == "int3"
         return [self.format(self.weights)]
+
+    def _without_experts(self) -> str | None:
+        """What to do instead where there are experts, which calibration text reaches unevenly, some not at all."""
+        if self.weights == "mixed":
+            return "with experts, weights are int4, int3 or int8 throughout"
+        return "with experts, use method='rtn' or 'hqq' and activations='int8' or 'float'" if self.calibrates else None
 
     def apply(self, model: Model, context: Context) -> Model:
         """Writes a lean folder at `context.output` and loads it."""
@@ -199,7 +206,6 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
 def _check_spec(spec: Spec) -> None:
     if any(format.weights in INTEGER for format in (spec.default_format, *dict(spec.formats).values())):
         raise Unsupported("this model is quantized already", "start from the original, which still has all its bits")
-    check_plain_blocks(spec, "quantize")
     for linear in linear_names(spec):
         columns = linear_shape(spec, linear)[1]
         if columns > MAX_COLUMNS:

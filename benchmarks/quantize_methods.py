@@ -8,7 +8,8 @@ adds on the held-out windows, with a two-sided 90% interval from redrawing windo
 bound), the mean KL divergence from the original at sampled positions, and the size of the weights. Every two methods in
 groups of 128 are then compared token by token: the difference with its interval, and how likely chance is as large, by
 Holm's correction over all pairs of the table. Methods that calibrate also get other draws of calibration text. The
-embedded model brings its own text: modules of this Python that it has never seen, and others to calibrate on.
+embedded model brings its own text: modules of this Python that it has never seen, and others to calibrate on. With
+`--only`, the named rows join those of an earlier run on the same text, without pairs and other draws.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--calib", type=Path, help="needed but for demo")
     parser.add_argument("--text", type=Path, help="needed but for demo")
     parser.add_argument("--windows", type=int, default=24, help="of 512 tokens, for calibration and for the loss")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=[], help="of the rows: measure these anew")
     args = parser.parse_args()
     original = load(args.model)
     seen, unseen = texts(parser, args)
@@ -83,24 +85,27 @@ def main() -> None:
     calib, held = draws[0], cut(original, unseen, args.windows)
     base = read(original, held)
     rows, losses = {}, {}
-    for name, recipe in RECIPES.items():
+    for name in args.only or RECIPES:
+        recipe = RECIPES[name]
         found = applied(recipe, original, calib, held)
         rows[name], losses[name] = compare(base, found), found.losses
-        if name in ordered_names() and recipe.method not in DATA_FREE:
+        if not args.only and name in ordered_names() and recipe.method not in DATA_FREE:
             others = [mean(applied(recipe, original, other, held).losses) for other in draws[1:]]
             rows[name]["other_draws"] = [round(value - mean(base.losses), 5) for value in others]
         print(name, json.dumps(rows[name]), flush=True)
     command = f"python -m benchmarks.quantize_methods --model {args.model}"
     command += "" if args.model == "demo" else f" --calib {args.calib} --text {args.text}"
     tokens = {"tokens": sum(map(len, base.losses)), "calibration_tokens": sum(map(len, calib))}
-    facts = {"command": command, **tokens, "original_nats": mean(base.losses)}
+    facts = {"command": command, **tokens, "original_nats": mean(base.losses), "original_bytes": base.weights_bytes}
     measured = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    measured[Path(args.model).name] = {
-        **facts,
-        "original_bytes": base.weights_bytes,
-        "rows": rows,
-        "pairs": pairs(losses),
-    }
+    earlier = measured.get(Path(args.model).name, {})
+    if not args.only:
+        measured[Path(args.model).name] = {**facts, "rows": rows, "pairs": pairs(losses)}
+    elif earlier and all(earlier[fact] == value for fact, value in facts.items()):
+        joined = earlier["rows"] | rows
+        earlier["rows"] = {name: joined[name] for name in RECIPES if name in joined}
+    else:
+        parser.error("no earlier run on the same text with the same original: measure all rows")
     RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
 
 

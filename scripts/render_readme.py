@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CACHED = "-kv-int8"  # rows whose keys and values have as many bits as OpenVINO's default
 LEAST_ANSWER = 8  # tokens: below, the row was about its prompt
+PEERS_HEAD = (
+    "| shape | weights | tokens a second | of the memory's limit | over llama.cpp (95%) | over OpenVINO (95%) |"
+)
 WEIGHTS = {"snello-int4": "INT4, head INT8", "snello-int4-all": "INT4", "snello-int8": "INT8"}
 
 
@@ -39,14 +42,19 @@ def peers() -> str:
         return "`python -m benchmarks.decode_vs_peers` measures Snello and its peers in turn, on your machine."
     one = next(iter(whole.values()))
     said = f"One stream, {one['threads']} threads, {one['processor']}, {one['when']}; each shape in turn in one run."
-    lines = [
-        "| shape | weights | tokens a second | of the memory's limit | over llama.cpp (95%) | over OpenVINO (95%) |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+    lines = [PEERS_HEAD, "|---|---|---:|---:|---:|---:|"]
     for shape, result in sorted(whole.items(), reverse=True):
-        measured_weights = [(ours, bits) for ours, bits in WEIGHTS.items() if ours in result["rows"]]
-        lines += [f"| {shape} | {_pairs(result['rows'], ours, bits)} |" for ours, bits in measured_weights]
+        lines.append(f"| {shape} | {_pairs(result['rows'], 'snello-int4', WEIGHTS['snello-int4'])} |")
     return "\n".join([said, "", *lines, "", f"Ratios at the same bits, the other at its best settings. {_many()}"])
+
+
+def one_stream() -> str:
+    """Every number of bits, those that we lose included."""
+    lines = [PEERS_HEAD, "|---|---|---:|---:|---:|---:|"]
+    for shape, result in sorted(_read("decode_vs_peers.json").items(), reverse=True):
+        measured = [(ours, bits) for ours, bits in WEIGHTS.items() if ours in result["rows"]]
+        lines += [f"| {shape} | {_pairs(result['rows'], ours, bits)} |" for ours, bits in measured]
+    return "\n".join(lines)
 
 
 def _many() -> str:
@@ -324,7 +332,13 @@ def _added(row: Mapping[str, Any]) -> str:
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": demo, "peers": peers},
-    "docs/compare.md": {"streams": streams, "quality": quality, "mixed": mixed, "speculation": speculation},
+    "docs/compare.md": {
+        "one": one_stream,
+        "streams": streams,
+        "quality": quality,
+        "mixed": mixed,
+        "speculation": speculation,
+    },
     "docs/quantize.md": {"methods": methods, "three_bits": three_bits, "outliers": outliers},
     "docs/prune.md": {"pruned": pruned},
     "docs/sparsify.md": {"zeros": zeros},

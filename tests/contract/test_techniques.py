@@ -24,7 +24,7 @@ from tests.checkpoints import MIXTURES, VARIANTS, make_checkpoint
 EVERY = pytest.mark.parametrize("name", sorted(TECHNIQUES))
 OPTIONS = {"trim": {"keep": 0.95}}  # of a vocabulary that is hardly more than the bytes
 REFUSED = {("prune", "gemma2"), ("prune", "gemma3")}  # layers that differ cannot shrink alike
-REFUSED |= {(name, variant) for name in ("prune", "sparsify") for variant in MIXTURES}
+REFUSED |= {(name, variant) for name in ("prune", "sparsify", "trim") for variant in MIXTURES}
 
 
 def windows(count: int = 2, length: int = 48) -> list[np.ndarray]:

@@ -2,8 +2,8 @@
 
 The clean states and the disturbed copies of all units travel through the blocks together, so every block's weights are
 read once. At the end the distance of each copy's answers from the clean ones is what that width costs there. At eight
-bits a unit's squared error is about 300 times smaller than at four, the same for all: measuring that too would take
-half as long again and leave the order as it is.
+bits a unit's squared error is smaller by much the same factor for all (138 to 200 for Gaussian rows of 4,096 down to
+320 columns, in groups of 128 at four): measuring that too would take half as long again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from snello.techniques.units import Unit, body_linears, units
 
 MEASURED_TOKENS = 512
 WINDOW = 256
-FINER_AT_EIGHT = 300.0
+FINER_AT_EIGHT = 170.0
 TEXTLESS = "weights='int8'"
 States: TypeAlias = dict[tuple[str, WeightFormat], list[Tensor]]
 

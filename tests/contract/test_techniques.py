@@ -95,7 +95,7 @@ def assert_refines(spec: Spec, planned: Spec) -> None:
 
 def test_mixed_bits_refine_too(tmp_path: Path) -> None:
     source = load(make_checkpoint(tmp_path / "source", "llama"))
-    technique = TECHNIQUES["quantize"](weights="mixed", bits=7.0)  # type: ignore[call-arg]
+    technique = TECHNIQUES["quantize"](weights="mixed", budget="7 bits")  # type: ignore[call-arg]
     result = technique.apply(source, Context(output=tmp_path / "result", windows=windows()))
     assert_refines(result.spec, technique.plan(source.spec))
 

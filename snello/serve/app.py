@@ -23,6 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from snello.errors import SnelloError
 from snello.serve.answering import Record, Source, from_engine
+from snello.serve.cached import from_caches
 from snello.serve.errors import RequestError, request_error
 from snello.serve.keys import OPEN_PATHS, Caller, Keys, check_host, check_origin
 from snello.serve.logs import log_request
@@ -50,7 +51,8 @@ class App:
         from snello.serve.routes import ROUTES
 
         self.options, self.models, self.keys = options, models, keys
-        self.source: Source = from_engine(options.keep_alive_seconds)
+        keep_alive = options.keep_alive_seconds
+        self.source: Source = from_caches(from_engine(keep_alive), keep_alive)
         self.metrics = Metrics(models, vllm_names=options.vllm_names)
         self.started = time.monotonic()
         self.inside = 0  # requests, health and metrics aside

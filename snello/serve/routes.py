@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from snello.serve.answering import (
     whole_response,
 )
 from snello.serve.app import App, Handler, as_json, read_json
+from snello.serve.cached import cache_control
 from snello.serve.errors import RequestError
 from snello.serve.fields import BOOLEAN, LIST, TABLE, TEXT, TOKENS, read_fields
 from snello.serve.gate import LEAST_RETRY
@@ -38,6 +39,7 @@ from snello.serve.sse import Disconnected, EventStream, event, unless_gone
 from snello.serve.status import status_of
 
 GRACE_SECONDS = 30.0  # that a slow reader has after the deadline
+SOURCE_HEADER = "x-snello-source"  # where an answer came from
 TIMEOUT_HEADER = "x-request-timeout"  # seconds, less than the server's own
 
 
@@ -86,13 +88,16 @@ async def _answer(app: App, request: Request, reading: Reading, served: Served, 
     """Given up wherever it is when the client hangs up."""
     record: Record = request.scope["record"]
     deadline = _deadline(app, request)
+    read, keep = cache_control(request.headers.get("cache-control"))
 
     async def work() -> Any:
         prepared = await prepare(reading, served, request.scope["caller"], deadline)
+        prepared = replace(prepared, read=read, keep=keep)
         talk = await begin(prepared, record, keep=app.options.log_prompts)
         if not reading.request.stream:
-            return as_json(await form.whole(talk, app.source))
-        hearing = app.source(prepared)
+            body = await form.whole(talk, app.source)
+            return as_json(body, headers={SOURCE_HEADER: record.source})
+        hearing = app.source(prepared, record)
         await anext(hearing)  # taken, or refused with a status of its own
         return _event_stream(record, form, form.streamed(talk, hearing), deadline)
 
@@ -161,7 +166,7 @@ def _event_stream(record: Record, form: _Completion | _Response, events: Events,
         return form.failed(error)
 
     left = deadline - asyncio.get_running_loop().time() + GRACE_SECONDS
-    return EventStream(events, seconds=left, failed=failed, ended=ended)
+    return EventStream(events, seconds=left, failed=failed, ended=ended, headers={SOURCE_HEADER: record.source})
 
 
 async def embeddings(app: App, request: Request) -> Response:

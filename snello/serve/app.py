@@ -29,6 +29,7 @@ from snello.serve.keys import OPEN_PATHS, Caller, Keys, check_host, check_origin
 from snello.serve.logs import log_request
 from snello.serve.metrics import Metrics
 from snello.serve.options import ServeOptions
+from snello.serve.pages import is_page
 from snello.serve.reading import parse_body
 from snello.serve.served import Models
 from snello.serve.sse import Disconnected
@@ -137,6 +138,8 @@ class App:
         if scope["path"] in OPEN_PATHS:
             return Caller("anyone")
         if self.keys is not None:
+            if is_page(scope["path"]):
+                return Caller("anyone")
             return self.keys.caller(_latin(headers.get(b"authorization")))
         if self.options.on_loopback:
             check_host(_latin(headers.get(b"host")))

@@ -31,6 +31,7 @@ from snello.serve.errors import RequestError
 from snello.serve.fields import BOOLEAN, LIST, TABLE, TEXT, TOKENS, read_fields
 from snello.serve.gate import LEAST_RETRY
 from snello.serve.metrics import CONTENT_TYPE
+from snello.serve.pages import page_file, proof_of
 from snello.serve.prepare import aside, prepare
 from snello.serve.reading import Reading, read_chat, read_completion, read_embedding
 from snello.serve.responses import ResponseWriter, read_response
@@ -261,6 +262,10 @@ async def metrics(app: App, request: Request) -> Response:
     return Response(app.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 
+async def proof(app: App, request: Request) -> Response:
+    return as_json(await asyncio.to_thread(proof_of, app.models.find(request.path_params["name"])))
+
+
 async def status(app: App, request: Request) -> Response:
     return as_json(status_of(app))
 
@@ -278,4 +283,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/health/ready", ready),
     ("GET", "/metrics", metrics),
     ("GET", "/status", status),
+    ("GET", "/proof/{name:path}", proof),
+    ("GET", "/", page_file),
+    ("GET", "/page/{name}", page_file),
 )

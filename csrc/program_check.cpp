@@ -177,12 +177,12 @@ class Checker {
   bool packed(int slot) const { return tensor_exists(slot) && packed_tensor(op_->tensor[slot]); }
   bool packed_tensor(int id) const {
     const snello_tensor& t = spec_.tensors[static_cast<size_t>(id)];
-    if (t.format < SNELLO_F32 || t.format > SNELLO_INT4) return bad("tensor %d has format %d", id, t.format);
+    if (t.format < SNELLO_F32 || t.format > SNELLO_INT3) return bad("tensor %d has format %d", id, t.format);
     if (t.rows < 1 || t.columns < 1 || t.columns > kMaxColumns)
       return bad("tensor %d is %d x %d", id, t.rows, t.columns);
     if (integer(t) && t.columns % kBlock != 0)
       return bad("tensor %d is an integer matrix of %d columns: it must be a multiple of %d", id, t.columns, kBlock);
-    if (t.format == SNELLO_INT4 && t.group_size != 32 && t.group_size != 64 && t.group_size != 128)
+    if (t.format > SNELLO_INT8 && t.group_size != 32 && t.group_size != 64 && t.group_size != 128)
       return bad("tensor %d has groups of %d columns: 32, 64 or 128", id, t.group_size);
     const uint64_t bytes = packed_bytes(t.format, t.rows, t.columns, t.group_size);
     if (t.bytes != bytes)
@@ -190,7 +190,7 @@ class Checker {
                  static_cast<unsigned long long>(bytes));
     return true;
   }
-  static bool integer(const snello_tensor& t) { return t.format == SNELLO_INT8 || t.format == SNELLO_INT4; }
+  static bool integer(const snello_tensor& t) { return t.format >= SNELLO_INT8; }
 
   // ---- arguments ----
 

@@ -18,14 +18,21 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 2
+#define SNELLO_ABI_VERSION 3
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
 
 /* ---- numbers ---- */
 
-enum snello_format { SNELLO_F32 = 0, SNELLO_F16 = 1, SNELLO_BF16 = 2, SNELLO_INT8 = 3, SNELLO_INT4 = 4 };
+enum snello_format {
+  SNELLO_F32 = 0,
+  SNELLO_F16 = 1,
+  SNELLO_BF16 = 2,
+  SNELLO_INT8 = 3,
+  SNELLO_INT4 = 4,
+  SNELLO_INT3 = 5
+};
 
 /* A packed matrix [rows, columns] (see docs/numerics.md, Layout), or, where an operation asks for a vector,
  * `columns` plain FP32 values (format F32, rows 1). `columns` of an integer matrix is a multiple of 64. */
@@ -35,7 +42,7 @@ typedef struct snello_tensor {
   int32_t format;     /* enum snello_format */
   int32_t rows;       /* N: outputs */
   int32_t columns;    /* K: inputs */
-  int32_t group_size; /* INT4: 32, 64 or 128; else 0 */
+  int32_t group_size; /* INT4, INT3: 32, 64 or 128; else 0 */
 } snello_tensor;
 
 SNELLO_API int32_t snello_abi_version(void);
@@ -64,7 +71,11 @@ SNELLO_API int32_t snello_pack_int8(const int8_t* q, const float* row_scale, int
 /* q [rows, columns] in 0..15, group_scale [rows, ceil(columns / group_size)] in 1..15, row_scale [rows]. */
 SNELLO_API int32_t snello_pack_int4(const uint8_t* q, const uint8_t* group_scale, const float* row_scale, int32_t rows,
                                     int32_t columns, int32_t group_size, void* packed);
-/* The inverses; any output pointer may be NULL. `values` [rows, columns] FP32 is the dequantized matrix. */
+/* q [rows, columns] in 0..7, group_scale [rows, ceil(columns / group_size)] in -15..15 but not 0, row_scale [rows]. */
+SNELLO_API int32_t snello_pack_int3(const uint8_t* q, const int8_t* group_scale, const float* row_scale, int32_t rows,
+                                    int32_t columns, int32_t group_size, void* packed);
+/* The inverses; any output pointer may be NULL. `values` [rows, columns] FP32 is the dequantized matrix; q4 and
+ * group_scale (of INT3 as signed bytes) are those of INT4 and INT3. */
 SNELLO_API int32_t snello_unpack(const snello_tensor* tensor, float* values, int8_t* q8, uint8_t* q4,
                                  uint8_t* group_scale, float* row_scale);
 

@@ -15,7 +15,7 @@ import numpy as np
 from snello.errors import SnelloError, Unsupported
 from snello.models.packed import PackedWeights
 from snello.models.rope import rope_tables
-from snello.models.spec import Attention, FeedForward, Format, Layer, Norm, Spec, input_name, linear_shape
+from snello.models.spec import INTEGER, Attention, FeedForward, Format, Layer, Norm, Spec, input_name, linear_shape
 from snello.native import core
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "tanh": 5}
@@ -376,7 +376,7 @@ def _needs_preparing(fmt: Format, width: int) -> bool:
 
 
 def _integer(fmt: Format) -> bool:
-    return fmt.weights in ("int8", "int4")
+    return fmt.weights in INTEGER
 
 
 def _padded(width: int) -> int:

@@ -15,20 +15,22 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 Task: TypeAlias = Literal["causal-lm", "masked-lm", "sequence-classification", "embedding"]
-WeightFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+WeightFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4", "int3"]
 CacheFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 Activation: TypeAlias = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "tanh"]
 
-BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
+BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
+GROUPED: tuple[WeightFormat, ...] = ("int4", "int3")  # with a scale for each group of columns
+INTEGER: tuple[WeightFormat, ...] = ("int8", *GROUPED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """How the weights of one linear are stored, and how its input is prepared (docs/numerics.md).
 
-    `group_size` belongs to INT4. `activations` int8 quantizes the input per row and needs integer weights; int8-static
-    does so by one scale for all rows, measured before and stored. `rotate` and
-    `equalize` say that the weights are stored in the basis `W diag(input scale) H`; the input is brought there once.
+    `group_size` belongs to INT4 and INT3. `activations` int8 quantizes the input per row and needs integer weights;
+    int8-static does so by one scale for all rows, measured before and stored. `rotate` and `equalize` say that the
+    weights are stored in the basis `W diag(input scale) H`; the input is brought there once.
     """
 
     weights: WeightFormat

@@ -112,7 +112,7 @@ def quantize_offers(subject: Subject) -> tuple[Offer, ...]:
         found = {"weights": "int4", "group_size": subject.grid, "rotate": False, "equalize": False}
         offers.append(_quantize("int4, the checkpoint's own grid", **found))
     offers += [_quantize(f"int4, {m}", weights="int4", method=m) for m in ("rtn", "gptq", "awq")]
-    offers += [_quantize(f"mixed {b} bits", weights="mixed", bits=b, method="gptq") for b in (5.0, 6.0)]
+    offers += [_quantize(f"mixed {b} bits", weights="mixed", budget=f"{b:g} bits", method="gptq") for b in (5.0, 6.0)]
     return tuple(offers)
 
 

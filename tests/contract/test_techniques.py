@@ -24,7 +24,7 @@ from tests.checkpoints import MIXTURES, VARIANTS, make_checkpoint
 EVERY = pytest.mark.parametrize("name", sorted(TECHNIQUES))
 OPTIONS = {"trim": {"keep": 0.95}}  # of a vocabulary that is hardly more than the bytes
 REFUSED = {("prune", "gemma2"), ("prune", "gemma3")}  # layers that differ cannot shrink alike
-REFUSED |= {(name, variant) for name in ("prune", "sparsify") for variant in MIXTURES}
+REFUSED |= {(name, variant) for name in ("prune", "sparsify", "trim") for variant in MIXTURES}
 
 
 def windows(count: int = 2, length: int = 48) -> list[np.ndarray]:
@@ -95,7 +95,7 @@ def assert_refines(spec: Spec, planned: Spec) -> None:
 
 def test_mixed_bits_refine_too(tmp_path: Path) -> None:
     source = load(make_checkpoint(tmp_path / "source", "llama"))
-    technique = TECHNIQUES["quantize"](weights="mixed", bits=7.0)  # type: ignore[call-arg]
+    technique = TECHNIQUES["quantize"](weights="mixed", budget="7 bits")  # type: ignore[call-arg]
     result = technique.apply(source, Context(output=tmp_path / "result", windows=windows()))
     assert_refines(result.spec, technique.plan(source.spec))
 

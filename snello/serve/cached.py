@@ -37,22 +37,27 @@ def from_caches(source: Source, keep_alive: float) -> Source:
                     yield heard
             return
         prepared.served.gate.check_open()
-        shared = replace(prepared, deadline=math.inf)
+        shared, news, refused = replace(prepared, deadline=math.inf), asyncio.Event(), True
 
         async def begin() -> AsyncIterator[Chunk]:
-            async with aclosing(source(shared, record)) as hearing:
-                async for heard in hearing:
-                    for _, chunk in heard:
-                        yield chunk
+            nonlocal refused
+            try:
+                async with aclosing(source(shared, record)) as hearing:
+                    async for heard in hearing:
+                        refused = False
+                        news.set()
+                        for _, chunk in heard:
+                            yield chunk
+            finally:
+                news.set()
 
         async with caches.answer(asked_of(prepared), begin, read=prepared.read, keep=prepared.keep) as reply:
             record.source = reply.source
-            chunks, unfinished, taken = aiter(reply.chunks), prepared.num_choices, False
+            chunks, unfinished = aiter(reply.chunks), prepared.num_choices
+            if reply.source != "computed" or (await _taken(news, seconds_left(prepared)) and not refused):
+                yield []
             while unfinished:
                 chunk = await _next(chunks, min(keep_alive, seconds_left(prepared)))
-                if not taken:
-                    taken = True
-                    yield []
                 if chunk is not None:
                     unfinished -= chunk.finish_reason is not None
                     yield [(0, chunk)]
@@ -62,6 +67,15 @@ def from_caches(source: Source, keep_alive: float) -> Source:
                 pass
 
     return cached
+
+
+async def _taken(news: asyncio.Event, seconds: float) -> bool:
+    """Waits until the generation was taken or refused; False: it was neither for so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await news.wait()
+    except TimeoutError:
+        return False
 
 
 async def _next(chunks: AsyncIterator[Chunk], seconds: float) -> Chunk | None:

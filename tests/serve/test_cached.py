@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from snello.serve.keys import Keys
-from snello.serve.options import ServeOptions
+from snello.serve.options import Limits, ServeOptions
 from tests.serve.world import Running, serving, text_of
 
 TEXTS, SOURCE = "/v1/completions", "x-snello-source"
@@ -99,4 +99,14 @@ def test_an_impatient_one_ends_nobody_elses_generation() -> None:
         kind, choices = source(here, body)
         short.join()
         assert kind == "flight" and choices[0]["finish_reason"] == "length"
+        assert here.idle()
+
+
+def test_a_refusal_of_a_settled_stream_has_a_status_of_its_own() -> None:
+    limits = Limits(queue_tokens=200)
+    body = {"prompt": "def f(x):\n", "max_tokens": 900, "ignore_eos": True, "temperature": 0, "stream": True}
+    with serving(ServeOptions(models=("demo",), threads=1, limits=limits)) as here:
+        with here.client.stream("POST", TEXTS, json=body):  # an idle server lets any in
+            response = here.post(TEXTS, {**body, "prompt": "another"})
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
         assert here.idle()

@@ -40,6 +40,7 @@ def test_an_answer_outlasts_the_server_and_replays_as_a_stream(tmp_path: Path) -
         assert [text_of(events, index) for index in (0, 1)] == [choice["text"] for choice in computed]
         assert here.app.models["demo"].worker.tokens == 0, "nothing was drawn"
         assert 'snello:answers_total{model_name="demo",source="exact"} 2.0' in here.get("/metrics").text
+        assert here.get("/status").json()["answers_on_disk"]["hits"] == 2
         assert "snello:exact_answers_hits_total 2.0" in here.get("/metrics").text
 
 

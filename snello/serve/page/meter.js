@@ -9,6 +9,7 @@ export function showMeter(status, model) {
   const now = model.counts, same = before?.name === model.name && status.seconds > before.seconds;
   const speed = same ? (now.generation_tokens - before.tokens) / (status.seconds - before.seconds) : 0;
   before = { name: model.name, tokens: now.generation_tokens, seconds: status.seconds };
+  const kept = status.answers_on_disk;
   const limit = model.ceiling?.decode_tokens_per_second;
   $("speed").textContent = count(speed);
   $("share").hidden = !limit;
@@ -25,6 +26,7 @@ export function showMeter(status, model) {
     ["prompt tokens known", share(now.prefix_cache_hits, now.prefix_cache_queries)],
     ["read from disk", `${count(now.prefix_disk_hits)} tokens`],
     ["answers shared in flight", count(now.flights_joined)],
+    ...(kept ? [["answers known from disk", `${count(kept.hits)} of ${count(kept.hits + kept.misses)}`]] : []),
     ["refused", count(refused)],
     ["drawn since the start", `${count(now.generation_tokens)} tokens`],
   ];

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.cli.options import Parser, add_options, build
-from snello.cli.techniques import lookup, require_torch
+from snello.cli.techniques import lookup, names, require_torch
 from snello.errors import SnelloError
 from snello.report import numbers
 from snello.terminal import Terminal, bar
@@ -22,6 +22,7 @@ EXAMPLES = (
     "snello apply quantize demo --weights int8 -o lean/demo-int8",
     "snello apply quantize Qwen/Qwen3-0.6B --method gptq --text yours.txt -o lean/qwen3",
     "snello apply prune demo --ffn 0.25 --text yours.txt -o lean/demo-narrow",
+    "snello apply distill lean/demo-narrow --teacher demo --text yours.txt -o lean/demo-healed",
     "snello apply sparsify demo --sparsity 0.5 -o lean/demo-half",
     "snello apply quantize --help",
 )
@@ -32,7 +33,7 @@ def choose(parser: Parser, words: Sequence[str]) -> list[str]:
     name = next((word for word in words if not word.startswith("-")), None)
     if name is None:
         if "-h" in words or "--help" in words:
-            parser.add_argument("technique", metavar="TECHNIQUE", help="prune, quantize or sparsify")
+            parser.add_argument("technique", metavar="TECHNIQUE", help=names())
             return list(words)
         raise SnelloError("which technique?", "snello apply quantize MODEL -o DIR", exit_code=2)
     technique = lookup(name)
@@ -47,7 +48,9 @@ def choose(parser: Parser, words: Sequence[str]) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face name, or demo")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the lean folder goes")
-    parser.add_argument("--text", type=Path, action="append", default=[], help="calibration text; repeatable")
+    parser.add_argument(
+        "--text", type=Path, action="append", default=[], help="text to calibrate or train on; repeatable"
+    )
     parser.add_argument("--seed", type=int, default=0, help="[0]")
     parser.add_argument("--threads", type=int, help="[the physical cores]")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
@@ -56,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     require_torch(f"apply {arguments.technique}")
     from snello.models import load
-    from snello.techniques.base import Context
+    from snello.techniques.base import Context, wanted_tokens
 
     technique = build(lookup(arguments.technique), arguments)
     output: Path = arguments.output
@@ -70,7 +73,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
 
     context = Context(
         output=output,
-        windows=_calibration(arguments.text, model),
+        windows=_calibration(arguments.text, model, wanted_tokens(technique)),
         seed=arguments.seed,
         threads=arguments.threads,
         progress=progress,
@@ -85,18 +88,18 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     return {**fields, "digest": lean.digest}
 
 
-def _calibration(paths: Sequence[Path], model: Model) -> list[np.ndarray]:
-    """All of these texts as calibration windows: alone, a step holds nothing back to judge itself."""
+def _calibration(paths: Sequence[Path], model: Model, wanted: int) -> list[np.ndarray]:
+    """As much of these texts as is useful, as windows: alone, a step holds nothing back to judge itself."""
     import numpy as np
 
     from snello.measure.documents import read_source
     from snello.measure.text import Limits
 
-    limits, window = Limits(), min(Limits().calib_window, model.spec.max_positions)
+    most, window = max(Limits().calib, wanted), min(Limits().calib_window, model.spec.max_positions)
     ids: list[int] = []
     for document in (document for path in paths for document in read_source(path)):
         ids += model.tokenizer.encode(document.text)
-        if len(ids) >= limits.calib:
+        if len(ids) >= most:
             break
-    whole = range(0, min(len(ids), limits.calib) - window + 1, window)
+    whole = range(0, min(len(ids), most) - window + 1, window)
     return [np.array(ids[start : start + window], np.int32) for start in whole] or [np.array(ids, np.int32)] * bool(ids)

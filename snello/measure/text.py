@@ -17,7 +17,7 @@ import numpy as np
 
 from snello.errors import SnelloError
 from snello.measure.documents import Document, order
-from snello.measure.overlap import seen_ngrams, without_overlap
+from snello.models.overlap import seen_ngrams, without_overlap
 
 WINDOW = 1_024
 UNSCORED = 64

@@ -10,7 +10,6 @@ import pytest
 
 from snello.errors import SnelloError
 from snello.measure.documents import Document, gather, order, read_labelled, read_source, split
-from snello.measure.overlap import ngrams, seen_ngrams, without_overlap
 from snello.measure.text import (
     Limits,
     assign,
@@ -19,6 +18,7 @@ from snello.measure.text import (
     cut_text,
     windows,
 )
+from snello.models.overlap import ngrams, seen_ngrams, without_overlap
 
 
 def encode(text: str) -> list[int]:

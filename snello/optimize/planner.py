@@ -19,10 +19,12 @@ from snello.measure.speed import Workload
 from snello.models.spec import BITS, Spec
 from snello.optimize.gate import PAYS
 from snello.optimize.recipe import Stage, Step
+from snello.techniques.base import wanted_tokens
 
 # per billion weights, before any was measured
 APPLY_SECONDS = {"rtn": 40.0, "hqq": 150.0, "smoothquant": 400.0, "awq": 500.0, "gptq": 700.0}
 SENSITIVITY_SECONDS = 600.0
+TRAIN_SECONDS, CONTROL_SECONDS = 0.2, 0.15  # per token: with the teacher's answers, and on the text alone
 TIMED_RUNS = 30  # of the goal's workload, per judged stage
 Plan = Callable[[Step, Spec], Spec]
 
@@ -157,6 +159,8 @@ class Forecast:
 
     def _apply(self, step: Step) -> float:
         billions = self.weights / 1e9
+        if (tokens := wanted_tokens(step.technique)) > 0:
+            return billions * tokens * (TRAIN_SECONDS + CONTROL_SECONDS)
         seconds = APPLY_SECONDS.get(str(step.options.get("method", "rtn")), APPLY_SECONDS["gptq"])
         mixed = SENSITIVITY_SECONDS if step.options.get("weights") == "mixed" else 0.0
         return billions * (seconds + mixed)

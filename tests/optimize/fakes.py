@@ -147,6 +147,8 @@ class FakeRunner:
         assert not self.closed
         ids = np.asarray(tokens)
         losses = generator_of("nll", ids.tobytes()).gamma(1.2, 2.8, len(ids) - 1)
+        if self.model.loss < 0:  # it reads better
+            losses = losses * (1 + self.model.loss / float(losses.mean()))
         if self.model.loss > 0:
             own = generator_of("noise", self.model.digest, ids.tobytes())
             odds = -losses - np.log(-np.expm1(-np.maximum(losses, 1e-9)))
@@ -219,6 +221,12 @@ EFFECTS: dict[str, tuple[float, float]] = {
 }
 
 
+def named(options: dict[str, Any]) -> str:
+    """ "int8 rtn", "distill text"."""
+    words = ("weights", "method") if options["use"] == "quantize" else ("use", "loss")
+    return " ".join(str(options[word]) for word in words if word in options)
+
+
 @dataclass
 class FakeWorkbench:
     root: Path
@@ -236,7 +244,7 @@ class FakeWorkbench:
             from snello.optimize.recipe import Step
 
             options = {key: value for key, value in facts["step"].items() if key != "use"}
-            planned = Step("quantize", options).technique.plan(self.base)
+            planned = Step(facts["step"]["use"], options).technique.plan(self.base)
             return FakeModel(planned, path, facts["loss"], facts["pace"], facts["pace"], content)
         if str(name) != "fake":
             raise SnelloError(f"{name} does not exist", "give fake")
@@ -266,7 +274,7 @@ class FakeWorkbench:
 
     def apply(self, step: Any, model: FakeModel, context: Context) -> FakeModel:
         options = step.resolved()
-        self.applied.append(f"{options['weights']} {options['method']}")
+        self.applied.append(named(options))
         context.progress("half", 0.5)
         loss, pace = self.effects.get(self.applied[-1]) or self.effects[str(options["weights"])]
         if options.get("cache"):

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--windows", type=int, default=40, help="held-out windows of 256 tokens")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="*", default=["ffn 25%", "ffn 50%", "width 25%", "layers 25%", "layers 50%"])
+    parser.add_argument("--only", nargs="*", default=["ffn 50%", "layers 50%", "ffn 25%", "width 25%", "layers 25%"])
     parser.add_argument("--scratch", nargs="*", default=["ffn 50%"], help="rows that are also trained from nothing")
     parser.add_argument("--speed", action="store_true", help="only time what is in --keep")
     args = parser.parse_args()

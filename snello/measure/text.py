@@ -267,13 +267,17 @@ def cut_examples(documents: Sequence[Document], encode: Encode, *, longest: int,
             break
         chosen.append(piece)
         total += len(piece)
-    cuts = {name: tuple(_example(d, i, encode, longest) for i, d in enumerate(parts[name])) for name in parts}
+    judged = ("select", "proof")
+    cuts = {name: [_example(d, i, encode, longest) for i, d in enumerate(parts[name])] for name in judged}
+    seen = seen_ngrams(chosen)
+    kept = {name: tuple(without_overlap(cuts[name], seen)) for name in judged}
     return Source(
         name=documents[0].source,
         documents=len(ordered),
         calib=tuple(chosen),
-        select=cuts["select"],
-        proof=cuts["proof"],
+        select=kept["select"],
+        proof=kept["proof"],
+        dropped_blocks=sum(len(cuts[name]) - len(kept[name]) for name in judged),
     )
 
 

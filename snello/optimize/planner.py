@@ -24,7 +24,7 @@ from snello.techniques.base import wanted_tokens
 # per billion weights, before any was measured
 APPLY_SECONDS = {"rtn": 40.0, "hqq": 150.0, "smoothquant": 400.0, "awq": 500.0, "gptq": 700.0}
 SENSITIVITY_SECONDS = 600.0
-TRAIN_SECONDS, CONTROL_SECONDS = 0.2, 0.15  # per token: with the teacher's answers, and on the text alone
+TRAIN_SECONDS, CONTROL_SECONDS = 0.06, 0.04  # per token: with the teacher's answers, and on the text alone
 TIMED_RUNS = 30  # of the goal's workload, per judged stage
 Plan = Callable[[Step, Spec], Spec]
 

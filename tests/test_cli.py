@@ -17,7 +17,7 @@ import pytest
 
 from snello.cli import VERBS, main
 from snello.cli.ladder import Ladder, row_line, time_left
-from snello.cli.options import Parser, add_options, build, duration, option_rows, percent, ratio
+from snello.cli.options import Parser, add_options, build, duration, option_rows, percent, target
 from snello.errors import SnelloError
 from snello.measure.interval import Interval
 from snello.optimize import events
@@ -77,11 +77,15 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["run"], 2, "required: MODEL"),
         (["run", "demo", "x", "--temprature", "1"], 2, "did you mean --temperature"),
         (["bench"], 2, "needs a MODEL or a --shape"),
+        (["bench", "demo", "--keep-first", "9"], 2, "--keep-first goes with --keep-last"),
+        (["bench", "demo", "--keep-last", "9", "--against", "openvino"], 2, "--keep-last does not go with --against"),
+        (["run", "demo", "x", "--keep-last", "0"], 2, "a whole number of at least 1"),
+        (["run", "demo", "x", "--keep-first", "9"], 2, "--keep-first goes with --keep-last"),
         (["apply"], 2, "which technique"),
         (["apply", "quantise", "demo", "-o", "x"], 2, "did you mean quantize"),
         (["apply", "quantize", "demo", "-o", "x", "--weights", "int5"], 2, "did you mean int"),
         (["apply", "sparsify", "demo", "-o", "x", "--sparsity", "1.5"], 1, "not between 0 and 1"),
-        (["explain", "prayer"], 2, "there are: distill, prune, quantize, sparsify"),
+        (["explain", "prayer"], 2, "there are: distill, prune, quantize, sparsify, trim"),
         (["optimize", "demo", "--max-loss", "lots"], 2, "write 1% or 0.01"),
         (["optimize", "demo", "--max-loss", "900%"], 2, "'900%' is not more than 0% and less than 100%"),
         (["optimize", "demo", "--max-loss", "-1"], 2, "write 1% or 0.01"),
@@ -233,7 +237,11 @@ def test_what_is_not_an_option_is_refused(words: tuple[str, ...]) -> None:
 
 
 def test_units() -> None:
-    assert (percent("1%"), percent("0.01"), duration("30m"), duration("90s"), ratio("2x")) == (0.01, 0.01, 1800, 90, 2)
+    assert (percent("1%"), percent("0.01"), duration("30m"), duration("90s")) == (0.01, 0.01, 1800, 90)
+    assert [str(target(text)) for text in ("2x", "1.5", " 300MB")] == ["2x", "1.5x", "300MB"]
+    for wrong in ("", "x", "-2x", "2y", "MB", "0.5x"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            target(wrong)
     with pytest.raises(argparse.ArgumentTypeError):
         percent("-1%")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snello.cli.opening import open_model
 from snello.cli.options import Parser, add_options, build
 from snello.cli.techniques import lookup, names, require_torch
 from snello.errors import SnelloError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from snello.models.model import Model
+    from snello.techniques.base import Technique
 
 EXAMPLES = (
     "snello apply quantize demo --weights int8 -o lean/demo-int8",
@@ -58,14 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     require_torch(f"apply {arguments.technique}")
-    from snello.models import load
-    from snello.techniques.base import Context, wanted_tokens
+    from snello.techniques.base import Context
 
     technique = build(lookup(arguments.technique), arguments)
     output: Path = arguments.output
     if output.exists() and not arguments.overwrite:
         raise SnelloError(f"{output} is there already", "--overwrite replaces it")
-    model = load(arguments.model)
+    model = open_model(arguments.model, terminal)
     technique.plan(model.spec)  # what cannot work fails before a text is read
 
     def progress(message: str, fraction: float) -> None:
@@ -73,7 +74,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
 
     context = Context(
         output=output,
-        windows=_calibration(arguments.text, model, wanted_tokens(technique)),
+        windows=_calibration(arguments.text, model, _useful(technique)),
         seed=arguments.seed,
         threads=arguments.threads,
         progress=progress,
@@ -88,8 +89,18 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     return {**fields, "digest": lean.digest}
 
 
+def _useful(technique: Technique) -> int:
+    """As many tokens as a technique has a use for, to train on or to count."""
+    from snello.techniques.base import wanted_tokens
+
+    return max(wanted_tokens(technique), getattr(technique, "counted_tokens", 0))
+
+
 def _calibration(paths: Sequence[Path], model: Model, wanted: int) -> list[np.ndarray]:
-    """As much of these texts as is useful, as windows: alone, a step holds nothing back to judge itself."""
+    """As much of these texts as is useful, as windows: alone, a step holds nothing back to judge itself.
+
+    `wanted`: tokens, if that is more than a calibration's.
+    """
     import numpy as np
 
     from snello.measure.documents import read_source

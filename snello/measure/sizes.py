@@ -6,7 +6,7 @@ must come from the packed layout alone (docs/numerics.md, Layout). A test holds 
 
 from __future__ import annotations
 
-from snello.models.spec import BITS, Attention, CacheFormat, Format, Spec, linear_names, linear_shape
+from snello.models.spec import BITS, Attention, CacheFormat, Format, Spec, linear_names, linear_shape, read_share
 
 PANEL_ROWS = 16
 BLOCK_COLUMNS = 64
@@ -28,14 +28,20 @@ def packed_bytes(form: Format, rows: int, columns: int) -> int:
     return panels * _padded(PANEL_ROWS * columns * BITS[form.weights] // 8, 64)
 
 
-def linear_bytes(spec: Spec) -> int:
-    """Bytes of the weights that every decoded token reads: all linears, the head with them."""
-    return sum(packed_bytes(spec.format(name), *linear_shape(spec, name)) for name in linear_names(spec))
+def linear_bytes(spec: Spec, rows: int = 1) -> int:
+    """Bytes of the weights that a step of so many rows reads: all linears, the head with them, and of experts those
+    that rows go to if they go to all alike.
+    """
+    return round(sum(_packed(spec, name) * read_share(spec, name, rows) for name in linear_names(spec)))
+
+
+def _packed(spec: Spec, name: str) -> int:
+    return packed_bytes(spec.format(name), *linear_shape(spec, name))
 
 
 def weights_bytes(spec: Spec) -> int:
     """Bytes of all matrices: linears and embedding tables (a tied head is counted once)."""
-    total = linear_bytes(spec)
+    total = sum(_packed(spec, name) for name in linear_names(spec))
     form = spec.format("embedding")
     if not (spec.head.tied and "head" in linear_names(spec)):
         total += packed_bytes(form, spec.vocab_size, spec.hidden_size)
@@ -80,7 +86,7 @@ def linear_operations(spec: Spec) -> dict[str, float]:
         rows, columns = linear_shape(spec, name)
         key = arithmetic(spec.format(name))
         key = f"head:{key}" if name == "head" and spec.head.kind == "lm" else key
-        totals[key] = totals.get(key, 0.0) + 2.0 * rows * columns
+        totals[key] = totals.get(key, 0.0) + 2.0 * rows * columns * read_share(spec, name)
     return totals
 
 

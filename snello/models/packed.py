@@ -20,7 +20,7 @@ import numpy as np
 from snello.errors import SnelloError
 from snello.models.model import Floats, StoredTensor
 from snello.models.parameters import matrix_names, parameter_shapes
-from snello.models.spec import Format, Spec, input_name, linear_names
+from snello.models.spec import Format, Spec, input_name, linear_names, read_share
 from snello.models.tensor_file import open_tensor_file
 from snello.native import core
 
@@ -168,8 +168,12 @@ class PackedWeights:
 
     @cached_property
     def linear_bytes(self) -> int:
-        """Bytes of all linears: what one decoded token reads. Of an untied embedding it reads one row."""
-        return sum(self.layouts[_matrix_of(self.spec, linear)].num_bytes for linear in linear_names(self.spec))
+        """Bytes of all linears that one decoded token reads: not of experts that it does not go to, and of an untied
+        embedding one row.
+        """
+        spec, layouts = self.spec, self.layouts
+        read = (layouts[_matrix_of(spec, linear)].num_bytes * read_share(spec, linear) for linear in linear_names(spec))
+        return round(sum(read))
 
     def verify(self) -> None:
         """Reads the whole file once and compares checksums."""

@@ -74,6 +74,10 @@ class OpKind(IntEnum):
     ADD = 7
     GATHER = 8
     SCALE = 9
+    ROUTE = 10
+    DISPATCH = 11
+    EXPERTS = 12
+    COMBINE = 13
 
 
 # ---- instruction sets

@@ -17,14 +17,19 @@ from snello.errors import Unsupported
 from snello.models import load
 from snello.models.spec import Experts, Recurrent, Spec, linear_names, linear_shape
 from snello.techniques.base import Context, Technique
+from snello.techniques.quantize import Quantize
 from snello.techniques.quantize.size import stored_bytes
 from snello.techniques.table import TECHNIQUES
-from tests.checkpoints import VARIANTS, make_checkpoint
+from tests.checkpoints import MIXTURES, VARIANTS, make_checkpoint
 
 EVERY = pytest.mark.parametrize("name", sorted(TECHNIQUES))
+OPTIONS: dict[str, dict[str, Any]] = {
+    "distill": {"student": "alternate", "tokens": 96, "batch_tokens": 48},
+    "trim": {"keep": 0.95},  # of a vocabulary that is hardly more than the bytes
+}
 # layers that differ cannot shrink alike, nor leave by turns
 REFUSED = {(name, variant) for name in ("distill", "prune") for variant in ("gemma2", "gemma3")}
-OPTIONS: dict[str, dict[str, Any]] = {"distill": {"student": "alternate", "tokens": 96, "batch_tokens": 48}}
+REFUSED |= {(name, variant) for name in ("distill", "prune", "sparsify", "trim") for variant in MIXTURES}
 
 
 def windows(count: int = 2, length: int = 48) -> list[np.ndarray]:
@@ -105,12 +110,13 @@ def test_odd_models_are_refused_with_a_hint(name: str, tmp_path: Path) -> None:
     spec = load(make_checkpoint(tmp_path / "source", "llama")).spec
     layer = spec.layers[0]
     experts = dataclasses.replace(layer.feed_forward, experts=Experts(num_experts=8, num_active=2))
+    calibrated = Quantize(method="gptq") if name == "quantize" else TECHNIQUES[name]()
     for odd in (
         dataclasses.replace(layer, mixer=Recurrent(kind="mamba", num_heads=4, state_dim=16)),
         dataclasses.replace(layer, feed_forward=experts),
     ):
         with pytest.raises(Unsupported) as caught:
-            TECHNIQUES[name]().plan(dataclasses.replace(spec, layers=(layer, odd)))
+            calibrated.plan(dataclasses.replace(spec, layers=(layer, odd)))
         assert caught.value.hint
 
 

@@ -193,7 +193,7 @@ def test_nobody_teaches_himself(source: Model, tmp_path: Path) -> None:
     with pytest.raises(SnelloError, match="has no teacher") as caught:
         Distill(**SMALL).apply(source, alone)
     assert "--teacher" in str(caught.value.hint)
-    with pytest.raises(SnelloError, match="is its own teacher"):
+    with pytest.raises(Unsupported, match="is its own teacher"):
         healed(source, source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

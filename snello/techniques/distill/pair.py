@@ -43,10 +43,10 @@ def check_pair(options: Distill, student: Model, spec: Spec, teacher: Model) -> 
     """The same words on both sides, and hidden rows that can be compared where a loss compares them.
 
     Raises:
-        SnelloError, Unsupported: they do not fit.
+        Unsupported: they do not fit.
     """
     if teacher.digest == student.digest and options.student == "given":
-        raise SnelloError(f"{teacher.name} is its own teacher: nothing can be learned", "give a smaller student")
+        raise Unsupported(f"{teacher.name} is its own teacher: nothing can be learned", "give a smaller student")
     if teacher.spec.task != spec.task:
         raise Unsupported(f"the teacher is a {teacher.spec.task} model, the student {spec.task}", "they must be alike")
     if teacher.spec.vocab_size != spec.vocab_size or teacher.tokenizer.digest != student.tokenizer.digest:

@@ -143,6 +143,7 @@ class Quantize:
     def plan(self, spec: Spec) -> Spec:
         """Formats and cache type of the result. With mixed: one way to spend the budget; `apply` finds a better one."""
         _check_spec(spec)
+        check_plain_blocks(spec, "quantize", self._without_experts())
         spec = dataclasses.replace(spec, cache_format=self.cache) if self.cache else spec
         if self.weights in ("bf16", "fp16"):
             return dataclasses.replace(spec, default_format=Format(weights=self.weights))
@@ -151,6 +152,12 @@ class Quantize:
         formats |= self._head_formats(spec)
         spec = spec.with_formats(formats)
         return spec if self.bits is None else extend_to_budget(spec, self.format("int8"), self.bits)
+
+    def _without_experts(self) -> str | None:
+        """What to do instead where there are experts, which calibration text reaches unevenly, some not at all."""
+        if self.weights == "mixed":
+            return "with experts, weights are int4 or int8 throughout"
+        return "with experts, use method='rtn' or 'hqq' and activations='int8' or 'float'" if self.calibrates else None
 
     def apply(self, model: Model, context: Context) -> Model:
         """Writes a lean folder at `context.output` and loads it."""
@@ -194,7 +201,6 @@ def _check_spec(spec: Spec) -> None:
     integer = [format for _, format in spec.formats if format.weights in ("int8", "int4")]
     if integer or spec.default_format.weights in ("int8", "int4"):
         raise Unsupported("this model is quantized already", "start from the original, which still has all its bits")
-    check_plain_blocks(spec, "quantize")
     for linear in linear_names(spec):
         columns = linear_shape(spec, linear)[1]
         if columns > MAX_COLUMNS:

@@ -17,6 +17,7 @@ import torch
 
 from snello.errors import SnelloError
 from snello.models import load, write_lean_folder
+from snello.models.packed import matrix_format
 from snello.models.parameters import matrix_names
 from snello.models.spec import Spec, linear_names
 from snello.techniques.calibration import Calibrator
@@ -135,13 +136,14 @@ def _write_embedding(writer: Writer, model: Model) -> None:
 
 
 def _copy_rest(writer: Writer, model: Model, spec: Spec, written: set[str]) -> None:
-    matrices, kind = set(matrix_names(spec)), spec.default_format.weights
-    assert kind != "int8" and kind != "int4"
+    matrices = set(matrix_names(spec))
     for name in model.weights.names():
         if name in written or name.startswith("inputs."):
             continue
         values = model.weights.values(name)
         if name in matrices:
+            kind = matrix_format(spec, name).weights
+            assert kind != "int8" and kind != "int4", name
             _check_range(name, values, kind)
             writer.add_float(name, values, kind)
         else:
@@ -151,7 +153,7 @@ def _copy_rest(writer: Writer, model: Model, spec: Spec, written: set[str]) -> N
 def _check_cast(model: Model, spec: Spec) -> None:
     """Before anything is written: a matrix that this type cannot hold would become infinite without a word."""
     for name in matrix_names(spec):
-        _check_range(name, model.weights.values(name), spec.default_format.weights)
+        _check_range(name, model.weights.values(name), matrix_format(spec, name).weights)
 
 
 def _check_range(name: str, values: npt.NDArray[np.float32], format: str) -> None:

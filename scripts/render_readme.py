@@ -321,6 +321,35 @@ def pruned() -> str:
     return "\n".join(parts).rstrip()
 
 
+def healed() -> str:
+    """A table for each model: pruned, healed and from scratch, beside the original and its control."""
+    parts = []
+    for model, measured in _read("distill_after_prune.json").items():
+        text = measured["text"]
+        told = f"{text['held_tokens']:,} held-out tokens, {text['train_tokens']:,} of training text"
+        parts += [f"`{model}`, {told}; `{measured['command']}`:", ""]
+        parts += ["| model | nats a token | over the original (95% bounds) | over the better of original and control |"]
+        parts[-1] += " parameters | trained on | minutes | decode, times as fast |"
+        parts += ["|---|---:|---:|---:|---:|---:|---:|---:|"]
+        for name, row in measured["rows"].items():
+            if "refused" in row:
+                parts.append(f"| {name} | refused: {row['refused']} | | | | | | |")
+                continue
+            fast = row.get("decode_speedup")
+            cells = [
+                f"{row['nats']:.4f}",
+                _added(row),
+                _added({"increase_nats": row["over_the_better"]}),
+                f"{row['parameters'] / 1e6:.1f} M",
+                f"{row['train_tokens']:,}" if "train_tokens" in row else "",
+                f"{row['minutes']:.1f}" if "minutes" in row else "",
+                f"{fast['median']:.2f} ({fast['low']:.2f}-{fast['high']:.2f})" if fast else "",
+            ]
+            parts.append(f"| {name} | {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
@@ -340,6 +369,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "speculation": speculation,
     },
     "docs/quantize.md": {"methods": methods, "three_bits": three_bits, "outliers": outliers},
+    "docs/distill.md": {"healed": healed},
     "docs/prune.md": {"pruned": pruned},
     "docs/sparsify.md": {"zeros": zeros},
 }

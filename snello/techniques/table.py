@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from snello.techniques.base import Technique
+from snello.techniques.distill import Distill
 from snello.techniques.prune import Prune
 from snello.techniques.quantize import Quantize
 from snello.techniques.sparsify import Sparsify
 from snello.techniques.trim import Trim
 
 TECHNIQUES: dict[str, type[Technique]] = {
+    "distill": Distill,
     "prune": Prune,
     "quantize": Quantize,
     "sparsify": Sparsify,

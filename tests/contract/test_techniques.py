@@ -8,6 +8,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,13 @@ from snello.techniques.table import TECHNIQUES
 from tests.checkpoints import MIXTURES, VARIANTS, make_checkpoint
 
 EVERY = pytest.mark.parametrize("name", sorted(TECHNIQUES))
-OPTIONS = {"trim": {"keep": 0.95}}  # of a vocabulary that is hardly more than the bytes
-REFUSED = {("prune", "gemma2"), ("prune", "gemma3")}  # layers that differ cannot shrink alike
-REFUSED |= {(name, variant) for name in ("prune", "sparsify", "trim") for variant in MIXTURES}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "distill": {"student": "alternate", "tokens": 96, "batch_tokens": 48},
+    "trim": {"keep": 0.95},  # of a vocabulary that is hardly more than the bytes
+}
+# layers that differ cannot shrink alike, nor leave by turns
+REFUSED = {(name, variant) for name in ("distill", "prune") for variant in ("gemma2", "gemma3")}
+REFUSED |= {(name, variant) for name in ("distill", "prune", "sparsify", "trim") for variant in MIXTURES}
 
 
 def windows(count: int = 2, length: int = 48) -> list[np.ndarray]:

@@ -221,7 +221,8 @@ class _ByLabel:
         from snello.techniques.adapt.train import score
 
         losses = np.array([float(each.sum()) for each in score(module, self.answers)]).reshape(len(self.true), -1)
-        return np.array(self.labels)[losses.argmin(1)] == self.true
+        right: np.ndarray = np.array(self.labels)[losses.argmin(1)] == self.true
+        return right
 
     def after(self, module: Reference) -> Verdict:
         right = self._right(module)

@@ -19,7 +19,7 @@ from snello.techniques.adapt.files import Adapter
 def merge(model: Model, adapter: Adapter, output: Path) -> Model:
     """Writes `model` with `adapter` in it at `output` and loads it."""
     kept = model.spec.default_format.weights
-    cache: CacheFormat = kept if kept in ("fp32", "fp16", "bf16") else model.spec.cache_format  # type: ignore[assignment]
+    cache: CacheFormat = kept if kept in ("fp32", "fp16", "bf16") else model.spec.cache_format
     spec = dataclasses.replace(model.spec, formats=(), cache_format=cache)
     check_free(output)
     shaped_config(model, spec)  # what no config can say fails before a weight is read

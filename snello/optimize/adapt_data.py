@@ -104,7 +104,8 @@ def split(examples: Sequence[Example], seed: int) -> Split:
     held: list[list[int]] = []
     for group in order:
         taken = sum(map(len, held))
-        if taken < want and taken + len(group) <= max(1.5 * want, LEAST_FAMILIES):
+        wanted = taken < want or len(held) < LEAST_FAMILIES
+        if wanted and taken + len(group) <= max(2 * want, LEAST_FAMILIES):
             held.append(group)
     places = {place for group in held for place in group}
     rest = [example for place, example in enumerate(examples) if place not in places]

@@ -157,7 +157,7 @@ class TokenEmbedding(nn.Module):
     def forward(self, tokens: Tensor, types: Tensor | None = None) -> Tensor:
         x = cast(Tensor, self.tokens(tokens)) * self.embedding.scale  # (B, T, D)
         if self.embedding.learned_positions:
-            x = x + self.positions(torch.arange(tokens.shape[1]) + self.embedding.position_offset)
+            x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device) + self.embedding.position_offset)
         if self.embedding.token_types:
             x = x + self.types(torch.zeros_like(tokens) if types is None else types)
         return cast(Tensor, self.norm(x)) if self.embedding.norm else x
@@ -190,11 +190,11 @@ class AnswerHead(nn.Module):
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """One row of D per sequence: the mean, the last real row, or the first; then the pooler if there is one."""
-        real = torch.ones(x.shape[:2], dtype=x.dtype) if mask is None else mask.to(x.dtype)  # (B, T)
+        real = x.new_ones(x.shape[:2]) if mask is None else mask.to(x.dtype)  # (B, T)
         if self.head.pooling == "mean":
             row = (x * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1e-9)
         elif self.head.pooling == "last":
-            row = x[torch.arange(len(x)), real.sum(1).long() - 1]
+            row = x[torch.arange(len(x), device=x.device), real.sum(1).long() - 1]
         else:
             row = x[:, 0]
         return row if self.head.pooler is None else ACTIVATIONS[self.head.pooler](self.pooler(row))
@@ -221,7 +221,7 @@ def by_head(x: Tensor, head_dim: int) -> Tensor:
 
 def rotate(x: Tensor, rope: specs.Rope) -> Tensor:
     """Rotary embedding of rows at positions 0 .. T - 1: the first `dims` of each head, in halves or pairs."""
-    cos, sin = _tables(rope, x.shape[-2])  # (T, dims / 2)
+    cos, sin = (table.to(x.device) for table in _tables(rope, x.shape[-2]))  # (T, dims / 2)
     part, rest = x[..., : rope.dims].float(), x[..., rope.dims :]
     shape = part.shape[:-1]
     pairs = part.reshape(*shape, -1, 2) if rope.interleaved else part.reshape(*shape, 2, -1).transpose(-1, -2)
@@ -241,25 +241,25 @@ def _tables(rope: specs.Rope, positions: int) -> tuple[Tensor, Tensor]:
 
 def attend(mixer: specs.Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(cap(q k^T * scale)) v over the visible positions; (B, H, T, E) in and out."""
-    seen = visible(mixer, q.shape[-2], mask)
+    seen = visible(mixer, q.shape[-2], mask, q.device)
     if mixer.soft_cap is None:
         causal = seen is None and mixer.causal
         return F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=mixer.score_scale)
     scores = q @ k.transpose(-1, -2) * mixer.score_scale  # (B, H, T, T)
     scores = mixer.soft_cap * torch.tanh(scores / mixer.soft_cap)
     if seen is None and mixer.causal:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        seen = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
     if seen is not None:
         scores = scores.masked_fill(~seen, float("-inf"))
     return scores.softmax(-1) @ v
 
 
-def visible(mixer: specs.Attention, rows: int, mask: Tensor | None) -> Tensor | None:
+def visible(mixer: specs.Attention, rows: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
     """True where a row sees a position, (B or 1, 1, T, T); None: plainly causal, or everything."""
     if mask is None and (mixer.window is None or mixer.window >= rows):
         return None
-    row, column = torch.arange(rows)[:, None], torch.arange(rows)[None, :]
-    seen = column <= row if mixer.causal else torch.ones(rows, rows, dtype=torch.bool)
+    row, column = torch.arange(rows, device=device)[:, None], torch.arange(rows, device=device)[None, :]
+    seen = column <= row if mixer.causal else torch.ones(rows, rows, dtype=torch.bool, device=device)
     if mixer.window is not None:
         seen = seen & ((column > row - mixer.window) | (column < mixer.sinks))
     seen = seen[None, None]

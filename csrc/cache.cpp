@@ -104,4 +104,10 @@ int32_t snello_cache_copy_page(snello_cache* cache, int32_t destination, int32_t
   return 0;
 }
 
+void* snello_cache_page(snello_cache* cache, int32_t page) {
+  if (cache == nullptr) return snello::fail("no cache"), nullptr;
+  if (page < 0 || page >= cache->num_pages) return snello::fail("page %d of %d", page, cache->num_pages), nullptr;
+  return cache->memory.data() + static_cast<uint64_t>(page) * cache->page_bytes;
+}
+
 }  // extern "C"

@@ -86,6 +86,9 @@ SNELLO_API snello_cache* snello_cache_create(const snello_cache_layer* layers, i
 SNELLO_API void snello_cache_destroy(snello_cache* cache);
 SNELLO_API uint64_t snello_cache_page_bytes(const snello_cache_layer* layers, int32_t num_layers);
 SNELLO_API int32_t snello_cache_copy_page(snello_cache* cache, int32_t destination, int32_t source);
+/* The snello_cache_page_bytes bytes of a page, to be read or written between steps; NULL: there is no such page. The
+ * layout is the same for every instruction set (docs/numerics.md, Attention). */
+SNELLO_API void* snello_cache_page(snello_cache* cache, int32_t page);
 
 /* ---- programs ---- */
 

@@ -17,7 +17,7 @@ import pytest
 
 from snello.cli import VERBS, main
 from snello.cli.ladder import Ladder, row_line, time_left
-from snello.cli.options import Parser, add_options, build, duration, option_rows, percent, ratio
+from snello.cli.options import Parser, add_options, build, duration, option_rows, percent, target
 from snello.errors import SnelloError
 from snello.measure.interval import Interval
 from snello.optimize import events
@@ -233,7 +233,11 @@ def test_what_is_not_an_option_is_refused(words: tuple[str, ...]) -> None:
 
 
 def test_units() -> None:
-    assert (percent("1%"), percent("0.01"), duration("30m"), duration("90s"), ratio("2x")) == (0.01, 0.01, 1800, 90, 2)
+    assert (percent("1%"), percent("0.01"), duration("30m"), duration("90s")) == (0.01, 0.01, 1800, 90)
+    assert [str(target(text)) for text in ("2x", "1.5", " 300MB")] == ["2x", "1.5x", "300MB"]
+    for wrong in ("", "x", "-2x", "2y", "MB", "0.5x"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            target(wrong)
     with pytest.raises(argparse.ArgumentTypeError):
         percent("-1%")
 

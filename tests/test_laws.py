@@ -127,6 +127,7 @@ def test_torch_is_imported_only_where_it_is_needed(path: Path) -> None:
         "import snello.report.write, snello.interop.huggingface, snello.measure.machine, snello.measure.speed",
         "import snello.cli.optimize, snello.cli.apply, snello.cli.explain, snello.cli.embed, snello.cli.ladder",
         "import snello.cli.batch, snello.serve.batch",
+        "import snello.serve.caches.exact, snello.serve.caches.flight, snello.serve.caches.similar",
         "from snello.techniques.table import TECHNIQUES",
     ],
 )

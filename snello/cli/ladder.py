@@ -32,7 +32,7 @@ TRY = {"causal-lm": "snello run {}", "embedding": 'snello embed {} "a text"'}  #
 
 
 class Ladder:
-    """Renders one run. `goal` names the third column."""
+    """Renders one run. `goal` names the third column until the plan says it."""
 
     def __init__(self, terminal: Terminal, goal: str) -> None:
         self.terminal, self.goal = terminal, goal
@@ -97,7 +97,7 @@ class Ladder:
         memory = f"peak {numbers.size(event.memory_bytes)} of {numbers.size(event.memory_available_bytes)} memory"
         disk = f"{numbers.size(event.disk_bytes)} of {numbers.size(event.disk_available_bytes)} disk"
         budget = numbers.clock(event.time_budget_seconds)
-        self.budget = event.time_budget_seconds
+        self.budget, self.goal = event.time_budget_seconds, event.goal
         self.terminal.say(f"plan     {running} of {len(event.stages)} stages in at most {budget}; {memory}, {disk}")
         for stage in event.stages:
             reason = f"; {stage.reason}" if stage.reason else ""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from snello.cli.options import at_least, duration, percent, ratio
+from snello.cli.options import at_least, duration, percent, target
 from snello.cli.techniques import require_torch
 from snello.terminal import Terminal
 
@@ -47,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--time-budget", type=duration, metavar="30m", help="covers everything [30m]")
     add = parser.add_argument_group("the rest").add_argument
     add("--recipe", type=Path, metavar="FILE", help="these stages, instead of a search")
-    add("--target", type=ratio, metavar="2x", help="exit 3 and leave nothing if less is reached")
+    add(
+        "--target",
+        type=target,
+        metavar="2x|300MB",
+        help="enough, by the goal; exit 3 if not reached",
+    )
     add("--strict", action="store_true", default=None, help="the guards decide too: divergence, looping, ending")
     add("--metric", metavar="COMMAND", help="your own score per example; {model} is its folder")
     add("--seed", type=at_least(0), help="[0]")

@@ -14,9 +14,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from snello.errors import SnelloError
+
+if TYPE_CHECKING:
+    from snello.optimize.target import Target
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,13 +86,16 @@ duration = _pattern(
     lambda value: value > 0,
     "a time above zero",
 )
-ratio = _pattern(
-    r"(\d+(?:\.\d+)?)x?",
-    "a ratio: write 2x",
-    lambda m: float(m[1]),
-    lambda value: 1 <= value < 1000,
-    "at least 1x and less than 1000x",
-)
+
+
+def target(text: str) -> Target:
+    """What counts as success: 2x, or 300MB."""
+    from snello.optimize.target import Target
+
+    try:
+        return Target.parse(text)
+    except SnelloError as error:
+        raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from None
 
 
 def at_least(low: int) -> Callable[[str], int]:

@@ -24,6 +24,7 @@ from snello.engine.governor import Governor, Load
 from snello.engine.pages import PagePool, Retention
 from snello.engine.plan import Limits
 from snello.engine.prefix import PAGE
+from snello.engine.prefix_store import PrefixStore
 from snello.engine.request import Chunk, SamplingParams
 from snello.engine.scheduler import Counters, Scheduler
 from snello.engine.sequence import Sequence as Running
@@ -86,6 +87,7 @@ class Engine:
         executor, tokenizer: of the same model. The executor's pages may be used by sessions beside the engine.
         drafter: guesses tokens that follow; a right guess saves a step and none changes a token. The governor decides
             how many of them run.
+        store: prefixes on disk, of this executor; they change no byte either. Whoever made it closes it.
     """
 
     def __init__(
@@ -94,11 +96,12 @@ class Engine:
         tokenizer: Tokenizer,
         options: EngineOptions | None = None,
         drafter: Drafter | None = None,
+        store: PrefixStore | None = None,
     ) -> None:
         options = options or EngineOptions()
         most = min(options.max_num_seqs, executor.chunk_rows)
         limits = Limits(max_rows=executor.chunk_rows, max_num_seqs=most, step_ms=options.step_ms)
-        self._executor, self._tokenizer, self._drafter = executor, tokenizer, drafter
+        self._executor, self._tokenizer, self._drafter, self._store = executor, tokenizer, drafter, store
         self.governor = Governor()
         self._scheduler = Scheduler(executor.pages, retention_of(executor.spec), limits)
         self._cost = _first_guess(executor)
@@ -236,16 +239,35 @@ class Engine:
     def _turn(self) -> None:
         if self._drafter is not None:
             self._draft(self._drafter)
+        if self._store is not None and self._scheduler.waiting:
+            self._restore(self._store)
         step = self._scheduler.schedule(self._cost)
         if step:
             logits, step = self._run(step)
-            self._scheduler.advance(step, self._draw(step, logits))
+            drawn = self._draw(step, logits)
+            self._keep(step)
+            self._scheduler.advance(step, drawn)
             self._end_finished(step)
         elif self._scheduler.has_work:
             raise SnelloError(
                 f"the cache is full: sessions hold {self._executor.pages.num_held} of its pages and nothing can run",
                 "close sessions that are done, or give more room with a larger context",
             )
+
+    def _restore(self, store: PrefixStore) -> None:
+        """Prefixes of those who are about to be admitted come from disk, if memory has forgotten them."""
+        scheduler = self._scheduler
+        for sequence in scheduler.waiting[: scheduler.limits.max_num_seqs - len(scheduler.running)]:
+            store.restore(sequence, scheduler.tree, scheduler.pool, scheduler.retention, self._cost)
+
+    def _keep(self, step: Step) -> None:
+        """Whole pages go to disk, before those that are out of sight are given back."""
+        if self._store is None:
+            return
+        for piece in step.pieces:
+            sequence = piece.sequence
+            if sequence.running and not self._store.computed(sequence, piece.end - piece.num_drafts):
+                self._scheduler.tree.clear()
 
     def _run(self, step: Step) -> tuple[np.ndarray, Step]:
         """Logits, and the step that gave them: without the sequences that failed."""
@@ -303,6 +325,8 @@ class Engine:
     def _forget(self, number: int) -> None:
         request, _ = self._answers.pop(number)
         self.governor.forget(number)
+        if self._store is not None:
+            self._store.forget(number)
         if self._drafter is not None:
             self._drafter.forget(number)
         self._sequences[request].remove(number)

@@ -16,6 +16,7 @@ from snello.engine.draft_model import DraftModel, check_draft
 from snello.engine.engine import Engine, EngineOptions
 from snello.engine.lookup import Lookup
 from snello.engine.native import NativeExecutor, TokenScores
+from snello.engine.prefix_store import PrefixStore, PrefixStoreOptions, fingerprint_of
 from snello.engine.request import (
     Chunk,
     Completion,
@@ -44,6 +45,7 @@ class LLM:
         speculate: guess what follows, so that several tokens come in one step: "prompt-lookup" from what the text
             repeats, "suffix" from past answers too, or a smaller model with the same tokenizer. Answers stay the same,
             token for token.
+        prefixes: keep computed prompts on disk, so that they outlast memory and this process; no byte changes.
 
     Raises:
         SnelloError: no such model or way to guess, or the model cannot run here.
@@ -58,6 +60,7 @@ class LLM:
         isa: str | None = None,
         max_num_seqs: int = 32,
         speculate: str | Path | Model | None = None,
+        prefixes: PrefixStoreOptions | None = None,
     ) -> None:
         check_way(speculate)
         self.model = model if isinstance(model, Model) else load(model)
@@ -67,7 +70,9 @@ class LLM:
         self.executor = NativeExecutor(self.model, deployment)
         self.tokenizer = self.model.tokenizer
         self.drafter = self._drafter(speculate, draft, max_num_seqs)
-        self.engine = Engine(self.executor, self.tokenizer, options, self.drafter)
+        self.store: PrefixStore | None = None
+        self.store = self._prefix_store(prefixes)
+        self.engine = Engine(self.executor, self.tokenizer, options, self.drafter, self.store)
         self.default_params: dict[str, Any] = defaults_from_generation(self.model.generation)
 
     def _draft_model(self, speculate: str | Path | Model | None) -> Model | None:
@@ -85,6 +90,15 @@ class LLM:
             return DraftModel(draft, self.executor, max_num_seqs=max_num_seqs)
         except SnelloError:
             self.executor.close()
+            raise
+
+    def _prefix_store(self, options: PrefixStoreOptions | None) -> PrefixStore | None:
+        if options is None or not self.model.spec.causal:
+            return None
+        try:
+            return PrefixStore(fingerprint_of(self.executor), self.executor, options)
+        except SnelloError:
+            self.close()
             raise
 
     def __repr__(self) -> str:
@@ -171,6 +185,8 @@ class LLM:
         """Closing twice is harmless."""
         if self.drafter is not None:
             self.drafter.close()
+        if self.store is not None:
+            self.store.close()
         self.executor.close()
 
     def __enter__(self) -> LLM:

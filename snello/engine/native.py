@@ -111,6 +111,10 @@ class NativeExecutor:
         logits: np.ndarray = self.program.step(batch_of(step))
         return logits
 
+    def page(self, page: int) -> np.ndarray:
+        """The bytes of a page of keys and values (page_bytes,) uint8, no copy, to be read or written between steps."""
+        return self._cache.page(page)
+
     # ---- sessions
 
     def session(self) -> Session:

@@ -3,6 +3,8 @@
 Prompts are random tokens of the vocabulary, new for each run, so that no cache or draft has seen them. `latency` is the
 time to the first token of 512 prompt tokens plus 127 times the time between tokens; `throughput` the seconds of a token
 when 16 streams are stepped together. Where a model's context is shorter, the prompt is, and the workload says so.
+An encoder's `throughput` is the seconds of a sequence, the geometric mean over 16, 128 and 512 tokens: each length
+weighs the same, however long it takes.
 """
 
 from __future__ import annotations
@@ -24,24 +26,36 @@ from snello.models.spec import Spec
 PROMPT = 512
 GENERATE = 128
 STREAMS = 16
+SEQUENCES = (16, 128, 512)
+SEQUENCE_RUNS = 6  # of the shortest; the longer ones are steady sooner
 TIMED_STEPS = 24  # of the 127: the median between tokens stands for the rest
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A prompt and an answer of these many tokens, in this many streams."""
+    """A prompt and an answer of these many tokens, in this many streams; `sequences`: an encoder's lengths instead."""
 
     prompt: int = PROMPT
     generate: int = GENERATE
     streams: int = STREAMS
+    sequences: tuple[int, ...] = ()
 
     @classmethod
     def fitting(cls, spec: Spec) -> Workload:
         """The standard workload, the prompt shortened where the model's context is."""
+        if not spec.causal:
+            lengths = tuple(sorted({min(length, spec.max_positions) for length in SEQUENCES}))
+            return cls(prompt=min(PROMPT, spec.max_positions), generate=1, sequences=lengths)
         generate = min(GENERATE, max(2, spec.max_positions // 4))
         return cls(prompt=max(1, min(PROMPT, spec.max_positions - generate)), generate=generate)
 
     def __str__(self) -> str:
+        if self.sequences:
+            lengths = ", ".join(map(str, self.sequences))
+            return (
+                f"latency: one text of {self.prompt} tokens; throughput: sequences of {lengths} tokens, geometric "
+                "mean; memory: peak resident bytes while serving"
+            )
         return (
             f"latency: time to first token ({self.prompt}) + {self.generate - 1} x time between tokens; "
             f"throughput: {self.streams} streams; memory: peak resident bytes while serving"
@@ -81,9 +95,9 @@ class Clock:
         return moments[0] - begin, np.diff(moments).tolist()
 
     def throughput(self) -> float:
-        """Seconds of one token when all streams are stepped together, from short prompts on."""
-        if not self.runner.spec.causal:
-            return self.encode_seconds()
+        """Seconds of one token when all streams are stepped together, from short prompts on (encoders: of a text)."""
+        if self.workload.sequences:
+            return float(np.exp(np.mean([np.log(self.sequence_seconds(n)) for n in self.workload.sequences])))
         sessions = [self.runner.session() for _ in range(self.workload.streams)]
         try:
             for session in sessions:
@@ -98,9 +112,15 @@ class Clock:
                 session.close()
         return float(np.median(np.diff(moments))) / len(sessions)
 
-    def encode_seconds(self) -> float:
+    def sequence_seconds(self, length: int) -> float:
+        """Seconds of one sequence of this many tokens: the median of a few."""
+        runs = max(1, SEQUENCE_RUNS * self.workload.sequences[0] // length)
+        return float(np.median([self.encode_seconds(length) for _ in range(runs)]))
+
+    def encode_seconds(self, length: int | None = None) -> float:
+        tokens = self.tokens(min(length or self.workload.prompt, self.runner.context))
         begin = time.perf_counter()
-        self.runner.encode(self.tokens(min(self.workload.prompt, self.runner.context)))
+        self.runner.encode(tokens)
         return time.perf_counter() - begin
 
 
@@ -149,6 +169,18 @@ def bench(
         "resident_bytes": resident_bytes or current_resident_bytes(),
         "first_token_seconds": float(np.median(first)),
     }
+
+
+def sequence_rates(runner: Runner, machine: Machine, workload: Workload, *, repeats: int = 5) -> list[dict[str, Any]]:
+    """Sequences a second of an encoder at each length of the workload, beside the ceiling."""
+    clock, found = Clock(runner, workload), []
+    for length in workload.sequences:
+        clock.encode_seconds(length)
+        rates = [1 / clock.sequence_seconds(length) for _ in range(repeats)]
+        limit = ceiling(runner.spec, machine, prompt=length, generate=1, measured_bytes=runner.bytes_per_token(0))
+        possible = limit.prefill_tokens_per_second / length
+        found.append({"tokens": length, "sequences_per_second": spread(rates), "ceiling": possible})
+    return found
 
 
 def ceiling_facts(limit: Ceiling) -> dict[str, float]:

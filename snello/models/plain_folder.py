@@ -19,6 +19,7 @@ from snello.errors import SnelloError, Unsupported
 from snello.models.families import FAMILIES
 from snello.models.families.family import names_for
 from snello.models.families.resolve import spec_from_config
+from snello.models.families.sentence import copy_sentence_files, is_sentence_folder, read_sentence_folder
 from snello.models.files import read_json
 from snello.models.lean import move_into_place
 from snello.models.model import FloatFormat, Floats, Model
@@ -76,6 +77,8 @@ def shaped_config(source: Model, spec: Spec) -> dict[str, Any]:
             "head_dim": layer.mixer.head_dim,
         }
     described = spec_from_config(config, task=spec.task, generation=source.generation)
+    if is_sentence_folder(source.path):
+        described = read_sentence_folder(source.path).applied(described)
     plain = dataclasses.replace(spec, formats=())
     if described != plain:
         fields = [f.name for f in dataclasses.fields(Spec) if getattr(described, f.name) != getattr(plain, f.name)]
@@ -105,6 +108,8 @@ def write_plain_folder(
                 shutil.copyfile(source.path / name, beside / name)
         for name, table in ((CONFIG, config), (HISTORY, {"history": list(history)})):
             (beside / name).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        if is_sentence_folder(source.path):
+            copy_sentence_files(source.path, beside)
         move_into_place(beside, path)
     except OSError as error:
         raise cannot_write(path, error) from None

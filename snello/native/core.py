@@ -42,6 +42,9 @@ PANEL_ROWS = 16
 BLOCK_COLUMNS = 64
 PAGE_POSITIONS = 128
 ALIGNMENT = 64
+# Raised whenever the core gives other bits for the same packed model and tokens: what was stored under another number
+# is not used. tests/native/test_version.py notices.
+NUMERICS_VERSION = 1
 
 
 class CoreError(RuntimeError):
@@ -230,12 +233,17 @@ class Cache:
     """Pages of keys and values of all layers."""
 
     def __init__(self, layers: Sequence[CacheLayer], num_pages: int) -> None:
-        self.num_pages = num_pages
+        self.num_pages, self.page_bytes = num_pages, cache_page_bytes(layers)
         self.handle = _created(library().snello_cache_create(_layers(layers), len(layers), num_pages))
         self.close = weakref.finalize(self, library().snello_cache_destroy, self.handle)
 
     def copy_page(self, destination: int, source: int) -> None:
         _check(library().snello_cache_copy_page(self.handle, destination, source))
+
+    def page(self, page: int) -> Bytes:
+        """The bytes of a page, no copy: valid while the cache is, to be read or written between steps."""
+        memory = (c.c_uint8 * self.page_bytes).from_address(_created(library().snello_cache_page(self.handle, page)))
+        return np.ctypeslib.as_array(memory)
 
 
 def cache_page_bytes(layers: Sequence[CacheLayer]) -> int:

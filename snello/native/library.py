@@ -84,6 +84,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "snello_cache_destroy": (None, [PTR]),
     "snello_cache_page_bytes": (U64, [c.POINTER(CCacheLayer), I32]),
     "snello_cache_copy_page": (I32, [PTR, I32, I32]),
+    "snello_cache_page": (PTR, [PTR, I32]),
     "snello_program_create": (
         PTR,
         [PTR, c.POINTER(COp), I32, c.POINTER(CTensor), I32, c.POINTER(CRegister), I32, PTR, I32, I32],

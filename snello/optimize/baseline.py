@@ -30,6 +30,7 @@ def original_row(examiner: Examiner, ledger: Ledger) -> Run:
     """The original's own speed and habits."""
     original = examiner.original
     original.speed = yield from examiner.speed(original, "original")
+    original.sequences = yield from examiner.sequences(original, "original")
     if original.spec.causal:
         original.habits = yield from examiner.habits(original, "original")
     if examiner.request.metric is not None:  # one that does not work is told before any stage
@@ -50,6 +51,8 @@ def again_row(examiner: Examiner, ledger: Ledger) -> Run:
         hint = f"choose another goal: {', '.join(other for other in GOALS if other != goal)}"
         raise Unsupported(f"the goal {goal} cannot be measured for this model here", hint)
     original.cost = timed.a
+    if goal == "memory":
+        original.peak = int(max(max(pair) for pair in timed.pairs))
     steady = loss == Interval.exact(0.0) and timed.steady
     row = LadderRow(
         index=2,

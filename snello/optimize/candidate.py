@@ -13,13 +13,15 @@ from snello.measure.rulers import Reading
 from snello.measure.runner import Runner
 from snello.measure.sizes import bits_per_weight
 from snello.models.spec import Spec
-from snello.optimize.receipts import CostRatio, Evidence, ModelFacts, Speed
+from snello.optimize.gate import Judgement, judge_quality
+from snello.optimize.receipts import CostRatio, Evidence, ModelFacts, SequenceSpeed, Speed
 from snello.optimize.recipe import Step
+from snello.optimize.request import Request
 
 MOST_OPEN = 3  # the original, the best, the one under way
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
     """`prefixes`: the models after each step of its chain, so that a later stage can replace the end of it."""
 
@@ -34,8 +36,10 @@ class Candidate:
     loss: Interval = field(default_factory=lambda: Interval.exact(0.0))
     speedup: Interval = field(default_factory=lambda: Interval.exact(1.0))
     cost: float | None = None  # measured, by the goal
+    peak: int | None = None  # the most resident bytes of any run, where the goal is memory
     evidence: Evidence | None = None
     speed: Speed | None = None
+    sequences: tuple[SequenceSpeed, ...] = ()  # of an encoder
     costs: tuple[CostRatio, ...] = ()
     prefixes: tuple[Any, ...] = ()
     seconds: float = 0.0
@@ -58,6 +62,18 @@ class Candidate:
         keep = next((i for i, step in enumerate(self.steps) if step.use in used), len(self.steps))
         models = (self.prefixes[0], *self.prefixes[1:]) if self.prefixes else (self.model,)
         return models[keep], self.steps[:keep], models[: keep + 1]
+
+
+def refused_for_quality(request: Request, one: Candidate) -> Judgement | None:
+    """The gate's judgement where quality alone decides, of something measured."""
+    evidence = one.evidence
+    assert evidence is not None
+    failures = evidence.guards.failed if request.strict else ()
+    return judge_quality(evidence.loss, request.max_loss, strict_failures=failures, metric=evidence.metric)
+
+
+def within_budget(request: Request, one: Candidate) -> bool:
+    return refused_for_quality(request, one) is None
 
 
 def facts(candidate: Candidate, weights_bytes: int) -> ModelFacts:

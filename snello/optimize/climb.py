@@ -1,57 +1,60 @@
 """The ladder: baseline, the instrument's own checks, then stage after stage, each judged against the best so far.
 
-A stage is applied to the best model (or replaces the end of its chain where it uses the same technique again),
-measured, and kept or dropped. Alternatives stand in one list; the best so far is carried on, and only a candidate that
-pays over it, or loses less at the same cost, takes its place.
+A recipe's stages come one after the other, each applied to the best so far (or in place of the end of its chain where
+it uses the same technique again); without a recipe `search` proposes them. A stage is measured, and kept or dropped:
+only a candidate that pays over the best, or loses less at the same cost, takes its place. A target ends the ladder as
+soon as it is reached.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from snello.errors import SnelloError, Unsupported
+from snello.errors import Unsupported
 from snello.measure.interval import Interval
 from snello.measure.quality import Power
 from snello.measure.rulers import Reading
-from snello.measure.sizes import weights_bytes
 from snello.optimize.baseline import first_rows
 from snello.optimize.candidate import Candidate
 from snello.optimize.events import (
     Event,
     LadderRow,
     Planned,
-    PlannedStage,
     StageJudged,
     StageStarted,
     TextSource,
-    Warned,
 )
 from snello.optimize.examine import Examiner
-from snello.optimize.files import folder_bytes
 from snello.optimize.journal import Journal, Unit, unit_key
 from snello.optimize.ledger import Ledger
 from snello.optimize.plain import revive
-from snello.optimize.planner import (
-    Forecast,
-    Goals,
-    Prospect,
-    cache_stage,
-    default_stages,
-    forecast_for,
-    prospect,
-    why_not_run,
-)
+from snello.optimize.plan import plan, preflight
+from snello.optimize.planner import Forecast, Goals, Overhead, Prospect, forecast_for, prospect, why_not_run
+from snello.optimize.proposals import cache_stage
 from snello.optimize.receipts import StepReceipt
 from snello.optimize.recipe import Stage, Step
+from snello.optimize.search import search
 from snello.optimize.trial import costs_the_same, judge, make
 
 Run: TypeAlias = Generator[Event, None, Any]
 MODEL_FILE = "model.safetensors"
 TOO_LONG = "needs about"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A stage that is about to be tried: what it would be, what it should take, what the journal knows of it."""
+
+    candidate: Candidate
+    found: Prospect
+    equal: bool  # in cost to the best so far
+    seconds: float
+    inputs: dict[str, Any]
+    known: Unit | None
 
 
 class Climb:
@@ -75,131 +78,103 @@ class Climb:
         self.judged: list[Candidate] = []  # everything that was really made and read
         self.planned: Planned | None = None
         self.proof_seconds = 0.0
+        self.reserved_seconds = 0.0  # that later phases get before the stage at hand
+        self.chain_seconds = 0.0  # that a chain which may pay gets before a stage that cannot
+        self.goals = Goals(self.request.goal, examiner.machine, examiner.workload)
+        self.overhead = Overhead(self.goals)
+        self.forecast = self._forecast(None, None)
 
     @property
     def worker(self) -> Any:
         return self.examiner.worker
 
+    @property
+    def searches(self) -> bool:
+        """Without a recipe the stages are proposed by what was measured."""
+        return not self.request.recipe.stages and self.request.recipe.replay is None
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target is met on the selection text; by the original only where it is a size."""
+        target = self.request.target
+        if target is None or (target.unit == "x" and self.best.is_original):
+            return False
+        return target.reached(self.best.speedup, self.best.peak)
+
     # ---- from the bottom
 
     def events(self) -> Iterator[Event]:
-        goals = Goals(self.request.goal, self.examiner.machine, self.examiner.workload)
         assert self.fault is not None
         first = yield from first_rows(self.examiner, self.ledger, self.fault)
-        tokens = sum(source.tokens("select") for source in self.examiner.texts.sources)
-        speed = self.original.speed.prefill_tokens_per_second.mid if self.original.speed else None
-        run_seconds = self.original.cost if self.request.goal == "latency" else None
-        forecast = forecast_for(self.original.spec, goals, tokens, speed, run_seconds)
-        proof_tokens = sum(source.tokens("proof") for source in self.examiner.texts.sources)
-        self.proof_seconds = forecast.proof(proof_tokens)
-        self.planned = self.plan(goals, forecast)
+        original = self.original
+        speed = original.speed.prefill_tokens_per_second.mid if original.speed else None
+        self.forecast = self._forecast(speed, original.cost if self.request.goal == "latency" else None)
+        assert original.cost is not None
+        self.overhead.learn(original.spec, original.cost)
+        self.planned = plan(self)
         yield self.planned
-        yield from self._preflight(self.planned)
+        yield from preflight(self.planned)
         for row in first:
             yield self.ledger.judged(row, self.best)
-        for stage in self.stages():
-            yield from self._stage(stage, goals, forecast)
-        if self._searches and (extra := cache_stage(self.original.spec, self.best.steps)) is not None:
-            yield from self._stage(extra, goals, forecast)
+        if self.searches:
+            yield from search(self)
+            return
+        for stage in self.request.recipe.stages:
+            yield from self.stage(stage)
 
-    @property
-    def _searches(self) -> bool:
-        """Without a recipe there is the fixed list, and at its end a stage that depends on what was kept."""
-        return not self.request.recipe.stages and self.request.recipe.replay is None
-
-    def stages(self) -> tuple[Stage, ...]:
-        recipe = self.request.recipe
-        if recipe.stages or recipe.replay is not None:
-            return recipe.stages
-        return default_stages(self.original.spec)
-
-    def plan(self, goals: Goals, forecast: Forecast) -> Planned:
-        """What will be tried, at what predicted cost."""
-        original = self.original.spec
-        planned: list[PlannedStage] = []
-        stages = list(self.stages())
-        if self._searches and (extra := cache_stage(original, self.best.steps)) is not None:
-            stages.append(extra)
-        for stage in stages:
-            found = prospect(stage, original, original, goals, self.examiner.bench.plan)
-            reason = why_not_run(found, original, "original", self.original.cost, goals)
-            planned.append(
-                PlannedStage(
-                    name=stage.name,
-                    steps=tuple(step.resolved() for step in stage.steps),
-                    predicted_speedup=found.speedup,
-                    predicted_bytes=found.bytes,
-                    predicted_seconds=0.0 if reason else forecast.stage(stage, found.speedup),
-                    runs=not reason,
-                    reason=reason,
-                )
-            )
-        largest = max((stage.predicted_bytes for stage in planned if stage.runs), default=0)
-        total = sum(stage.predicted_bytes for stage in planned if stage.runs)
-        bench, own = self.examiner.bench, weights_bytes(original)
-        return Planned(
-            stages=tuple(planned),
-            predicted_seconds=sum(stage.predicted_seconds for stage in planned) + self.proof_seconds,
-            time_budget_seconds=self.request.time_budget,
-            memory_bytes=own + 2 * largest + 2_000_000_000 * (own > 200_000_000) + 400_000_000,
-            memory_available_bytes=bench.free_memory(),
-            disk_bytes=max(0, total - folder_bytes(self.journal.artifacts)),  # a resumed run has made some
-            disk_available_bytes=bench.free_disk(self.request.output.parent),
-        )
-
-    def _preflight(self, plan: Planned) -> Iterator[Event]:
-        if plan.disk_bytes > plan.disk_available_bytes:
-            needed, free = _bytes(plan.disk_bytes), _bytes(plan.disk_available_bytes)
-            message = f"the stages need {needed} of disk and {free} are free"
-            raise SnelloError(message, "free some, or use --output on another disk")
-        if plan.memory_bytes > plan.memory_available_bytes:
-            needed, free = _bytes(plan.memory_bytes), _bytes(plan.memory_available_bytes)
-            yield Warned(message=f"the plan may need {needed} of memory and {free} are free")
-        if plan.predicted_seconds > plan.time_budget_seconds:
-            minutes, allowed = plan.predicted_seconds / 60, plan.time_budget_seconds / 60
-            message = f"all stages would take about {minutes:.0f} min; later ones may not start within {allowed:.0f}"
-            yield Warned(message=message, hint=f"--time-budget {math.ceil(minutes)}m")
+    def _forecast(self, speed: float | None, run_seconds: float | None) -> Forecast:
+        """From what was measured of the original, else from its ceilings."""
+        sources = self.examiner.texts.sources
+        tokens = sum(source.tokens("select") for source in sources)
+        forecast = forecast_for(self.original.spec, self.goals, tokens, speed, run_seconds)
+        self.proof_seconds = forecast.proof(sum(source.tokens("proof") for source in sources))
+        return forecast
 
     # ---- one stage
 
-    def _stage(self, stage: Stage, goals: Goals, forecast: Forecast) -> Iterator[Event]:
-        index = self.ledger.next_index
-        base_model, kept, prefixes = self.best.base_for(stage.steps)
-        found = prospect(stage, base_model.spec, self.original.spec, goals, self.examiner.bench.plan)
-        steps = (*kept, *stage.steps)
-        equal = found.spec is not None and costs_the_same(found.spec, self.best)
-        predicted = forecast.stage(stage, found.speedup, timed=not equal)
-        inputs = self._stage_inputs(stage)
-        known = self.worker.known("stage", inputs)
-        reason = ""
-        if known is None and equal and same_steps(steps, self.best.steps):
-            reason = f"same as {self.best.name}"
-        elif known is None:
-            reserved = self._reserve(steps, goals, forecast) if equal else 0.0
-            reason = self._why_not(found, goals, predicted, reserved, equal=equal)
-        if reason:
-            yield self._not_run(index, stage, reason)
-            return
-        candidate = Candidate(name=stage.name, model=base_model, steps=steps, prefixes=prefixes)
-        candidate.applied_to = "original" if not kept else self.best.name
-        if known is None:
-            yield StageStarted(index=index, stage=stage.name, predicted_seconds=predicted)
-            try:
-                known = yield from self._run_stage(stage, candidate, index, inputs)
-            except Unsupported as error:
-                yield self._not_run(index, stage, error.message)
-                return
-        forecast.learn(predicted, known.seconds)
-        yield self._take(candidate, known, resumed=candidate.select is None)
+    def stage(self, stage: Stage, *, alone: bool = False, made: int = 0, refused: str = "") -> Run:
+        """Tries a stage on the best so far (`alone`: on the original); the candidate, or None where it was not run.
 
-    def _stage_inputs(self, stage: Stage) -> dict[str, Any]:
+        Args:
+            made: so many of its first steps are done.
+            refused: why it is not worth trying; a stage that the journal knows is taken from there all the same.
+        """
+        attempt = self._attempt(stage, self.original if alone else self.best, made)
+        index, candidate, known = self.ledger.next_index, attempt.candidate, attempt.known
+        reason = self._why_not(attempt, refused)
+        if not reason and known is None:
+            yield StageStarted(index=index, stage=stage.name, predicted_seconds=attempt.seconds)
+            try:
+                known = yield from self._run_stage(stage, candidate, index, attempt.inputs)
+            except Unsupported as error:
+                reason = error.message
+        if known is None or reason:
+            yield self._not_run(index, stage, reason)
+            return None
+        self.forecast.learn(attempt.seconds, known.seconds)
+        yield self._take(candidate, known, resumed=candidate.select is None)
+        assert attempt.found.spec is not None and candidate.cost is not None
+        self.overhead.learn(attempt.found.spec, candidate.cost)
+        return candidate
+
+    def _attempt(self, stage: Stage, base: Candidate, made: int) -> Attempt:
+        model, kept, prefixes = base.base_for(stage.steps)
+        candidate = Candidate(name=stage.name, model=model, steps=(*kept, *stage.steps), prefixes=prefixes)
+        candidate.applied_to = self.best.name if kept else "original"
+        found = prospect(stage, model.spec, self.original.spec, self.goals, self.examiner.bench.plan)
+        equal = found.spec is not None and costs_the_same(found.spec, self.best)
+        seconds = self.forecast.stage(stage, found.speedup, timed=not equal, made=made)
+        inputs = self._stage_inputs(stage, candidate.steps)
+        return Attempt(candidate, found, equal, seconds, inputs, self.worker.known("stage", inputs))
+
+    def _stage_inputs(self, stage: Stage, steps: Sequence[Step]) -> dict[str, Any]:
         """Everything that a stage's verdict depends on."""
         request, examiner = self.request, self.examiner
         wishes = (request.max_loss, request.goal, request.strict, request.metric)
         recorded = request.recipe.replay.decisions if request.recipe.replay is not None else None
         return {
             "stage": stage.name,
-            "steps": [step.resolved() for step in stage.steps],
+            "steps": [step.resolved() for step in steps],
             "best": self.best.digest,
             "text": examiner.texts.sha256,
             "wishes": wishes,
@@ -221,6 +196,7 @@ class Climb:
             "receipt": receipt,
             "speedup": candidate.speedup,
             "cost": candidate.cost,
+            "peak": candidate.peak,
             "folders": [
                 Path(model.path).name for model in candidate.prefixes[len(candidate.prefixes) - len(stage.steps) :]
             ],
@@ -242,9 +218,10 @@ class Climb:
         candidate.select = Reading.load(dict(known.arrays))
         candidate.loss = row.loss or Interval.exact(0.0)
         candidate.speedup = revive(Interval, known.value["speedup"])
-        candidate.cost, candidate.seconds = known.value["cost"], known.seconds
+        candidate.cost, candidate.peak = known.value["cost"], known.value["peak"]
+        candidate.seconds = known.seconds
         candidate.evidence, candidate.speed, candidate.costs = receipt.evidence, receipt.speed, receipt.costs
-        candidate.artifact_sha256 = receipt.artifact_sha256
+        candidate.sequences, candidate.artifact_sha256 = receipt.sequences, receipt.artifact_sha256
         self.ledger.receipts.append(receipt)
         self.judged.append(candidate)
         if row.verdict == "kept":
@@ -261,26 +238,40 @@ class Climb:
             candidate.prefixes = (*candidate.prefixes, candidate.model)
             candidate.artifact = folder
 
-    def _why_not(self, found: Prospect, goals: Goals, predicted: float, reserved: float, *, equal: bool) -> str:
-        """`reserved`: seconds that others get first."""
-        replay = self.request.recipe.replay
-        if replay is not None:
-            return found.reason
-        reason = "" if equal else why_not_run(found, self.best.spec, self.best.name, self.best.cost, goals)
-        left = self.worker.left_seconds - self.proof_seconds - reserved
-        if not reason and predicted > left:
-            return f"{TOO_LONG} {in_words(predicted)}, {in_words(max(0.0, left))} left"
-        return reason
+    def _why_not(self, attempt: Attempt, refused: str) -> str:
+        replayed = self.request.recipe.replay is not None
+        if self.reached and not replayed:
+            return f"the target of {self.request.target} is reached"
+        if attempt.known is not None:
+            return ""
+        if attempt.equal and same_steps(attempt.candidate.steps, self.best.steps):
+            return f"same as {self.best.name}"
+        if refused or replayed:
+            return refused or attempt.found.reason
+        reason = "" if attempt.equal else self.why_not_pay(attempt.found)
+        return reason or self._why_no_time(attempt)
 
-    def _reserve(self, steps: Sequence[Step], goals: Goals, forecast: Forecast) -> float:
+    def _why_no_time(self, attempt: Attempt) -> str:
+        """What may still pay gets its time first: later phases, and chains and the INT8 cache before an equal cost."""
+        equal = self._reserve(attempt.candidate.steps) + self.chain_seconds if attempt.equal else 0.0
+        left = self.worker.left_seconds - self.proof_seconds - (equal or self.reserved_seconds)
+        if attempt.seconds <= left:
+            return ""
+        return f"{TOO_LONG} {in_words(attempt.seconds)}, {in_words(max(0.0, left))} left"
+
+    def why_not_pay(self, found: Prospect) -> str:
+        return why_not_run(found, self.best.spec, self.best.name, self.best.cost, self.goals, self.overhead)
+
+    def _reserve(self, steps: Sequence[Step]) -> float:
         """Seconds for the INT8 cache on top of these steps, which may still pay where an equal cost cannot."""
-        extra = cache_stage(self.original.spec, steps) if self._searches else None
-        if extra is None:
-            return 0.0
+        extra = cache_stage(self.original.spec, steps) if self.searches else None
+        return 0.0 if extra is None else self.seconds_if_it_may_pay(extra)
+
+    def seconds_if_it_may_pay(self, stage: Stage) -> float:
+        """What a stage on the original would take; 0 where it would not be run."""
         original = self.original.spec
-        found = prospect(extra, original, original, goals, self.examiner.bench.plan)
-        could_pay = not why_not_run(found, self.best.spec, self.best.name, self.best.cost, goals)
-        return forecast.stage(extra, found.speedup) if could_pay else 0.0
+        found = prospect(stage, original, original, self.goals, self.examiner.bench.plan)
+        return 0.0 if self.why_not_pay(found) else self.forecast.stage(stage, found.speedup)
 
     # ---- bookkeeping
 
@@ -299,10 +290,6 @@ class Climb:
 
 def same_steps(one: Sequence[Step], other: Sequence[Step]) -> bool:
     return [step.resolved() for step in one] == [step.resolved() for step in other]
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def in_words(seconds: float) -> str:

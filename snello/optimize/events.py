@@ -118,6 +118,8 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned(Event):
+    """`goal`: what the predicted and measured speed-ups are by."""
+
     stages: tuple[PlannedStage, ...]
     predicted_seconds: float
     time_budget_seconds: float
@@ -125,6 +127,7 @@ class Planned(Event):
     memory_available_bytes: int
     disk_bytes: int
     disk_available_bytes: int
+    goal: Goal = "latency"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,13 @@ from snello.measure.interval import Interval
 from snello.measure.quality import Comparison
 from snello.measure.rulers import Embeddings, NextTokens, Reading, Ruler
 from snello.measure.self_written import prompt_tokens
-from snello.measure.speed import Clock, Workload, bench, cost
+from snello.measure.speed import Clock, Workload, bench, cost, sequence_rates
 from snello.measure.text import Block, Texts
 from snello.measure.timing import HALF_WIDTH, LEAST_QUADS, MOST_QUADS, Ratio, ratio
 from snello.optimize.candidate import Candidate, Runners
 from snello.optimize.events import Event
 from snello.optimize.plain import revive
-from snello.optimize.receipts import CostRatio, Evidence, Guards, SourceLoss, Speed
+from snello.optimize.receipts import CostRatio, Evidence, Guards, SequenceSpeed, SourceLoss, Speed
 from snello.optimize.request import Request
 from snello.optimize.work import Report, Worker
 from snello.optimize.workbench import Workbench
@@ -268,6 +268,26 @@ class Examiner:
         inputs = {"model": candidate.digest, "workload": str(self.workload), "machine": str(self.machine.cpu)}
         unit = yield from self.worker.unit(stage, "bench", inputs, work)
         return speed_of(unit.value, self.workload)
+
+    def sequences(self, candidate: Candidate, stage: str) -> Run:
+        """An encoder's sequences a second at each length; none for decoders."""
+        if not self.workload.sequences:
+            return ()
+
+        def work(report: Report) -> Any:
+            report("bench", 0, 1, "run")
+            return sequence_rates(self.runners(candidate), self.machine, self.workload), {}
+
+        inputs = {"model": candidate.digest, "workload": str(self.workload), "machine": str(self.machine.cpu)}
+        unit = yield from self.worker.unit(stage, "sequences", inputs, work)
+        return tuple(
+            SequenceSpeed(
+                tokens=found["tokens"],
+                sequences_per_second=_spread(found["sequences_per_second"]),
+                ceiling=found["ceiling"],
+            )
+            for found in unit.value
+        )
 
 
 def speed_of(found: dict[str, Any], workload: Workload) -> Speed:

@@ -1,14 +1,15 @@
-"""What to try, in which order, what it should cost, and what is not worth trying.
+"""What a stage should cost, and what is not worth trying.
 
-Without a recipe there is one fixed list. A candidate's speed is predicted from the ceiling of its *planned* spec, so a
-stage that cannot pay is never run: not even at its ceiling would it beat the best so far. One that would have the same
-formats as what is kept costs the same and can only lose less; it is run where the stages that may still pay fit beside
-it. Time is predicted per stage and corrected by the stages that are done; no stage starts that does not fit into what
-is left after the proof's share.
+A candidate's cost is predicted from the ceiling of its *planned* spec, times what measured models take over theirs
+(`Overhead`). One whose prediction cannot beat what is kept is never run, nor one whose steps alone lost more than the
+budget together. One that would have the same formats as what is kept costs the same and can only lose less; it is run
+where the stages that may still pay fit beside it. Time is predicted per stage and corrected by the stages that are
+done; no stage starts that does not fit into what is left after the proof's share.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,48 +17,16 @@ from snello.errors import Unsupported
 from snello.measure.machine import Ceiling, Machine, ceiling
 from snello.measure.sizes import cache_bytes, linear_bytes, num_weights, weights_bytes
 from snello.measure.speed import Workload
-from snello.models.spec import BITS, Spec
-from snello.optimize.gate import PAYS
+from snello.models.spec import Spec
+from snello.optimize.gate import PAYS, percent
 from snello.optimize.recipe import Stage, Step
 
-# per billion weights, before any was measured
-APPLY_SECONDS = {"rtn": 40.0, "hqq": 150.0, "smoothquant": 400.0, "awq": 500.0, "gptq": 700.0}
+# per billion weights, before any was measured: by method, where a technique has none by its name
+APPLY_SECONDS = {"rtn": 40.0, "hqq": 150.0, "smoothquant": 400.0, "awq": 500.0, "gptq": 700.0, "prune": 1500.0}
+DOUBT = 0.95  # a prediction this much better than expected must not pay either before a stage is left out
 SENSITIVITY_SECONDS = 600.0
 TIMED_RUNS = 30  # of the goal's workload, per judged stage
 Plan = Callable[[Step, Spec], Spec]
-
-
-def default_stages(spec: Spec) -> tuple[Stage, ...]:
-    """The fixed list: cheap and sure first, then fewer bits with more effort.
-
-    HQQ and SmoothQuant are for recipes: what they make runs as fast as what `rtn` makes, and on every model measured
-    HQQ diverges more and SmoothQuant as much (docs/decisions.md), so a stage of theirs only takes time from others.
-    """
-    own = spec.default_format.weights
-    stages = [_quantize("bf16", weights="bf16")] if BITS[own] > 16 else []
-    stages.append(_quantize("int8", weights="int8"))
-    stages += [_quantize(f"int4, {m}", weights="int4", method=m) for m in ("rtn", "gptq", "awq")]
-    stages += [_quantize(f"mixed {b} bits", weights="mixed", bits=b, method="gptq") for b in (5.0, 6.0)]
-    return tuple(stages)
-
-
-def _quantize(name: str, **options: object) -> Stage:
-    return Stage(f"quantize {name}", (Step("quantize", options),))
-
-
-def cache_stage(spec: Spec, best: Sequence[Step]) -> Stage | None:
-    """INT8 keys and values on top of the best chain; None where the cache is INT8 already or there is none."""
-    if not spec.causal or any(step.options.get("cache") for step in best):
-        return None
-    steps = list(best)
-    for number, step in enumerate(steps):
-        if step.use == "quantize":
-            steps[number] = Step("quantize", {**step.options, "cache": "int8"})
-            return Stage("int8 kv cache", tuple(steps))
-    own = spec.default_format.weights
-    if own not in ("bf16", "fp16"):
-        return None
-    return Stage("int8 kv cache", (*steps, Step("quantize", {"weights": own, "cache": "int8"})))
 
 
 @dataclass(frozen=True)
@@ -104,14 +73,63 @@ class Goals:
         """Seconds or bytes; no model of this spec can cost less."""
         if self.goal == "memory":
             return float(weights_bytes(spec))
+        if self.workload.sequences and self.goal == "throughput":
+            return math.exp(sum(map(math.log, self._sequences(spec))) / len(self.workload.sequences))
         if not spec.causal:
             return self.workload.prompt / self.ceiling(spec).prefill_tokens_per_second
         if self.goal == "throughput":
             return 1 / self.ceiling(spec, self.workload.streams).decode_tokens_per_second
         return self.ceiling(spec).seconds(self.workload.prompt, self.workload.generate)
 
+    def _sequences(self, spec: Spec) -> list[float]:
+        """Seconds of a sequence of each length."""
+        limits = [ceiling(spec, self.machine, prompt=n, generate=1) for n in self.workload.sequences]
+        return [n / limit.prefill_tokens_per_second for n, limit in zip(self.workload.sequences, limits, strict=True)]
 
-def why_not_run(found: Prospect, best: Spec, best_name: str, best_cost: float | None, goal: Goals) -> str:
+
+@dataclass
+class Overhead:
+    """What measured models cost beside their ceilings; it corrects the predictions of those that were not measured.
+
+    Time takes a multiple of its ceiling; memory takes its weights and a constant (the program, caches). The nearest
+    measured models count, those of the same formats, else all of them; of these the least, so that a prediction is
+    rather too good than too bad.
+    """
+
+    goals: Goals
+    _seen: list[tuple[frozenset[str], float]] = field(default_factory=list)
+
+    def learn(self, spec: Spec, cost: float) -> None:
+        limit = self.goals.predicted(spec)
+        self._seen.append((_formats(spec), cost - limit if self.goals.goal == "memory" else cost / limit))
+
+    def predicted(self, spec: Spec) -> float:
+        """The cost to expect, by the goal; before anything was measured, the ceiling."""
+        limit = self.goals.predicted(spec)
+        alike = [over for formats, over in self._seen if formats == _formats(spec)]
+        known = alike or [over for _, over in self._seen]
+        if not known:
+            return limit
+        return limit + min(known) if self.goals.goal == "memory" else limit * min(known)
+
+
+def _formats(spec: Spec) -> frozenset[str]:
+    """Number types of weights and cache, whatever the shapes."""
+    return frozenset({spec.default_format.weights, f"cache {spec.cache_format}", *(f.weights for _, f in spec.formats)})
+
+
+def hopeless(steps: Sequence[Step], alone: Callable[[Step], float | None], max_loss: float) -> str:
+    """Why a chain loses too much, by the losses of its steps alone; a forecast for leaving out, never a verdict."""
+    losses = [alone(step) for step in steps]
+    total = sum(loss for loss in losses if loss is not None)
+    if len(steps) < 2 or total <= max_loss or None in losses:
+        return ""
+    return f"its steps alone lose {' + '.join(percent(loss or 0.0) for loss in losses)}, over {percent(max_loss)}"
+
+
+def why_not_run(
+    found: Prospect, best: Spec, best_name: str, best_cost: float | None, goal: Goals, overhead: Overhead | None = None
+) -> str:
     """Why a stage could not pay; empty if it could. `best_cost`: measured, by the goal."""
     if found.spec is None:
         return found.reason
@@ -120,6 +138,10 @@ def why_not_run(found: Prospect, best: Spec, best_name: str, best_cost: float | 
     predicted = goal.predicted(found.spec)
     if best_cost is not None and goal.goal != "memory" and predicted > PAYS * best_cost:
         return f"cannot pay: {best_name} is nearer to the machine's limit than this could come"
+    if best_cost is not None and overhead is not None:
+        expected = overhead.predicted(found.spec)
+        if DOUBT * expected > PAYS * best_cost:
+            return f"cannot pay: {best_cost / expected:.2f}x of {best_name} predicted (ceiling, measured overhead)"
     if _bytes(found.spec, goal) >= _bytes(best, goal) and predicted > PAYS * goal.predicted(best):
         return f"cannot pay: no fewer bytes than {best_name}"
     return ""
@@ -141,8 +163,9 @@ class Forecast:
     factor: float = 1.0
     _ratios: list[float] = field(default_factory=list)
 
-    def stage(self, stage: Stage, speedup: float = 1.0, *, timed: bool = True) -> float:
-        apply = sum(self._apply(step) for step in stage.steps)
+    def stage(self, stage: Stage, speedup: float = 1.0, *, timed: bool = True, made: int = 0) -> float:
+        """`made`: so many of its first steps are done already."""
+        apply = sum(self._apply(step) for step in stage.steps[made:])
         score = 1.3 * self.score_tokens / self.score_tokens_per_second
         runs = TIMED_RUNS * self.run_seconds / 2 * (1 + 1 / max(speedup, 0.1)) if timed else 0.0
         return self.factor * (2.0 + apply + score + runs)
@@ -157,7 +180,8 @@ class Forecast:
 
     def _apply(self, step: Step) -> float:
         billions = self.weights / 1e9
-        seconds = APPLY_SECONDS.get(str(step.options.get("method", "rtn")), APPLY_SECONDS["gptq"])
+        method = str(step.options.get("method", "rtn"))
+        seconds = APPLY_SECONDS.get(step.use, APPLY_SECONDS.get(method, APPLY_SECONDS["gptq"]))
         mixed = SENSITIVITY_SECONDS if step.options.get("weights") == "mixed" else 0.0
         return billions * (seconds + mixed)
 

@@ -26,7 +26,6 @@ from snello.optimize.examine import Examiner, cost_ratio
 from snello.optimize.gate import judge_quality
 from snello.optimize.plain import revive
 from snello.optimize.receipts import (
-    Ablation,
     CostRatio,
     DocumentLoss,
     Evidence,
@@ -56,6 +55,7 @@ class Proof:
     speedup: Interval
     cost: CostRatio
     steady: bool
+    peak: int | None  # the most resident bytes of any run, where the goal is memory
     engine: Interval | None
     engine_note: str
     perplexity: Perplexity | None
@@ -92,6 +92,7 @@ def prove(climb: Climb) -> Run:
         speedup=timed.interval.inverse(),
         cost=cost_ratio(request.goal, "original", timed),
         steady=timed.steady,
+        peak=int(max(most for _, most in timed.pairs)) if request.goal == "memory" else None,
         engine=engine,
         engine_note=note,
         perplexity=perplexity(examiner, evidence, original, lean, blocks),
@@ -261,17 +262,3 @@ def _tied(climb: Climb, one: Candidate, other: Candidate) -> bool:
     blocks = examiner.texts.blocks("select")
     found = quality.compare(examiner.ruler, one.select, other.select, blocks, seed=climb.request.seed).loss
     return found.low <= 0 <= found.high
-
-
-def ablation(climb: Climb) -> tuple[Ablation, ...]:
-    """The final chain without its last stage (what it was applied to or replaced), as measured on select."""
-    kept = [climb.original, *(one for one in climb.judged if _verdict(climb, one) == "kept")]
-    if len(kept) < 2:
-        return ()
-    before, last = kept[-2], kept[-1]
-    note = "measured on the select cut, like the ladder"
-    return (Ablation(without=last.name, speedup=before.speedup, loss=before.loss, note=note),)
-
-
-def _verdict(climb: Climb, one: Candidate) -> str:
-    return next((row.verdict for row in climb.ledger.rows if row.name == one.name and row.kind == "stage"), "")

@@ -21,12 +21,13 @@ from typing import Any, TypeAlias
 from snello.errors import SnelloError
 from snello.measure.quality import POWER_RULE
 from snello.optimize import receipts, sentence
-from snello.optimize.candidate import Candidate, facts
+from snello.optimize.ablate import Ablated, ablate
+from snello.optimize.candidate import Candidate, facts, within_budget
 from snello.optimize.climb import TOO_LONG, Climb, in_words
 from snello.optimize.events import Event, ProofRead, Result, StageStarted
 from snello.optimize.files import publish_folder, sha256_file, write_atomically
 from snello.optimize.gate import PAYS, percent
-from snello.optimize.proof import Proof, ablation, pareto, prove
+from snello.optimize.proof import Proof, pareto, prove
 from snello.optimize.receipts import ProofReceipt, RunReceipt
 from snello.optimize.recipe import Recipe, Replay, Stage
 from snello.optimize.request import PUBLISHING
@@ -53,8 +54,9 @@ def conclude(climb: Climb, finish: Callable[[Path], None] | None) -> Run:
             sentence=result.sentence,
             unit=_unit(climb),
         )
+    ablated = (yield from ablate(climb)) if found is not None and result.exit_code == 0 else Ablated()
     climb.worker.check()
-    return write(climb, found, result, finish)
+    return write(climb, found, result, ablated, finish)
 
 
 def _check_replayed(climb: Climb) -> None:
@@ -73,8 +75,8 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
     request, worker = climb.request, climb.worker
     if found is None:
         reason = nothing_paid(climb)
-        code = 3 if request.target is not None else 0
-        text = f"target of {request.target:g}x missed: {reason}" if code else reason
+        code = 0 if request.target is None or climb.reached else 3
+        text = f"{nearest_to_target(climb)}; {reason}" if code else reason
         return Result(
             exit_code=code, sentence=text, reason=reason, ladder=tuple(climb.ledger.rows), seconds=worker.used_seconds
         )
@@ -90,6 +92,7 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
         neighbours=found.evidence.guards.neighbours_kept,
         tokens=found.tokens,
         unit=_unit(climb),
+        sequences=not climb.original.spec.causal,
         self_written=climb.examiner.texts.self_written,
     )
     code, reason = 0, ""
@@ -99,8 +102,8 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
         code, reason = 3, f"the proof failed: at most {percent(found.evidence.loss.high)} worse on unseen text"
     elif not found.steady and found.speedup.low <= 1:
         code, reason = 3, "the speed-up could not be measured: the machine is too noisy"
-    elif request.target is not None and found.speedup.low < request.target:
-        code, reason = 3, f"target of {request.target:g}x missed: {sentence.speedup(request.goal, found.speedup)}"
+    elif request.target is not None and not request.target.reached(found.speedup, found.peak):
+        code, reason = 3, request.target.missed(request.goal, found.speedup, found.peak, climb.best.name)
     return Result(
         exit_code=code,
         sentence=text if code == 0 else reason,
@@ -113,6 +116,15 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
         artifact_sha256=climb.best.artifact_sha256 if code == 0 else None,
         seconds=worker.used_seconds,
     )
+
+
+def nearest_to_target(climb: Climb) -> str:
+    """How near the best came of what loses little enough; the original where there is nothing else."""
+    target = climb.request.target
+    assert target is not None
+    within = [one for one in climb.judged if within_budget(climb.request, one)]
+    best = max(within, key=lambda one: one.speedup.mid, default=climb.original)
+    return target.missed(climb.request.goal, best.speedup, best.peak, best.name)
 
 
 def _unit(climb: Climb) -> str:
@@ -132,6 +144,9 @@ def nothing_paid(climb: Climb) -> str:
     if speed is not None:
         reached = speed.decode_tokens_per_second.mid
         now = f": it runs at {reached:,.0f} of {speed.ceiling_decode_tokens_per_second:,.0f} possible tokens a second"
+    if climb.reached:
+        assert climb.original.peak is not None and climb.request.target is not None
+        return f"keep your model: it serves in {climb.original.peak / 1e6:,.1f} MB, within {climb.request.target}"
     within = [one for one in climb.judged if one.loss.high <= climb.request.max_loss]
     if within:
         return f"keep your model{now}; {_why_not_kept(climb, within)}"
@@ -165,7 +180,9 @@ def _why_not_kept(climb: Climb, within: list[Candidate]) -> str:
 # ---- the folder ----
 
 
-def write(climb: Climb, found: Proof | None, result: Result, finish: Callable[[Path], None] | None) -> Result:
+def write(
+    climb: Climb, found: Proof | None, result: Result, ablated: Ablated, finish: Callable[[Path], None] | None
+) -> Result:
     """Puts the folder together, lets the report be written into it, and exchanges it for what was there."""
     request = climb.request
     staged = request.work / "staged"
@@ -177,7 +194,7 @@ def write(climb: Climb, found: Proof | None, result: Result, finish: Callable[[P
     if found is not None and found.windows is not None and found.perplexity is not None and result.exit_code == 0:
         facts_to_check = {**found.windows, "perplexity_original": found.perplexity.original}
         write_atomically(staged / "proof.json", json.dumps(facts_to_check) + "\n")
-    _write_receipts(climb, found, result, staged)
+    _write_receipts(climb, found, result, ablated, staged)
     if finish is not None:
         finish(staged)
     write_atomically(request.work / PUBLISHING, "")
@@ -243,18 +260,20 @@ def resolved_recipe(climb: Climb, result: Result) -> Recipe:
     )
 
 
-def _write_receipts(climb: Climb, found: Proof | None, result: Result, staged: Path) -> None:
+def _write_receipts(climb: Climb, found: Proof | None, result: Result, ablated: Ablated, staged: Path) -> None:
     folder = staged / "receipts"
     receipts.write(folder, 0, "run", run_receipt(climb))
     for receipt in climb.ledger.receipts:
         receipts.write(folder, receipt.index, receipt.step, receipt)
     index = climb.ledger.next_index
     files = {path.name: sha256_file(path) for path in sorted(staged.iterdir()) if path.is_file()}
-    receipts.write(folder, index, "proof", proof_receipt(climb, found, result, index, files))
+    proof = proof_receipt(climb, found, result, ablated, index)
+    receipts.write(folder, index, "proof", dataclasses.replace(proof, files=files))
 
 
 def run_receipt(climb: Climb) -> RunReceipt:
     request, examiner = climb.request, climb.examiner
+    target = request.target
     assert climb.power is not None and climb.planned is not None
     return RunReceipt(
         model=facts(climb.original, examiner.runners(climb.original).weights_bytes),
@@ -272,7 +291,8 @@ def run_receipt(climb: Climb) -> RunReceipt:
         goal=request.goal,
         strict=request.strict,
         metric=request.metric,
-        target=request.target,
+        target=target.value if target is not None and target.unit == "x" else None,
+        target_bytes=int(target.value) if target is not None and target.unit == "bytes" else None,
         time_budget_seconds=request.time_budget,
         smallest_provable=climb.power.worst,
         power_rule=POWER_RULE,
@@ -287,10 +307,11 @@ def replay_command(climb: Climb) -> str:
     return shlex.join(["snello", "optimize", request.model, "--recipe", recipe, "-o", again])
 
 
-def proof_receipt(climb: Climb, found: Proof | None, result: Result, index: int, files: dict[str, str]) -> ProofReceipt:
+def proof_receipt(climb: Climb, found: Proof | None, result: Result, ablated: Ablated, index: int) -> ProofReceipt:
     missing = [
         "the smaller sibling: no model was named for it",
         "the control: nothing was trained",
+        *ablated.missing,
     ]
     if found is None or found.engine is None:
         note = found.engine_note if found is not None else "nothing was kept"
@@ -314,15 +335,16 @@ def proof_receipt(climb: Climb, found: Proof | None, result: Result, index: int,
         size_ratio=result.size_ratio,
         speed_original=climb.original.speed,
         speed_lean=climb.best.speed if found else None,
+        sequences_original=climb.original.sequences,
+        sequences_lean=climb.best.sequences if found else (),
         costs=(found.cost,) if found else (),
         ladder=tuple(climb.ledger.rows),
         pareto=pareto(climb),
-        ablation=ablation(climb),
+        ablation=ablated.rows,
         worst=found.worst if found else (),
         documents=found.documents if found else (),
         not_measured=tuple(missing),
         artifact_sha256=result.artifact_sha256,
-        files=files,
         seconds=result.seconds,
         replay=replay_command(climb),
     )

@@ -54,6 +54,15 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequenceSpeed:
+    """An encoder's sequences a second at one length, beside the most that this machine allows."""
+
+    tokens: int
+    sequences_per_second: Interval  # least, median, most
+    ceiling: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CostRatio:
     """Cost of the step over cost of what it is compared with, by one goal. `pairs`: in order of
     measurement.
@@ -129,7 +138,8 @@ class RunReceipt:
     goal: str
     strict: bool
     metric: str | None
-    target: float | None
+    target: float | None  # times
+    target_bytes: int | None = None
     time_budget_seconds: float
     smallest_provable: float
     power_rule: str
@@ -152,6 +162,7 @@ class StepReceipt:
     technique: str | None
     options: dict[str, Any]
     applied_to: str | None  # the stage whose model it was applied to
+    chain: tuple[dict[str, Any], ...] = ()  # all steps from the original on, every option spelt out
     spec_before: str | None  # digests
     spec_after: str | None
     model: ModelFacts | None
@@ -159,6 +170,7 @@ class StepReceipt:
     seconds: float
     evidence: Evidence | None = None
     speed: Speed | None = None
+    sequences: tuple[SequenceSpeed, ...] = ()  # encoders
     costs: tuple[CostRatio, ...] = ()
     margin: str = ""  # how near the decision was, in words
     machine: str
@@ -205,12 +217,19 @@ class ParetoPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """The final chain without one of its stages."""
+    """The final chain without one of its parts: its own speed-up and loss over the original, and what the part brings.
+
+    Shares are of the chain's speed-up (by logarithm) and loss. Parts interact, so they need not add up to one.
+    """
 
     without: str
     speedup: Interval
     loss: Interval
     note: str = ""
+    gain: Interval | None = None  # the chain over the chain without it, in turn
+    added: Interval | None = None  # the chain's loss over that of the chain without it, paired
+    speed_share: float | None = None
+    loss_share: float | None = None  # None: the chain loses nothing that this text could show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +263,8 @@ class ProofReceipt:
     size_ratio: float | None
     speed_original: Speed | None
     speed_lean: Speed | None
+    sequences_original: tuple[SequenceSpeed, ...] = ()  # encoders
+    sequences_lean: tuple[SequenceSpeed, ...] = ()
     costs: tuple[CostRatio, ...]
     ladder: tuple[LadderRow, ...]
     pareto: tuple[ParetoPoint, ...]

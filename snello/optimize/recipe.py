@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from snello.errors import SnelloError
+from snello.optimize.target import Target
 from snello.techniques.base import Technique
 from snello.techniques.table import TECHNIQUES
 
@@ -77,7 +78,7 @@ class Recipe:
     seed: int | None = None
     max_loss: float | None = None
     goal: str | None = None
-    target: float | None = None
+    target: Target | None = None
     time_seconds: float | None = None
     strict: bool | None = None
     metric: str | None = None
@@ -116,7 +117,7 @@ class Recipe:
             seed=_typed("recipe", table, "seed", int),
             max_loss=None if "max_loss" not in budget else share(budget["max_loss"], "[budget] max_loss"),
             goal=goal,
-            target=None if "target" not in budget else factor(budget["target"], "[budget] target"),
+            target=None if "target" not in budget else Target.parse(budget["target"], "[budget] target"),
             time_seconds=_typed("[budget]", budget, "time_seconds", float),
             strict=_typed("[budget]", budget, "strict", bool),
             metric=_typed("[budget]", budget, "metric", str),
@@ -128,8 +129,8 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as TOML that `load` reads back, every option spelt out."""
         top = {"version": VERSION, "model": self.model, "text": list(self.text), "seed": self.seed}
-        names = {"max_loss": "max_loss", "goal": "goal", "target": "target", "metric": "metric", "strict": "strict"}
-        budget = {key: getattr(self, key) for key in names} | {"time_seconds": self.time_seconds}
+        budget = {key: getattr(self, key) for key in ("max_loss", "goal", "target", "metric", "strict", "time_seconds")}
+        budget["target"] = None if self.target is None else self.target.to_toml()
         parts = [_pairs(top), "[budget]\n" + _pairs(budget)]
         if self.data:
             parts.append("[data]\n" + _pairs(self.data))
@@ -194,9 +195,14 @@ def _step(number: int, entry: Mapping[str, Any]) -> Step:
 
 
 def describe(step: Step) -> str:
-    """ "quantize int4 gptq": the technique and the values that are words or were chosen."""
-    shown = [str(value) for value in step.options.values() if isinstance(value, str)]
-    return " ".join([step.use, *shown])
+    """ "quantize int4 gptq", "prune ffn 0.25": the technique, the words, and the numbers by their names."""
+    shown = [step.use]
+    for name, value in step.options.items():
+        if isinstance(value, str):
+            shown.append(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and value:
+            shown.append(f"{name} {value:g}")
+    return " ".join(shown)
 
 
 def _replay(table: Any) -> Replay | None:
@@ -264,17 +270,6 @@ def share(value: Any, name: str) -> float:
         raise SnelloError(f"{name} is {value!r}", 'write a share such as 0.01 or "1%"') from error
     if not 0 < number < 1:
         raise SnelloError(f"{name} is {value!r}", "it must be more than 0% and less than 100%")
-    return number
-
-
-def factor(value: Any, name: str) -> float:
-    """2 or "2x" -> 2.0."""
-    try:
-        number = float(value.removesuffix("x") if isinstance(value, str) else value)
-    except (TypeError, ValueError) as error:
-        raise SnelloError(f"{name} is {value!r}", 'write a speed-up such as 2 or "2x"') from error
-    if not 1 <= number < 1000:
-        raise SnelloError(f"{name} is {value!r}", "it must be at least 1x")
     return number
 
 

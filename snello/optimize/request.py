@@ -11,7 +11,8 @@ from typing import Any
 from snello.errors import SnelloError
 from snello.measure.metric import check_command
 from snello.measure.text import Limits
-from snello.optimize.recipe import GOALS, Recipe, factor, nearest, share
+from snello.optimize.recipe import GOALS, Recipe, nearest, share
+from snello.optimize.target import Target
 
 MAX_LOSS = 0.01
 TIME_BUDGET_SECONDS = 1800.0
@@ -31,7 +32,7 @@ class Request:
     time_budget: float
     strict: bool
     metric: str | None
-    target: float | None
+    target: Target | None
     seed: int
     limits: Limits | None  # None: chosen by what the time budget allows
     dry_run: bool
@@ -55,7 +56,7 @@ def resolve(
     time_budget: float | None = None,
     strict: bool | None = None,
     metric: str | None = None,
-    target: float | str | None = None,
+    target: Target | float | str | None = None,
     seed: int | None = None,
     dry_run: bool = False,
     resume: bool = True,
@@ -69,18 +70,20 @@ def resolve(
         hint = "for example: snello optimize Qwen/Qwen3-0.6B --text yours.txt"
         raise SnelloError("no model was given", hint, exit_code=2)
     texts: Any = text if text is not None else written.text
+    wanted = Target.parse(target) if target is not None else written.target
+    size = wanted is not None and wanted.unit == "bytes"
     paths = (texts,) if isinstance(texts, (str, Path)) else tuple(texts)
     found = Request(
         model=named,
         text=tuple(Path(path).expanduser() for path in paths),
         max_loss=share(max_loss, "max_loss") if max_loss is not None else written.max_loss or MAX_LOSS,
-        goal=goal or written.goal or "latency",
+        goal=goal or written.goal or ("memory" if size else "latency"),
         output=Path(output).expanduser() if output is not None else default_output(named),
         recipe=written,
         time_budget=first(time_budget, written.time_seconds, TIME_BUDGET_SECONDS),
         strict=first(strict, written.strict, False),
         metric=metric if metric is not None else written.metric,
-        target=factor(target, "target") if target is not None else written.target,
+        target=wanted,
         seed=first(seed, written.seed, 0),
         limits=limits_of(written),
         dry_run=dry_run,
@@ -112,6 +115,9 @@ def limits_of(recipe: Recipe) -> Limits | None:
 def _check(found: Request) -> None:
     if found.goal not in GOALS:
         raise SnelloError(f"goal is {found.goal!r}", nearest(found.goal, GOALS))
+    if found.target is not None and found.target.unit == "bytes" and found.goal != "memory":
+        message = f"a target of {found.target} is a size, and the goal is {found.goal}"
+        raise SnelloError(message, "--goal memory, or a speed-up such as --target 2x")
     if found.time_budget <= 0:
         raise SnelloError(f"a time budget of {found.time_budget:g} seconds", "give minutes, for example 30m")
     if not 0 <= found.seed < 2**63:

@@ -25,7 +25,6 @@ from snello.optimize.events import (
     Finished,
     MachineProbed,
     ModelLoaded,
-    Planned,
     Result,
     StageStarted,
     TextRead,
@@ -33,10 +32,12 @@ from snello.optimize.events import (
 from snello.optimize.examine import Examiner
 from snello.optimize.files import recover_folder
 from snello.optimize.journal import Journal
-from snello.optimize.planner import Goals, forecast_for
+from snello.optimize.plan import plan
+from snello.optimize.planner import Goals
 from snello.optimize.prepare import BLIND, Tools, catches, power_of, prepare, sources_of
 from snello.optimize.recipe import Recipe
 from snello.optimize.request import Request, check_output, check_place, resolve
+from snello.optimize.target import Target
 from snello.optimize.work import Interrupts, RunStopped, Worker
 from snello.optimize.workbench import NativeWorkbench, Workbench
 
@@ -54,7 +55,7 @@ def optimize(
     time_budget: float | None = None,
     strict: bool | None = None,
     metric: str | None = None,
-    target: float | str | None = None,
+    target: Target | float | str | None = None,
     dry_run: bool = False,
     seed: int | None = None,
     resume: bool = True,
@@ -70,7 +71,7 @@ def optimize(
         max_loss: 0.01 or "1%"; default 1%.
         goal: "latency" (default), "throughput" or "memory".
         time_budget: seconds for everything; default 30 minutes.
-        target: the least speed-up by the goal that counts as success, 2 or "2x".
+        target: the least that counts as success, and enough: a speed-up by the goal, 2 or "2x", or "300MB" to serve in.
         command: what to record as the command that was run.
         finish: called with the complete folder before it is put in place; writes the report.
 
@@ -210,17 +211,12 @@ class _Optimizer:
 
     def _dry_run(self, examiner: Examiner) -> Iterator[Event]:
         """The plan, with costs predicted from ceilings; the text was read once, to say what it can prove."""
-        goals = Goals(self.request.goal, self.machine, examiner.workload)
-        tokens = sum(source.tokens("select") for source in examiner.texts.sources)
-        forecast = forecast_for(examiner.original.spec, goals, tokens, None, None)
-        climb = Climb(examiner, self.journal, power=None, fault=None, sources=())
-        climb.proof_seconds = forecast.proof(sum(source.tokens("proof") for source in examiner.texts.sources))
-        plan: Planned = climb.plan(goals, forecast)
-        yield plan
+        found = plan(Climb(examiner, self.journal, power=None, fault=None, sources=()))
+        yield found
         if not self.resumed:
             self.journal.clear()
-        running = sum(stage.runs for stage in plan.stages)
-        sentence = f"would try {running} stages in about {in_words(plan.predicted_seconds)}; nothing was changed"
+        running = sum(stage.runs for stage in found.stages)
+        sentence = f"would try {running} stages in about {in_words(found.predicted_seconds)}; nothing was changed"
         yield Finished(result=Result(exit_code=0, sentence=sentence, reason="dry run", seconds=self._seconds))
 
     def stopped(self) -> Result:

@@ -9,10 +9,11 @@ from snello.measure.interval import Interval
 FASTER = {"latency": "faster", "throughput": "more tokens a second", "memory": "less memory"}
 
 
-def speedup(goal: str, found: Interval) -> str:
-    """ "1.9x faster (1.8-2.0)"."""
+def speedup(goal: str, found: Interval, *, sequences: bool = False) -> str:
+    """ "1.9x faster (1.8-2.0)"; an encoder has `sequences` a second, not tokens."""
     digits = 1 if found.half_width >= 0.01 or found.mid >= 10 else 2
-    return f"{found.mid:.{digits}f}x {FASTER[goal]} ({found.low:.{digits}f}-{found.high:.{digits}f})"
+    what = "more sequences a second" if sequences and goal == "throughput" else FASTER[goal]
+    return f"{found.mid:.{digits}f}x {what} ({found.low:.{digits}f}-{found.high:.{digits}f})"
 
 
 def at_most(loss: float) -> str:
@@ -36,10 +37,11 @@ def proved(
     tokens: int,
     unit: str,
     self_written: bool,
+    sequences: bool = False,
 ) -> str:
     """The sentence of a run that was proved."""
     text = "text that the model wrote itself" if self_written else "your text"
-    parts = [f"{speedup(goal, found)}, {size_ratio:.1f}x smaller"]
+    parts = [f"{speedup(goal, found, sequences=sequences)}, {size_ratio:.1f}x smaller"]
     worse = f"on {text} at most {at_most(loss.high)} {_worse(measure)} (95%)"
     parts.append(worse)
     if agreement is not None:

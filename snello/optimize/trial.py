@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 
 from snello.measure.timing import Ratio
 from snello.models.spec import Spec
-from snello.optimize.candidate import Candidate
+from snello.optimize.candidate import Candidate, refused_for_quality
 from snello.optimize.events import Event, Verdict
 from snello.optimize.examine import Examiner, cost_ratio
 from snello.optimize.files import folder_bytes, sha256_file
-from snello.optimize.gate import Judgement, judge_cost, judge_equal, judge_quality
+from snello.optimize.gate import Judgement, judge_cost, judge_equal
 from snello.optimize.journal import unit_key
 from snello.optimize.receipts import Evidence
 from snello.optimize.recipe import GOALS, Stage, Step
@@ -73,21 +73,19 @@ def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
         candidate, candidate.select, examiner.original.select, "select", best, stage
     )
     candidate.evidence, candidate.loss = evidence, evidence.loss
-    refused = judge_quality(
-        evidence.loss,
-        request.max_loss,
-        strict_failures=evidence.guards.failed if request.strict else (),
-        metric=evidence.metric,
-    )
+    refused = refused_for_quality(request, candidate)
     candidate.speed = yield from examiner.speed(candidate, stage)
+    candidate.sequences = yield from examiner.sequences(candidate, stage)
     recorded = _recorded(examiner, candidate.name)
     if costs_the_same(candidate.spec, best):  # the same program over the same bytes: there is nothing to time
-        candidate.cost, candidate.speedup = best.cost, best.speedup
+        candidate.cost, candidate.peak, candidate.speedup = best.cost, best.peak, best.speedup
         assert evidence.increment is not None
         return recorded or refused or judge_equal(best.name, evidence.increment), None
     gain: Ratio = yield from examiner.ratio(best, candidate, request.goal, stage, quads=3 if refused else 12)
     candidate.costs = (cost_ratio(request.goal, best.name, gain),)
     candidate.cost = gain.b
+    if request.goal == "memory":
+        candidate.peak = int(max(peak for _, peak in gain.pairs))
     over = gain
     if not best.is_original:  # not composed of ratios that were measured minutes apart
         over = yield from examiner.ratio(examiner.original, candidate, request.goal, stage, quads=3)

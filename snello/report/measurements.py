@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from snello.measure.bootstrap import DRAWS
 from snello.measure.interval import Interval
-from snello.optimize.receipts import CostRatio, Evidence, ProofReceipt, Receipts, RunReceipt, Speed
+from snello.optimize.receipts import (
+    Ablation,
+    CostRatio,
+    Evidence,
+    ProofReceipt,
+    Receipts,
+    RunReceipt,
+    SequenceSpeed,
+    Speed,
+)
 from snello.report import charts, numbers
 from snello.report.blocks import Block, Command, Section, Table, Text
 from snello.report.cells import both, optional, optional_percent, plain_number
@@ -23,17 +32,34 @@ def pareto(run: RunReceipt, proof: ProofReceipt) -> Section:
         charts.pareto(proof.pareto, run.max_loss) if enough else Text("No candidate but the original was measured.")
     ]
     if proof.ablation:
-        rows = tuple(
-            (f"without {item.without}", numbers.times_interval(item.speedup), numbers.loss(item.loss), item.note or "-")
-            for item in proof.ablation
-        )
-        columns = ("the final chain", "speed-up", "loss (at most)", "note")
-        blocks.append(Table(columns=columns, rows=rows, right=(1, 2)))
+        blocks.append(_ablation(proof.ablation))
     about = (
         "Each candidate by speed-up and by the upper bound of its loss. Candidates joined by a grey band cannot be "
-        "told apart on this text and are not ranked. The second table takes one stage out of the final chain at a time."
+        "told apart on this text and are not ranked. The second table takes one part out of the final chain at a time: "
+        "what is left over the original, then the whole chain over what is left. Parts interact, so shares need not "
+        "add up to all."
     )
     return Section(key="pareto", title="Speed against loss", about=about, blocks=tuple(blocks))
+
+
+def _ablation(items: Iterable[Ablation]) -> Table:
+    """One row a part: the chain without it, then what it brings."""
+    rows = tuple(
+        (
+            f"without {item.without}",
+            numbers.times_interval(item.speedup),
+            numbers.loss(item.loss),
+            optional(item.gain, numbers.times_interval),
+            optional_percent(item.speed_share),
+            optional(item.added, numbers.loss),
+            optional_percent(item.loss_share),
+            item.note or "-",
+        )
+        for item in items
+    )
+    brings = ("it brings", "of the speed-up", "it costs (at most)", "of the loss")
+    columns = ("the final chain", "speed-up", "loss (at most)", *brings, "note")
+    return Table(columns=columns, rows=rows, right=(1, 2, 3, 4, 5, 6))
 
 
 # ---- 6: speed -------------------------------------------------------------------------------------------------------
@@ -44,6 +70,8 @@ def speed(run: RunReceipt, proof: ProofReceipt) -> Section:
     sides = [(name, side) for name, side in (("original", proof.speed_original), ("lean", proof.speed_lean)) if side]
     if sides:
         blocks.append(_speeds(dict(sides)))
+    if proof.sequences_original:
+        blocks.append(_sequences(proof.sequences_original, proof.sequences_lean))
     if any(_beats_its_ceiling(side) for _, side in sides):
         blocks.append(
             Text(
@@ -83,6 +111,21 @@ def _speeds(sides: Mapping[str, Speed]) -> Table:
     shown = tuple(row for row in cells if set(row[1:]) != {"-"})
     columns = ("what", *(name for side in sides for name in (side, "its ceiling")))
     return Table(columns=columns, rows=shown, right=tuple(range(1, len(columns))))
+
+
+def _sequences(original: Sequence[SequenceSpeed], lean: Sequence[SequenceSpeed]) -> Table:
+    """One row a length; each model beside its own ceiling."""
+    sides = [side for side in (original, lean) if side]
+    names = ("original", "lean")[: len(sides)]
+    rows = tuple(
+        (
+            numbers.count(lengths[0].tokens),
+            *(cell for one in lengths for cell in (_range(one.sequences_per_second), numbers.rate(one.ceiling))),
+        )
+        for lengths in zip(*sides, strict=True)
+    )
+    columns = ("sequences a second, of tokens", *(name for side in names for name in (side, "its ceiling")))
+    return Table(columns=columns, rows=rows, right=tuple(range(1, len(columns))))
 
 
 def _beats_its_ceiling(speed: Speed) -> bool:
@@ -189,6 +232,7 @@ def method(receipts: Receipts) -> Section:
         ),
     )
     asked += (("target", f"{run.target:g}x"),) if run.target is not None else ()
+    asked += (("target", numbers.size(run.target_bytes)),) if run.target_bytes is not None else ()
     asked += (("your own score", run.metric),) if run.metric is not None else ()
     blocks: list[Block] = [Table(columns=("asked", "value"), rows=asked), _texts(run)]
     blocks += [_machine(run.machine), _facts("version", run.versions)]

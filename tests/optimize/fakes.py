@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from snello.errors import SnelloError
+from snello.errors import SnelloError, Unsupported
 from snello.measure.machine import Machine
 from snello.measure.rulers import Reading
 from snello.models.spec import Attention, Embedding, FeedForward, Format, Head, Layer, Norm, Rope, Spec
@@ -53,9 +53,9 @@ class FakeTime:
         cls.now += seconds * float(np.exp(cls.noise * cls.generator.standard_normal()))
 
 
-def spec(layers: int = 2) -> Spec:
+def spec(layers: int = 2, feed_forward: int = 384) -> Spec:
     attention = Attention(num_heads=4, num_kv_heads=2, head_dim=32, rope=Rope(base=10000.0, dims=32))
-    block = Layer(mixer=attention, feed_forward=FeedForward(width=384, activation="silu"))
+    block = Layer(mixer=attention, feed_forward=FeedForward(width=feed_forward, activation="silu"))
     return Spec(
         family="llama",
         task="causal-lm",
@@ -216,6 +216,7 @@ EFFECTS: dict[str, tuple[float, float]] = {
     "int4 awq": (0.004, 0.33),
     "mixed gptq": (0.002, 0.45),
     "bf16 rtn": (0.0005, 0.99),
+    "prune": (0.2, 0.9),  # nothing that a usual budget allows
 }
 
 
@@ -227,6 +228,7 @@ class FakeWorkbench:
     same_bits: bool = True  # the original gives the same numbers twice
     base: Spec = field(default_factory=spec)
     free: int = 10**11
+    prunes: bool = False  # off: runs that are about something else take half the time
 
     def load(self, name: str | Path) -> FakeModel:
         path = Path(name)
@@ -235,8 +237,10 @@ class FakeWorkbench:
             facts = json.loads(content)
             from snello.optimize.recipe import Step
 
-            options = {key: value for key, value in facts["step"].items() if key != "use"}
-            planned = Step("quantize", options).technique.plan(self.base)
+            planned = self.base
+            for step in facts["steps"]:
+                options = {key: value for key, value in step.items() if key != "use"}
+                planned = Step(step["use"], options).technique.plan(planned)
             return FakeModel(planned, path, facts["loss"], facts["pace"], facts["pace"], content)
         if str(name) != "fake":
             raise SnelloError(f"{name} does not exist", "give fake")
@@ -262,22 +266,34 @@ class FakeWorkbench:
         return score
 
     def plan(self, step: Any, spec: Spec) -> Spec:
+        if step.use == "prune" and not self.prunes:
+            raise Unsupported("the fake model is not to be pruned", "set prunes")
         return step.technique.plan(spec)
 
     def apply(self, step: Any, model: FakeModel, context: Context) -> FakeModel:
         options = step.resolved()
-        self.applied.append(f"{options['weights']} {options['method']}")
         context.progress("half", 0.5)
-        loss, pace = self.effects.get(self.applied[-1]) or self.effects[str(options["weights"])]
+        loss, pace = self.effect(options)
         if options.get("cache"):
             loss, pace = loss + 0.0005, pace * 0.9
+        loss, pace = max(0.0, loss + model.loss), pace * model.pace  # steps add and multiply
         windows = hashlib.sha256(b"".join(window.tobytes() for window in context.windows)).hexdigest()
-        facts = {"step": options, "loss": loss, "pace": pace, "windows": windows, "seed": context.seed}
+        before = json.loads(model.content)["steps"] if model.content != "original" else []
+        facts = {"steps": [*before, options], "loss": loss, "pace": pace, "windows": windows, "seed": context.seed}
         partial = context.output.with_name(f"{context.output.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         (partial / "model.safetensors").write_text(json.dumps(facts, sort_keys=True))
         partial.rename(context.output)
         return self.load(context.output)
+
+    def effect(self, options: dict[str, Any]) -> tuple[float, float]:
+        """Nats and cost of one step, and a note that it was applied."""
+        if options["use"] != "quantize":
+            chosen = [f"{name} {value:g}" for name, value in options.items() if type(value) is float and value]
+            self.applied.append(" ".join([options["use"], *chosen]))
+            return self.effects.get(self.applied[-1]) or self.effects[options["use"]]
+        self.applied.append(f"{options['weights']} {options['method']}")
+        return self.effects.get(self.applied[-1]) or self.effects[str(options["weights"])]
 
     def peak_memory(self, model: FakeModel) -> int:
         return int(1e9 * model.memory)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from snello.optimize.planner import Forecast, default_stages
+from snello.optimize.planner import Forecast
+from snello.optimize.proposals import quantize_offers
 from snello.optimize.recipe import Recipe, Stage, Step
 from snello.techniques.quantize import Quantize
 from tests.optimize.fakes import spec
 
 
 def test_methods_that_only_cost_time_are_left_to_recipes() -> None:
-    tried = {str(step.options.get("method", "rtn")) for stage in default_stages(spec()) for step in stage.steps}
+    tried = {str(offer.step.options.get("method", "rtn")) for offer in quantize_offers(spec(), "latency")}
     assert tried == {"rtn", "gptq", "awq"}
 
 

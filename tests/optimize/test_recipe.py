@@ -9,6 +9,7 @@ import pytest
 
 from snello.errors import SnelloError
 from snello.optimize.recipe import Recipe, Replay, Stage, Step
+from snello.optimize.target import Target
 from tests.optimize.conftest import Bed
 
 
@@ -92,7 +93,7 @@ def test_reading(tmp_path: Path) -> None:
         )
     )
     assert recipe.text == (str(tmp_path / "t.txt"),)
-    assert (recipe.max_loss, recipe.target, recipe.seed) == (0.02, 1.5, 3)
+    assert (recipe.max_loss, recipe.target, recipe.seed) == (0.02, Target(1.5), 3)
     assert [(stage.name, len(stage.steps)) for stage in recipe.stages] == [("both", 2), ("quantize gptq", 1)]
 
 
@@ -111,7 +112,7 @@ def test_round_trip(tmp_path: Path) -> None:
         seed=0,
         max_loss=0.01,
         goal="memory",
-        target=2.0,
+        target=Target(2.0),
         time_seconds=60.0,
         strict=True,
         metric="score {model}",

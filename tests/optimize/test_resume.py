@@ -117,7 +117,7 @@ def test_killed_after_a_unit_nothing_is_done_again(
         pass
 
     bed = make_bed("killed")
-    bed.bench.effects["int4 rtn"] = (0.02, 0.33)  # kept, then replaced by one of equal cost
+    bed.bench.effects["int4 rtn"] = (0.015, 0.33)  # kept, then replaced by one of equal cost
     kept: list[str] = []
     real = Journal.keep
 
@@ -136,7 +136,7 @@ def test_killed_after_a_unit_nothing_is_done_again(
     monkeypatch.undo()
     fakes.install()
     other = make_bed("clean")
-    other.bench.effects["int4 rtn"] = (0.02, 0.33)
+    other.bench.effects["int4 rtn"] = (0.015, 0.33)
     clean = other.run()
     assert result.exit_code == clean.exit_code == 0
     assert result.artifact_sha256 == clean.artifact_sha256
@@ -237,7 +237,7 @@ def test_what_a_killed_run_left_half_written_is_swept(bed: Bed) -> None:
 
 def test_resume_false_starts_anew(bed: Bed) -> None:
     for event in optimize("fake", text=bed.text, max_loss="4%", output=bed.output, workbench=bed.bench):
-        if isinstance(event, StageJudged) and event.row.kind == "stage":
+        if isinstance(event, StageJudged) and event.row.name == "quantize int8":
             break
     bed.run(resume=False)
     assert bed.bench.applied.count("int8 rtn") == 2

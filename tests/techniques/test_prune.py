@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +281,32 @@ def test_counts_that_run_well() -> None:
     assert fewer("ffn", 10240, 0.3) == 7168  # not one step more for the rounding of 1 - 0.3
     assert fewer_heads(2, 3, 0.34) == (2, 2) and fewer_heads(2, 3, 0.5) == (1, 3) and fewer_heads(6, 1, 0.34) == (4, 1)
     assert top(torch.tensor([1.0, 3, 3, 1]), 3).tolist() == [0, 1, 2]
+
+
+def sentence_folder(path: Path, encoder: str = "") -> Path:
+    make_checkpoint(path / encoder, "bert-mlm")
+    modules = [(encoder, "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    listed = [{"idx": i, "path": p, "type": f"sentence_transformers.models.{t}"} for i, (p, t) in enumerate(modules)]
+    (path / "modules.json").write_text(json.dumps(listed))
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    (path / encoder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 100}))
+    return path
+
+
+def test_an_embedding_model_keeps_its_pooling(tmp_path: Path) -> None:
+    source = load(sentence_folder(tmp_path / "source"))
+    result = pruned(source, tmp_path / "pruned", ffn=0.3, layers=0.5)
+    head = result.spec.head
+    assert (head.kind, head.pooling, head.normalize, result.spec.max_positions) == ("embed", "cls", True, 100)
+    assert len(result.spec.layers) < len(source.spec.layers) and load(tmp_path / "pruned").spec == result.spec
+    again = pruned(result, tmp_path / "again", ffn=0.3)  # a pruned one is an ordinary folder too
+    with NativeExecutor(result, Deployment()) as one, NativeExecutor(again, Deployment()) as other:
+        vectors = [executor.encode(TOKENS[0].numpy()) for executor in (one, other)]
+    assert float(np.dot(*vectors)) > 0.9
+
+
+def test_an_encoder_in_a_folder_of_its_own_is_refused(tmp_path: Path) -> None:
+    source = load(sentence_folder(tmp_path / "source", encoder="0_Transformer"))
+    with pytest.raises(Unsupported, match="cannot say"):
+        pruned(source, tmp_path / "pruned", ffn=0.3)

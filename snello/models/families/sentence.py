@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,16 @@ class SentenceFolder:
         head = dataclasses.replace(spec.head, pooling=self.pooling, normalize=self.normalize)
         positions = min(spec.max_positions, self.max_positions or spec.max_positions)
         return dataclasses.replace(spec, head=head, max_positions=positions)
+
+
+def copy_sentence_files(source: Path, target: Path) -> None:
+    """Modules, pooling and settings of one folder into another; its encoder lies in the folder itself."""
+    paths = [Path(MODULES), Path("sentence_bert_config.json"), Path("config_sentence_transformers.json")]
+    paths += [Path(path) / "config.json" for _, path in _modules(source) if path]
+    for path in paths:
+        if (source / path).exists():
+            (target / path).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / path, target / path)
 
 
 def is_sentence_folder(folder: Path) -> bool:

@@ -57,10 +57,6 @@ def check(spec: Spec) -> None:
         raise Unsupported("prune: the layers of this model differ", "models with equal layers are supported")
     if spec.family not in FAMILIES:
         raise Unsupported(f"prune: family {spec.family!r}", f"supported: {', '.join(FAMILIES)}")
-    if spec.task == "embedding":
-        raise Unsupported(
-            "prune: an embedding model", "prune the checkpoint as it was trained (masked words or labels)"
-        )
     if spec.formats or spec.cache_format != spec.default_format.weights:
         raise Unsupported("prune: this model mixes number formats", "prune the original first, then quantize")
 

@@ -23,6 +23,7 @@ EXAMPLES = (
     "snello apply quantize Qwen/Qwen3-0.6B --method gptq --text yours.txt -o lean/qwen3",
     "snello apply prune demo --ffn 0.25 --text yours.txt -o lean/demo-narrow",
     "snello apply sparsify demo --sparsity 0.5 -o lean/demo-half",
+    "snello apply attention Qwen/Qwen3-0.6B --window 1024 --layers 0-13 -o lean/qwen3-near",
     "snello apply quantize --help",
 )
 
@@ -32,7 +33,7 @@ def choose(parser: Parser, words: Sequence[str]) -> list[str]:
     name = next((word for word in words if not word.startswith("-")), None)
     if name is None:
         if "-h" in words or "--help" in words:
-            parser.add_argument("technique", metavar="TECHNIQUE", help="prune, quantize or sparsify")
+            parser.add_argument("technique", metavar="TECHNIQUE", help="attention, prune, quantize or sparsify")
             return list(words)
         raise SnelloError("which technique?", "snello apply quantize MODEL -o DIR", exit_code=2)
     technique = lookup(name)
@@ -79,6 +80,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     terminal.clear_footer()
     before, after = (sum(file.stat().st_size for file in each.files) for each in (model, lean))
     terminal.say(f"{arguments.technique}: {numbers.size(before)} -> {numbers.size(after)}; no quality was measured")
+    if note := lean.history[-1].get("note"):
+        terminal.say(note)
     terminal.product(str(output))
     terminal.say(f"try it: snello run {output}")
     fields = {"technique": arguments.technique, "path": str(output), "bytes_before": before, "bytes_after": after}

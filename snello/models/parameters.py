@@ -53,10 +53,10 @@ def _layer(spec: Spec, index: int) -> Shapes:
         raise Unsupported(f"layer {index} mixes positions with {type(attention).__name__}", "attention is supported")
     if layer.feed_forward.experts is not None:
         raise Unsupported(f"layer {index} has {layer.feed_forward.experts.num_experts} experts", "use a dense model")
-    biased = {"q": attention.qkv_bias, "k": attention.qkv_bias, "v": attention.qkv_bias, "o": attention.out_bias}
+    biased = dict.fromkeys(attention.linears, attention.qkv_bias) | {"o": attention.out_bias}
     biased |= dict.fromkeys(("gate", "up", "down"), layer.feed_forward.bias)
     shapes = _norm(f"{stem}.attention.norm", spec.norm, spec.hidden_size)
-    for part in "qkvo":
+    for part in attention.linears:
         shapes |= _linear(spec, f"{stem}.attention.{part}", bias=biased[part])
     if attention.qk_norm is not None:
         for part in "qk":

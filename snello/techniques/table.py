@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from snello.techniques.attention import CheaperAttention
 from snello.techniques.base import Technique
 from snello.techniques.prune import Prune
 from snello.techniques.quantize import Quantize
 from snello.techniques.sparsify import Sparsify
 
 TECHNIQUES: dict[str, type[Technique]] = {
+    "attention": CheaperAttention,
     "prune": Prune,
     "quantize": Quantize,
     "sparsify": Sparsify,

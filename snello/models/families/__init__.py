@@ -7,9 +7,24 @@ from snello.models.families.family import Family
 from snello.models.families.gemma import GEMMA2, GEMMA3
 from snello.models.families.gpt import GPT2, GPT_NEOX, OPT
 from snello.models.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from snello.models.families.longformer import LONGFORMER
 from snello.models.families.phi import PHI3
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2, OPT, GPT_NEOX, PHI3, GEMMA2, GEMMA3, BERT, DISTILBERT)
+    for family in (
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        GPT2,
+        OPT,
+        GPT_NEOX,
+        PHI3,
+        GEMMA2,
+        GEMMA3,
+        BERT,
+        DISTILBERT,
+        LONGFORMER,
+    )
 }

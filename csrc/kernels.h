@@ -16,6 +16,7 @@ constexpr int kPanel = SNELLO_PANEL_ROWS;     // N per panel = lanes
 constexpr int kBlock = SNELLO_BLOCK_COLUMNS;  // K per integer block
 constexpr int kPage = SNELLO_PAGE_POSITIONS;  // positions per page = attention tile
 constexpr int kSumColumns = 32;               // activations are summed per this many columns
+constexpr int kMaxExperts = 1024;             // of one layer
 // Eight tiles of 16 rows x 64 bytes. 0 to 3 hold sums (0, 1: of the top rows; 2, 3: of the bottom rows), 4 and 5 the
 // top and the bottom rows, 6 and 7 weights.
 constexpr int kTileRows = 16, kTileColumns = 64;
@@ -119,6 +120,19 @@ struct ActivateTask {
   int32_t kind, width;
 };
 
+struct RouteTask {
+  FloatRows logits, output;  // output: [rows, 2 * num_active], numbers, then weights
+  int32_t num_experts, num_active;
+  bool normalized;  // weights over the chosen experts, else over all
+};
+
+struct CombineTask {
+  FloatRows parts, routes, output;
+  const int32_t* places;  // [rows, num_active]: which row of parts an expert's answer is
+  int32_t num_active, width;
+  bool accumulate;
+};
+
 struct Kernels {
   const char* name;
   // quantized rows that a product takes in the time that reading its weights takes, or nearly
@@ -133,6 +147,8 @@ struct Kernels {
   void (*activate)(const ActivateTask&, int m0, int m1);
   void (*add)(const FloatRows& a, const FloatRows& b, float f, const FloatRows& out, int width, int m0, int m1);
   void (*scale)(const FloatRows& in, float factor, float cap, const FloatRows& out, int width, int m0, int m1);
+  void (*route)(const RouteTask&, int m0, int m1);
+  void (*combine)(const CombineTask&, int m0, int m1);
   // all rows, output panels [p0, p1)
   void (*linear)(const LinearTask&, int p0, int p1);
   // store keys and values of rows [m0, m1), kv head h

@@ -3,12 +3,12 @@
 #include "program.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <exception>
 #include <limits>
 #include <mutex>
+#include <utility>
 
 #include "score.h"
 
@@ -32,7 +32,7 @@ constexpr int64_t kRowPiece = 8192;            // columns, weighted by how much 
 constexpr int64_t kAttendPiece = 1 << 17;      // multiply-adds
 constexpr int64_t kLinearPieceFew = 32 << 10;  // bytes of weights, for few rows and for many
 constexpr int64_t kLinearPieceMany = 128 << 10;
-constexpr int64_t kFewRowsFloat = 4;
+constexpr int kFewRowsFloat = 4;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -75,6 +75,7 @@ snello_program::snello_program(snello::Pool& pool, snello::ProgramSpec spec, con
       spec_(std::move(spec)),
       output_(spec_.ops.back().out),
       check_outputs_(true),
+      sides_(facts.sides),
       memory_(spec_.registers.size()),
       arena_(lay_out(facts)),
       head_(plan(0, facts.gather)),
@@ -87,6 +88,14 @@ snello_program::snello_program(snello::Pool& pool, snello::ProgramSpec spec, con
   tail_not_finite_.resize(static_cast<size_t>(spec_.head_rows));
   zeros_.resize(max_rows);
   blocks_.reserve(max_rows);
+  const auto experts = static_cast<size_t>(facts.most_experts);
+  const size_t most_dispatched = max_rows * static_cast<size_t>(facts.most_active);
+  shares_.reserve(snello::kMaxJoinedLinears * std::max<size_t>(experts, 1));
+  groups_.reserve(experts);
+  cursor_.resize(experts);
+  source_.resize(most_dispatched);
+  places_.resize(most_dispatched);
+  expert_not_finite_.resize(most_dispatched);
   seconds_.resize(spec_.ops.size());
   shifted_positions_.resize(spec_.ops.size());
   for (size_t i = 0; i < spec_.ops.size(); ++i)
@@ -110,8 +119,10 @@ snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
   const auto place = [&](size_t r) {
     const snello_register& reg = spec_.registers[r];
     const auto width = static_cast<uint64_t>(reg.width);
-    const auto count = static_cast<uint64_t>(
-        facts.sides[r] == snello::Side::kRows ? spec_.max_rows : std::min(spec_.head_rows, spec_.max_rows));
+    auto count = static_cast<uint64_t>(spec_.max_rows);
+    if (facts.sides[r] == snello::Side::kOutputs)
+      count = static_cast<uint64_t>(std::min(spec_.head_rows, spec_.max_rows));
+    if (facts.sides[r] == snello::Side::kDispatched) count *= static_cast<uint64_t>(facts.most_active);
     if (reg.quantized)
       places[r] = {0, take(count * static_cast<uint64_t>(snello::quantized_stride(reg.width))), take(count * 4),
                    take(count * (width / snello::kSumColumns) * 4)};
@@ -144,7 +155,7 @@ snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
 Part snello_program::plan(int begin, int end) const {
   Part part;
   for (int i = begin; i < end; ++i) {
-    if (op(i).kind == SNELLO_OP_LINEAR) {
+    if (op(i).kind == SNELLO_OP_LINEAR || op(i).kind == SNELLO_OP_EXPERTS) {
       part.actions.push_back({Action::kLinear, i});
     } else if (op(i).kind == SNELLO_OP_ATTENTION) {
       part.actions.push_back({Action::kStore, i});
@@ -165,11 +176,16 @@ Part snello_program::plan(int begin, int end) const {
 
 bool snello_program::can_join(const Part& part, const Stage& stage, const Action& next) const {
   const Action::Kind kind = part.actions[static_cast<size_t>(stage.begin)].kind;
+  const snello_op& before = op(part.actions[static_cast<size_t>(stage.begin)].op);
+  if (dispatched(before) != dispatched(op(next.op)) || op(next.op).kind == SNELLO_OP_DISPATCH) return false;
   if (snello::row_like(kind)) return snello::row_like(next.kind);
-  if (kind != Action::kLinear || next.kind != Action::kLinear) return false;
+  return kind == Action::kLinear && next.kind == Action::kLinear && side_by_side(part, stage, op(next.op));
+}
+
+bool snello_program::side_by_side(const Part& part, const Stage& stage, const snello_op& next) const {
   if (stage.end - stage.begin >= snello::kMaxJoinedLinears) return false;
   for (int a = stage.begin; a < stage.end; ++a)
-    if (!independent(op(part.actions[static_cast<size_t>(a)].op), op(next.op))) return false;
+    if (!independent(op(part.actions[static_cast<size_t>(a)].op), next)) return false;
   return true;
 }
 
@@ -288,9 +304,12 @@ void snello_program::run(const Part& part, const Rows& rows) {
 
 void snello_program::run_stage(const Part& part, const Stage& stage, const Rows& rows) {
   const Action& action = part.actions[static_cast<size_t>(stage.begin)];
-  if (snello::row_like(action.kind)) return run_rows(part, stage, rows);
-  if (action.kind == Action::kLinear) return run_linears(part, stage, rows);
-  run_attend(op(action.op), rows);
+  const snello_op& first = op(action.op);
+  if (first.kind == SNELLO_OP_DISPATCH) group_by_expert(first, rows.count);
+  const Rows own = dispatched(first) ? dispatched_rows() : rows;
+  if (snello::row_like(action.kind)) return run_rows(part, stage, own);
+  if (action.kind == Action::kLinear) return run_linears(part, stage, own);
+  run_attend(first, rows);
 }
 
 // ---- row by row ----
@@ -340,10 +359,8 @@ void snello_program::run_row_action(const Action& action, const Rows& r, int m0,
           {in0, out, width(o.out), o.i[1], o.i[0] == 1, vector(o.tensor[0]), vector(o.tensor[1]), o.f[0], o.f[1]}, m0,
           m1);
     case SNELLO_OP_TRANSFORM:
-      return k.transform(
-          {in0, width(o.in[0]), vector(o.tensor[0]), o.i[0], out, memory_[static_cast<size_t>(o.out)].quant,
-           spec_.registers[static_cast<size_t>(o.out)].quantized != 0, width(o.out), r.not_finite, o.f[0]},
-          m0, m1);
+      if (o.i[1] == 1) return transform_by_expert(transform_task(o, r), o, m0, m1);
+      return k.transform(transform_task(o, r), m0, m1);
     case SNELLO_OP_ROPE:
       return k.rope(
           {out, batch_->positions, o.i[0], o.i[1], o.i[2], o.i[3] == 1, vector(o.tensor[0]), vector(o.tensor[1])}, m0,
@@ -352,9 +369,88 @@ void snello_program::run_row_action(const Action& action, const Rows& r, int m0,
       return k.activate({in0, o.in[1] >= 0 ? rows(o.in[1]) : none, out, o.i[0], width(o.out)}, m0, m1);
     case SNELLO_OP_ADD: return k.add(in0, rows(o.in[1]), o.f[0], out, width(o.out), m0, m1);
     case SNELLO_OP_SCALE: return k.scale(in0, o.f[0], o.f[1], out, width(o.out), m0, m1);
+    case SNELLO_OP_ROUTE: return k.route({in0, out, width(o.in[0]), o.i[0], o.i[1] == 1}, m0, m1);
+    case SNELLO_OP_DISPATCH: return dispatch(o, m0, m1);
+    case SNELLO_OP_COMBINE: return combine(o, r, m0, m1);
     default:  // GATHER
       for (int m = m0; m < m1; ++m) std::copy_n(in0.row(batch_->output_rows[r.first + m]), width(o.out), out.row(m));
   }
+}
+
+snello::TransformTask snello_program::transform_task(const snello_op& o, const Rows& r) const {
+  const auto out = static_cast<size_t>(o.out);
+  const FloatRows& in = rows(o.in[0]);
+  return {in,
+          width(o.in[0]),
+          vector(o.tensor[0]),
+          o.i[0],
+          rows(o.out),
+          memory_[out].quant,
+          spec_.registers[out].quantized != 0,
+          width(o.out),
+          r.not_finite,
+          o.f[0]};
+}
+
+// ---- experts ----
+
+// Counts, then places: rows keep their order within an expert, and a row's choices ascend.
+void snello_program::group_by_expert(const snello_op& o, int num_rows) {
+  const FloatRows& routes = rows(o.in[1]);
+  const int active = width(o.in[1]) / 2;
+  num_dispatched_ = num_rows * active;
+  std::fill(cursor_.begin(), cursor_.end(), 0);
+  std::fill_n(expert_not_finite_.begin(), num_dispatched_, uint8_t{0});
+  for (int m = 0; m < num_rows; ++m)
+    for (int k = 0; k < active; ++k) ++cursor_[static_cast<size_t>(routes.row(m)[k])];
+  groups_.clear();
+  int begin = 0;
+  for (int e = 0; e < static_cast<int>(cursor_.size()); ++e) {
+    const int count = std::exchange(cursor_[static_cast<size_t>(e)], begin);
+    if (count > 0) groups_.push_back({e, begin, begin + count});
+    begin += count;
+  }
+  for (int m = 0; m < num_rows; ++m)
+    for (int k = 0; k < active; ++k) {
+      const int place = cursor_[static_cast<size_t>(routes.row(m)[k])]++;
+      places_[static_cast<size_t>(m * active + k)] = place;
+      source_[static_cast<size_t>(place)] = m;
+    }
+}
+
+void snello_program::dispatch(const snello_op& o, int m0, int m1) {
+  const snello::RegisterMemory& from = memory_[static_cast<size_t>(o.in[0])];
+  const snello::RegisterMemory& to = memory_[static_cast<size_t>(o.out)];
+  const int columns = width(o.out);
+  for (int m = m0; m < m1; ++m) {
+    const int64_t source = source_[static_cast<size_t>(m)];
+    if (!spec_.registers[static_cast<size_t>(o.out)].quantized) {
+      std::copy_n(from.rows.row(source), columns, to.rows.row(m));
+      continue;
+    }
+    std::copy_n(from.quant.row(source), columns, to.quant.row(m));
+    std::copy_n(from.quant.row_sums(source), columns / snello::kSumColumns, to.quant.row_sums(m));
+    to.quant.scale[m] = from.quant.scale[source];
+  }
+}
+
+void snello_program::transform_by_expert(snello::TransformTask task, const snello_op& o, int m0, int m1) {
+  for (const snello::ExpertRows& group : groups_) {
+    const int begin = std::max(m0, group.begin), end = std::min(m1, group.end);
+    if (begin >= end) continue;
+    task.multiplier = vector(o.tensor[0] + group.expert);
+    snello::kernels().transform(task, begin, end);
+  }
+}
+
+// Also tells the row what was not finite at one of its experts.
+void snello_program::combine(const snello_op& o, const Rows& r, int m0, int m1) {
+  const int active = width(o.in[1]) / 2;
+  for (int m = m0; m < m1; ++m)
+    for (int k = 0; k < active; ++k)
+      if (expert_not_finite_[static_cast<size_t>(places_[static_cast<size_t>(m * active + k)])]) r.not_finite[m] = 1;
+  snello::kernels().combine(
+      {rows(o.in[0]), rows(o.in[1]), rows(o.out), places_.data(), active, width(o.out), o.i[0] == 1}, m0, m1);
 }
 
 // ---- products ----
@@ -374,23 +470,26 @@ LinearTask snello_program::linear_task(const snello_op& o, const Rows& r) const 
 
 // Products that run at once, as one job. Its unit is as many panels as belong together.
 struct snello_program::Linears {
-  struct Share {
-    LinearTask task;
-    int64_t first, end;  // units of the job
-  };
-  std::array<Share, snello::kMaxJoinedLinears> shares;
-  int count = 0, unit = 1;
-  int64_t units = 0, bytes = 0;
+  std::vector<snello::LinearShare>& shares;
+  int unit = 1, most_rows = 0;
+  int64_t units = 0, bytes = 0, work = 0;  // work: bytes times rows
 
   void add(const LinearTask& task) {
-    const int64_t first = units;
-    units += snello::divide_up(snello::panels_of(*task.weights), unit);
+    shares.push_back({task, 0, 0});
+    most_rows = std::max(most_rows, task.num_rows);
     bytes += static_cast<int64_t>(task.weights->bytes);
-    shares[static_cast<size_t>(count++)] = {task, first, units};
+    work += static_cast<int64_t>(task.weights->bytes) * task.num_rows;
+  }
+  void divide(int panels) {
+    unit = panels;
+    for (snello::LinearShare& share : shares) {
+      share.first = units;
+      units += snello::divide_up(snello::panels_of(*share.task.weights), unit);
+      share.end = units;
+    }
   }
   void run(int64_t begin, int64_t end) const {
-    for (int i = 0; i < count; ++i) {
-      const Share& share = shares[static_cast<size_t>(i)];
+    for (const snello::LinearShare& share : shares) {
       const int64_t from = std::max(begin, share.first) - share.first, to = std::min(end, share.end) - share.first;
       if (from >= to) continue;
       const int64_t last = std::min(to * unit, snello::panels_of(*share.task.weights));
@@ -399,16 +498,38 @@ struct snello_program::Linears {
   }
 };
 
+// An expert's product is that of its rows alone; who has none has no part in the job.
+void snello_program::add_linear(Linears* job, const snello_op& o, const Rows& r) const {
+  LinearTask task = linear_task(o, r);
+  if (o.kind == SNELLO_OP_LINEAR) return job->add(task);
+  const snello::QuantRows quant = task.quant;
+  const FloatRows input = task.input, output = task.output;
+  for (const snello::ExpertRows& group : groups_) {
+    task.weights = tensor(o.tensor[0] + group.expert);
+    task.num_rows = group.end - group.begin;
+    task.output.data = output.row(group.begin);
+    if (task.quantized) {
+      task.quant.q = quant.row(group.begin);
+      task.quant.scale = quant.scale + group.begin;
+      task.quant.sums = quant.row_sums(group.begin);
+    } else {
+      task.input.data = input.row(group.begin);
+    }
+    job->add(task);
+  }
+}
+
 void snello_program::run_linears(const Part& part, const Stage& stage, const Rows& r) {
-  const auto task = [&](int action) { return linear_task(op(part.actions[static_cast<size_t>(action)].op), r); };
+  shares_.clear();
+  Linears job{shares_};
+  for (int a = stage.begin; a < stage.end; ++a) add_linear(&job, op(part.actions[static_cast<size_t>(a)].op), r);
   // Few rows are bound by memory, which is read fastest in long runs; many by arithmetic, which is shared in pieces.
-  const bool few = r.count <= (task(stage.begin).quantized ? snello::kernels().few_rows : snello::kFewRowsFloat);
-  Linears job;
-  job.unit = few ? 1 : snello::kernels().group_panels;
-  for (int a = stage.begin; a < stage.end; ++a) job.add(task(a));
+  const int limit = shares_.front().task.quantized ? snello::kernels().few_rows : snello::kFewRowsFloat;
+  const bool few = job.most_rows <= limit;
+  job.divide(few ? 1 : snello::kernels().group_panels);
 
   const int64_t piece = few ? snello::kLinearPieceFew : snello::kLinearPieceMany;
-  if (job.bytes * r.count <= piece) return job.run(0, job.units);
+  if (job.work <= piece) return job.run(0, job.units);
   const int64_t threads = pool_.num_threads(), most = snello::divide_up(job.units, 2 * threads);
   const int64_t chunk = std::clamp<int64_t>(piece * job.units / job.bytes, 1, most);
   const int64_t first = few ? job.units * 7 / 8 / threads : 0;

@@ -4,6 +4,10 @@
 // block at a time. Each part is a list of stages, and a stage is what the threads do between two barriers: adjacent
 // operations that work row by row (each thread takes rows and runs all of them on its rows while they are in its
 // cache), adjacent products that do not depend on each other, or one attention.
+//
+// Between DISPATCH and COMBINE a row is there once for each expert that it goes to, sorted by expert: so an expert's
+// rows lie together, and its matrices are read once for all of them. Matrices of experts that nobody chose are not
+// read.
 #pragma once
 
 #include <cstdint>
@@ -25,10 +29,11 @@ struct ProgramSpec {
   int max_rows, head_rows;
 };
 
-// What the checks find out. The side of a register: rows of the batch, or output rows.
-enum class Side : uint8_t { kUnused, kRows, kOutputs };
+// What the checks find out. The side of a register: rows of the batch, rows dispatched to experts, or output rows.
+enum class Side : uint8_t { kUnused, kRows, kDispatched, kOutputs };
 struct ProgramFacts {
   int gather = -1;
+  int most_experts = 0, most_active = 0;  // of any layer; active: that a row goes to
   std::vector<Side> sides;
 };
 
@@ -61,6 +66,17 @@ struct RegisterMemory {
   QuantRows quant{};
 };
 
+// Dispatched rows [begin, end) of one expert; none is empty.
+struct ExpertRows {
+  int expert, begin, end;
+};
+
+// A product as part of a job that several share: which units of the job are its own.
+struct LinearShare {
+  LinearTask task;
+  int64_t first, end;
+};
+
 // Some rows of one sequence that attention takes at once.
 struct RowBlock {
   int begin, end;
@@ -89,6 +105,10 @@ struct snello_program {
     uint8_t* not_finite;
   };
 
+  bool dispatched(const snello_op& op) const {
+    return sides_[static_cast<size_t>(op.out)] == snello::Side::kDispatched;
+  }
+  Rows dispatched_rows() { return {0, num_dispatched_, expert_not_finite_.data()}; }
   const snello_op& op(int index) const { return spec_.ops[static_cast<size_t>(index)]; }
   const snello_tensor* tensor(int index) const {
     return index < 0 ? nullptr : &spec_.tensors[static_cast<size_t>(index)];
@@ -99,6 +119,7 @@ struct snello_program {
 
   snello::Part plan(int begin, int end) const;
   bool can_join(const snello::Part& part, const snello::Stage& stage, const snello::Action& next) const;
+  bool side_by_side(const snello::Part& part, const snello::Stage& stage, const snello_op& next) const;
   bool independent(const snello_op& before, const snello_op& after) const;
   snello::Memory lay_out(const snello::ProgramFacts& facts);
 
@@ -109,7 +130,13 @@ struct snello_program {
   void run_row_action(const snello::Action& action, const Rows& rows, int m0, int m1);
   void run_linears(const snello::Part& part, const snello::Stage& stage, const Rows& rows);
   void run_attend(const snello_op& op, const Rows& rows);
+  void group_by_expert(const snello_op& op, int num_rows);
+  void dispatch(const snello_op& op, int m0, int m1);
+  void transform_by_expert(snello::TransformTask task, const snello_op& op, int m0, int m1);
+  void combine(const snello_op& op, const Rows& rows, int m0, int m1);
+  void add_linear(Linears* job, const snello_op& op, const Rows& rows) const;
   snello::LinearTask linear_task(const snello_op& op, const Rows& rows) const;
+  snello::TransformTask transform_task(const snello_op& op, const Rows& rows) const;
   snello::AttentionTask attention_task(const snello_op& op, const Rows& rows) const;
   void divide_rows(int rows_per_block, int before);
   int64_t row_cost(const snello::Part& part, const snello::Stage& stage) const;
@@ -123,6 +150,7 @@ struct snello_program {
   snello::ProgramSpec spec_;
   int output_;
   bool check_outputs_;
+  std::vector<snello::Side> sides_;
   std::vector<snello::RegisterMemory> memory_;
   uint64_t touched_bytes_ = 0;
   uint8_t* scratch_ = nullptr;  // attention's, one per thread
@@ -138,6 +166,14 @@ struct snello_program {
   std::vector<snello::RowBlock> blocks_;
   int blocks_for_ = 0;     // rows per block that blocks_ was made for; 0: none
   int blocks_before_ = 0;  // and the position before which rows are in them
+  std::vector<snello::LinearShare> shares_;
+
+  // Of the DISPATCH under way; sized once. `source_`: the row that a dispatched one comes from; `places_`: where the
+  // choices of each row went.
+  int num_dispatched_ = 0;
+  std::vector<snello::ExpertRows> groups_;
+  std::vector<int32_t> source_, places_, cursor_;
+  std::vector<uint8_t> expert_not_finite_;
 
   bool profiling_ = false;
   std::vector<double> seconds_;

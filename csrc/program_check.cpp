@@ -1,5 +1,6 @@
 // The checks of a program, once, and of every batch: after them nothing in a step can read or write out of bounds. Each
 // mistake is one line that names the operation and what does not fit.
+#include <algorithm>
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
@@ -10,8 +11,8 @@
 namespace snello {
 
 const char* op_name(int kind) {
-  constexpr const char* kNames[] = {"embed",     "norm",     "transform", "linear", "rope",
-                                    "attention", "activate", "add",       "gather", "scale"};
+  constexpr const char* kNames[] = {"embed", "norm",   "transform", "linear", "rope",     "attention", "activate",
+                                    "add",   "gather", "scale",     "route",  "dispatch", "experts",   "combine"};
   return kind >= 0 && kind < static_cast<int>(std::size(kNames)) ? kNames[kind] : "unknown";
 }
 
@@ -103,9 +104,18 @@ class Checker {
     Side& have = facts_->sides[static_cast<size_t>(reg)];
     if (have == Side::kUnused) have = side;
     if (have == side) return true;
+    if (have == Side::kDispatched || side == Side::kDispatched)
+      return bad("register %d would hold rows of the batch and rows of experts", reg);
     return bad("register %d is used on both sides of gather", reg);
   }
-  Side side() const { return index_ < facts_->gather ? Side::kRows : Side::kOutputs; }
+  // Where this op's registers are; what works on dispatched rows as on others goes where its input is.
+  Side side() const {
+    if (index_ >= facts_->gather) return Side::kOutputs;
+    const bool either = op_->kind == SNELLO_OP_TRANSFORM || op_->kind == SNELLO_OP_ACTIVATE;
+    const int in = op_->in[0];
+    const bool known = either && in >= 0 && in < static_cast<int>(spec_.registers.size());
+    return known && facts_->sides[static_cast<size_t>(in)] == Side::kDispatched ? Side::kDispatched : Side::kRows;
+  }
 
   // A register that this op reads: it exists, lives on this side, and every column has been written.
   bool reads(int reg, const char* what) { return reads(reg, what, side()); }
@@ -117,9 +127,11 @@ class Checker {
     return true;
   }
   bool reads_float(int reg, const char* what) { return reads(reg, what) && is_float(reg, what); }
-  bool writes(int reg, int begin, int end, const char* what = "out") {
-    if (!exists(reg, what) || !belongs(reg, side())) return false;
+  bool writes(int reg, int begin, int end) { return writes(reg, begin, end, side()); }
+  bool writes(int reg, int begin, int end, Side on) {
+    if (!exists(reg, "out") || !belongs(reg, on)) return false;
     for (int i = begin; i < end; ++i) written_[static_cast<size_t>(reg)][static_cast<size_t>(i)] = true;
+    if (reg == routed_.routes) routed_ = dispatched_ = {};  // whatever it is now, it is no list of experts
     return true;
   }
   bool writes_float(int reg) { return exists(reg, "out") && is_float(reg, "out") && writes(reg, 0, width(reg)); }
@@ -145,31 +157,32 @@ class Checker {
   }
   // A plain FP32 matrix; a vector has one row. Optional where -1 is allowed.
   bool plain(int slot, int rows, int columns, const char* what) const {
-    if (!tensor_exists(slot)) return false;
-    const snello_tensor& t = *tensor(slot);
-    if (t.format != SNELLO_F32) return bad("%s (tensor %d) must be FP32", what, op_->tensor[slot]);
+    return tensor_exists(slot) && plain_tensor(op_->tensor[slot], rows, columns, what);
+  }
+  bool plain_tensor(int id, int rows, int columns, const char* what) const {
+    const snello_tensor& t = spec_.tensors[static_cast<size_t>(id)];
+    if (!aligned(t.data)) return bad("the data of tensor %d is not 64-byte aligned", id);
+    if (t.format != SNELLO_F32) return bad("%s (tensor %d) must be FP32", what, id);
     if (t.rows != rows || t.columns != columns)
-      return bad("%s (tensor %d) is %d x %d: it must be %d x %d", what, op_->tensor[slot], t.rows, t.columns, rows,
-                 columns);
+      return bad("%s (tensor %d) is %d x %d: it must be %d x %d", what, id, t.rows, t.columns, rows, columns);
     const uint64_t bytes = uint64_t{4} * static_cast<uint64_t>(rows) * static_cast<uint64_t>(columns);
     if (t.bytes != bytes)
-      return bad("%s (tensor %d) has %llu bytes: it must have %llu", what, op_->tensor[slot],
-                 static_cast<unsigned long long>(t.bytes), static_cast<unsigned long long>(bytes));
+      return bad("%s (tensor %d) has %llu bytes: it must have %llu", what, id, static_cast<unsigned long long>(t.bytes),
+                 static_cast<unsigned long long>(bytes));
     return true;
   }
   bool optional_vector(int slot, int columns, const char* what) const {
     return op_->tensor[slot] == -1 || plain(slot, 1, columns, what);
   }
-  bool packed(int slot) const {
-    if (!tensor_exists(slot)) return false;
-    const snello_tensor& t = *tensor(slot);
-    const int id = op_->tensor[slot];
-    if (t.format < SNELLO_F32 || t.format > SNELLO_INT4) return bad("tensor %d has format %d", id, t.format);
+  bool packed(int slot) const { return tensor_exists(slot) && packed_tensor(op_->tensor[slot]); }
+  bool packed_tensor(int id) const {
+    const snello_tensor& t = spec_.tensors[static_cast<size_t>(id)];
+    if (t.format < SNELLO_F32 || t.format > SNELLO_INT3) return bad("tensor %d has format %d", id, t.format);
     if (t.rows < 1 || t.columns < 1 || t.columns > kMaxColumns)
       return bad("tensor %d is %d x %d", id, t.rows, t.columns);
     if (integer(t) && t.columns % kBlock != 0)
       return bad("tensor %d is an integer matrix of %d columns: it must be a multiple of %d", id, t.columns, kBlock);
-    if (t.format == SNELLO_INT4 && t.group_size != 32 && t.group_size != 64 && t.group_size != 128)
+    if (t.format > SNELLO_INT8 && t.group_size != 32 && t.group_size != 64 && t.group_size != 128)
       return bad("tensor %d has groups of %d columns: 32, 64 or 128", id, t.group_size);
     const uint64_t bytes = packed_bytes(t.format, t.rows, t.columns, t.group_size);
     if (t.bytes != bytes)
@@ -177,7 +190,7 @@ class Checker {
                  static_cast<unsigned long long>(bytes));
     return true;
   }
-  static bool integer(const snello_tensor& t) { return t.format == SNELLO_INT8 || t.format == SNELLO_INT4; }
+  static bool integer(const snello_tensor& t) { return t.format >= SNELLO_INT8; }
 
   // ---- arguments ----
 
@@ -205,6 +218,10 @@ class Checker {
       case SNELLO_OP_ADD: return check_add();
       case SNELLO_OP_GATHER: return check_gather();
       case SNELLO_OP_SCALE: return maps(false);
+      case SNELLO_OP_ROUTE: return check_route();
+      case SNELLO_OP_DISPATCH: return check_dispatch();
+      case SNELLO_OP_EXPERTS: return check_experts();
+      case SNELLO_OP_COMBINE: return check_combine();
       default: return bad("kind %d", op_->kind);
     }
   }
@@ -239,7 +256,10 @@ class Checker {
     if (to < from || to - from >= kBlock) return bad("in0 has %d columns, out has %d", from, to);
     if (!(op_->f[0] >= 0.0f) || std::isinf(op_->f[0])) return bad("the scale is %g", static_cast<double>(op_->f[0]));
     if (op_->f[0] > 0.0f && !quantized(op_->out)) return bad("a scale, but out (register %d) is float", op_->out);
-    return rotates(0, to) && optional_vector(0, from, "the multiplier") && writes(op_->out, 0, to);
+    if (!one_of_flags(1) || !rotates(0, to)) return false;
+    if (op_->i[1] == 1 && side() != Side::kDispatched) return bad("i1 is 1, but in0 holds no rows of experts");
+    const bool multipliers = op_->i[1] == 1 ? expert_vectors(from) : optional_vector(0, from, "the multiplier");
+    return multipliers && writes(op_->out, 0, to);
   }
 
   bool check_linear() {
@@ -321,6 +341,93 @@ class Checker {
     return maps(false);
   }
 
+  // ---- experts: route, dispatch, then experts, transform and activate as often as need be, and combine
+
+  bool check_route() {
+    if (!before_gather() || !reads_float(op_->in[0], "in0") || !exists(op_->out, "out") || !one_of_flags(1))
+      return false;
+    const int experts = width(op_->in[0]), active = op_->i[0];
+    if (experts > kMaxExperts) return bad("%d experts: at most %d", experts, kMaxExperts);
+    if (active < 1 || active > experts) return bad("%d of %d experts for each row", active, experts);
+    if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
+    if (width(op_->out) != 2 * active) return bad("out has %d columns, not %d", width(op_->out), 2 * active);
+    if (!writes_float(op_->out)) return false;
+    routed_ = {op_->out, experts};
+    dispatched_ = {};
+    return true;
+  }
+
+  bool after_dispatch() const { return dispatched_.experts > 0 || bad("it has no dispatch before it"); }
+
+  // The routes that were written last; nothing else is sure to hold numbers of experts.
+  bool routes(int reg, const char* what) {
+    if (!reads_float(reg, what)) return false;
+    return reg == routed_.routes || bad("%s (register %d) is not what route wrote last", what, reg);
+  }
+
+  bool check_dispatch() {
+    if (!before_gather() || !reads(op_->in[0], "in0") || !routes(op_->in[1], "in1") || !exists(op_->out, "out"))
+      return false;
+    if (width(op_->in[0]) != width(op_->out) || quantized(op_->in[0]) != quantized(op_->out))
+      return bad("in0 and out (registers %d and %d) are not alike", op_->in[0], op_->out);
+    for (size_t r = 0; r < written_.size(); ++r)  // rows of an earlier dispatch are not these rows
+      if (facts_->sides[r] == Side::kDispatched) written_[r].assign(written_[r].size(), false);
+    dispatched_ = routed_;
+    facts_->most_experts = std::max(facts_->most_experts, dispatched_.experts);
+    facts_->most_active = std::max(facts_->most_active, width(dispatched_.routes) / 2);
+    return writes(op_->out, 0, width(op_->out), Side::kDispatched);
+  }
+
+  bool experts_exist(int slot) const {
+    const int64_t end = int64_t{op_->tensor[slot]} + dispatched_.experts;
+    return end <= static_cast<int64_t>(spec_.tensors.size()) ||
+           bad("tensor[%d] is the first of %d, and there are %zu tensors", slot, dispatched_.experts,
+               spec_.tensors.size());
+  }
+  bool expert_vectors(int columns) const {
+    if (!after_dispatch() || !tensor_exists(0) || !experts_exist(0)) return false;
+    for (int e = 0; e < dispatched_.experts; ++e)
+      if (!plain_tensor(op_->tensor[0] + e, 1, columns, "the multiplier")) return false;
+    return true;
+  }
+
+  bool check_experts() {
+    if (!before_gather() || !after_dispatch() || !reads(op_->in[0], "in0", Side::kDispatched)) return false;
+    if (!exists(op_->out, "out")) return false;
+    if (!tensor_exists(0) || !experts_exist(0) || !is_float(op_->out, "out")) return false;
+    if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
+    const snello_tensor& first = *tensor(0);
+    for (int id = op_->tensor[0]; id < op_->tensor[0] + dispatched_.experts; ++id) {
+      const snello_tensor& t = spec_.tensors[static_cast<size_t>(id)];
+      if (!aligned(t.data)) return bad("the data of tensor %d is not 64-byte aligned", id);
+      if (!packed_tensor(id)) return false;
+      if (t.rows != first.rows || t.columns != first.columns)
+        return bad("tensor %d is %d x %d, the first expert's %d x %d", id, t.rows, t.columns, first.rows,
+                   first.columns);
+      if (quantized(op_->in[0]) && !integer(t))
+        return bad("in0 (register %d) is quantized, but tensor %d is a float matrix", op_->in[0], id);
+    }
+    if (width(op_->in[0]) != first.columns)
+      return bad("in0 has %d columns, tensor %d has %d", width(op_->in[0]), op_->tensor[0], first.columns);
+    const int begin = op_->i[1];
+    if (begin < 0 || begin > width(op_->out) - first.rows)
+      return bad("tensor %d has %d rows: they do not fit in out at column %d of %d", op_->tensor[0], first.rows, begin,
+                 width(op_->out));
+    if (op_->i[0] != 0 || has(1)) return bad("it neither adds into out nor has a bias");
+    return writes(op_->out, begin, begin + first.rows, Side::kDispatched);
+  }
+
+  bool check_combine() {
+    if (!before_gather() || !after_dispatch() || !reads(op_->in[0], "in0", Side::kDispatched)) return false;
+    if (!is_float(op_->in[0], "in0")) return false;
+    if (!routes(op_->in[1], "in1") || !exists(op_->out, "out") || !one_of_flags(0)) return false;
+    if (op_->in[1] == op_->out) return bad("in1 and out are both register %d", op_->out);
+    if (width(op_->in[0]) != width(op_->out))
+      return bad("in0 has %d columns, out has %d", width(op_->in[0]), width(op_->out));
+    if (op_->i[0] == 1 && !reads(op_->out, "out", Side::kRows)) return false;
+    return writes_float(op_->out);
+  }
+
   bool check_gather() {
     if (!reads(op_->in[0], "in0", Side::kRows) || !is_float(op_->in[0], "in0") || !exists(op_->out, "out"))
       return false;
@@ -333,6 +440,10 @@ class Checker {
   ProgramFacts* facts_;
   std::vector<std::vector<bool>> written_;  // columns, per register
   std::vector<bool> layer_used_;
+  struct Routed {
+    int routes = -1, experts = 0;
+  };
+  Routed routed_, dispatched_;
   const snello_op* op_ = nullptr;
   int index_ = 0;
 };

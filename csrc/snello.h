@@ -18,14 +18,21 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 1
+#define SNELLO_ABI_VERSION 3
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
 
 /* ---- numbers ---- */
 
-enum snello_format { SNELLO_F32 = 0, SNELLO_F16 = 1, SNELLO_BF16 = 2, SNELLO_INT8 = 3, SNELLO_INT4 = 4 };
+enum snello_format {
+  SNELLO_F32 = 0,
+  SNELLO_F16 = 1,
+  SNELLO_BF16 = 2,
+  SNELLO_INT8 = 3,
+  SNELLO_INT4 = 4,
+  SNELLO_INT3 = 5
+};
 
 /* A packed matrix [rows, columns] (see docs/numerics.md, Layout), or, where an operation asks for a vector,
  * `columns` plain FP32 values (format F32, rows 1). `columns` of an integer matrix is a multiple of 64. */
@@ -35,7 +42,7 @@ typedef struct snello_tensor {
   int32_t format;     /* enum snello_format */
   int32_t rows;       /* N: outputs */
   int32_t columns;    /* K: inputs */
-  int32_t group_size; /* INT4: 32, 64 or 128; else 0 */
+  int32_t group_size; /* INT4, INT3: 32, 64 or 128; else 0 */
 } snello_tensor;
 
 SNELLO_API int32_t snello_abi_version(void);
@@ -64,7 +71,11 @@ SNELLO_API int32_t snello_pack_int8(const int8_t* q, const float* row_scale, int
 /* q [rows, columns] in 0..15, group_scale [rows, ceil(columns / group_size)] in 1..15, row_scale [rows]. */
 SNELLO_API int32_t snello_pack_int4(const uint8_t* q, const uint8_t* group_scale, const float* row_scale, int32_t rows,
                                     int32_t columns, int32_t group_size, void* packed);
-/* The inverses; any output pointer may be NULL. `values` [rows, columns] FP32 is the dequantized matrix. */
+/* q [rows, columns] in 0..7, group_scale [rows, ceil(columns / group_size)] in -15..15 but not 0, row_scale [rows]. */
+SNELLO_API int32_t snello_pack_int3(const uint8_t* q, const int8_t* group_scale, const float* row_scale, int32_t rows,
+                                    int32_t columns, int32_t group_size, void* packed);
+/* The inverses; any output pointer may be NULL. `values` [rows, columns] FP32 is the dequantized matrix; q4 and
+ * group_scale (of INT3 as signed bytes) are those of INT4 and INT3. */
 SNELLO_API int32_t snello_unpack(const snello_tensor* tensor, float* values, int8_t* q8, uint8_t* q4,
                                  uint8_t* group_scale, float* row_scale);
 
@@ -93,7 +104,8 @@ SNELLO_API void* snello_cache_page(snello_cache* cache, int32_t page);
 /* ---- programs ---- */
 
 /* A register holds one row per batch row: `width` FP32 values, or, if quantized, `width` INT8 values with the row's
- * scale and its sums per 32 columns. Widths of quantized registers are multiples of 64. */
+ * scale and its sums per 32 columns. Widths of quantized registers are multiples of 64. What DISPATCH writes, and what
+ * is made from that, holds one row per batch row and chosen expert instead, sorted by expert, then by row. */
 typedef struct snello_register {
   int32_t width;
   int32_t quantized; /* 0 or 1 */
@@ -111,7 +123,8 @@ enum snello_op_kind {
   SNELLO_OP_NORM = 1,
   /* out = hadamard(in0 * tensor[0]), zero-padded to the width of out.  tensor[0] multiplier vector (Hadamard's
    * normalization inside) or -1.  i0 rotate block 0, 64, 128.  A quantized out is rounded to INT8.  f0: the scale of
-   * every row, or 0: each row has its own, absmax / 127. */
+   * every row, or 0: each row has its own, absmax / 127.  i1: of dispatched rows, 1 says that each expert has a
+   * multiplier of its own: tensor[0] + its number. */
   SNELLO_OP_TRANSFORM = 2,
   /* out[:, i1 : i1 + rows] = or += in0 * tensor[0]^T + tensor[1].  Quantized in0 needs an integer matrix; a float in0
    * takes any.  tensor[1] bias or -1.  i0: 1 adds into out (the residual). */
@@ -133,7 +146,20 @@ enum snello_op_kind {
   /* From here on the rows are the batch's output rows: out = in0[output_rows].  Exactly one in a program. */
   SNELLO_OP_GATHER = 8,
   /* out = f1 == 0 ? in0 * f0 : f1 * tanh(in0 * f0 / f1).  Logit scale and soft cap. */
-  SNELLO_OP_SCALE = 9
+  SNELLO_OP_SCALE = 9,
+  /* Which experts a row goes to.  in0 router logits, one column per expert.  out [2 * i0]: the i0 experts with the
+   * largest logits (ties: the lowest number), as numbers in ascending order, then their weights: of a softmax over all
+   * (i1 = 0) or over the chosen (i1 = 1). */
+  SNELLO_OP_ROUTE = 10,
+  /* out = rows of in0, one for each expert that in1 (what ROUTE wrote) chose.  in0 may be quantized; out is the same.
+   */
+  SNELLO_OP_DISPATCH = 11,
+  /* LINEAR of dispatched rows in0, each by its own expert's matrix: tensor[0] + its number, so the experts' matrices
+   * are consecutive tensors of one shape.  i1 as there; there is no bias. */
+  SNELLO_OP_EXPERTS = 12,
+  /* out = or += (i0 = 1) the sum over a row's experts, in ascending order, of weight * its row of in0 (dispatched).
+   * in1: what ROUTE wrote. */
+  SNELLO_OP_COMBINE = 13
 };
 
 typedef struct snello_op {

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 HEADER = """\
-# The versions that `make` installs: the base, the `optimize` extra and the tools. Rewritten by `make lock`.
+# The versions that `make` installs: the base, `optimize`, `serve` and the tools. Rewritten by `make lock`.
 # torch is pinned by its public version: with PyTorch's CPU wheels as an extra index pip takes the small CPU build.
 """
 
@@ -17,7 +17,7 @@ HEADER = """\
 def requirements(pyproject: Path) -> list[str]:
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = project["optional-dependencies"]
-    return [*project["dependencies"], *extras["optimize"], *extras["dev"]]
+    return [*project["dependencies"], *extras["optimize"], *extras["serve"], *extras["dev"]]
 
 
 def main(target: Path) -> None:

@@ -78,6 +78,8 @@ GEMMA: dict[str, Any] = DECODER | {
     "pad_token_id": 0,
 }
 
+MIXTURE: dict[str, Any] = DECODER | {"num_hidden_layers": 2, "num_key_value_heads": 2, "num_experts_per_tok": 2}
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", DECODER),
     "llama-tied-bias": (
@@ -87,6 +89,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("MistralForCausalLM", DECODER | {"sliding_window": 33}),
     "qwen2": ("Qwen2ForCausalLM", {k: v for k, v in DECODER.items() if k != "head_dim"} | {"num_key_value_heads": 2}),
     "qwen3": ("Qwen3ForCausalLM", DECODER | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "mixtral": ("MixtralForCausalLM", MIXTURE | {"num_local_experts": 5, "intermediate_size": 72}),
+    "qwen3-moe": (
+        "Qwen3MoeForCausalLM",
+        MIXTURE
+        | {"num_hidden_layers": 3, "num_experts": 7, "moe_intermediate_size": 40, "mlp_only_layers": [1]}
+        | {"num_experts_per_tok": 3, "tie_word_embeddings": True, "norm_topk_prob": False},
+    ),
     "gpt2": ("GPT2LMHeadModel", GPT2),
     "opt": ("OPTForCausalLM", OPT),
     "gpt-neox": ("GPTNeoXForCausalLM", NEOX),
@@ -103,6 +112,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 307, "dim": 96, "hidden_dim": 200, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128},
     ),
 }
+MIXTURES = ("mixtral", "qwen3-moe")
+DENSE = [name for name in VARIANTS if name not in MIXTURES]
 DECODERS = [name for name, (architecture, _) in VARIANTS.items() if architecture.endswith(("CausalLM", "LMHeadModel"))]
 
 

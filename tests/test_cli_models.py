@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from snello.terminal import Terminal
 from tests.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +51,18 @@ def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert document["event"] == "result" and document["exit"] == 0
     return document
+
+
+def test_what_is_forgotten_is_said(home: Path) -> None:
+    words = ("run", "llama", "the rain in the train " * 9, "--max-tokens", "12", "--temperature", "0", "--raw")
+    kept = snello(home, *words, "--keep-last", "20", "--keep-first", "4")
+    assert kept.returncode == 0, kept.stderr
+    assert "only the first 4 and the newest 20 tokens are seen" in kept.stderr
+    assert "tokens were out of sight at the end" in kept.stderr
+    document = result(snello(home, *words, "--keep-last", "20", "--keep-first", "4", "--json"))
+    length = sum(document["usage"][name] for name in ("prompt_tokens", "completion_tokens"))
+    assert document["forgotten_tokens"] == length - 24 > 0
+    assert document["text"] + "\n" == kept.stdout
 
 
 def test_an_answer_is_all_that_a_pipe_gets(home: Path) -> None:
@@ -177,3 +191,30 @@ def test_examples_run(name: str, home: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment(home), check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_integers_that_others_chose_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    import torch
+
+    from snello.cli.opening import open_model
+    from tests.models import foreign
+
+    make_checkpoint(tmp_path, "llama", dtype=torch.float16)
+    settings = {"quant_method": "gptq", "bits": 8, "group_size": -1, "sym": True, "desc_act": False}
+    foreign.rewrite(
+        tmp_path, settings, lambda w: foreign.gptq(w, bits=8, size=-1, symmetric=True, shuffled=False, version=1)
+    )
+    said = io.StringIO()
+    assert open_model(str(tmp_path), Terminal(err=said)).note
+    assert "GPTQ weights of 8 bits, one group a row: read as FP16" in said.getvalue()
+
+
+def test_what_only_counts_is_given_more_text_than_a_calibration(tmp_path: Path) -> None:
+    from snello.cli.apply import _calibration
+    from snello.measure.text import Limits
+    from snello.models import load
+
+    model = load(make_checkpoint(tmp_path / "model", "llama"))
+    (tmp_path / "text.txt").write_text("\n\n".join(["a ship of the north sea"] * 4_000))
+    lengths = [sum(map(len, _calibration([tmp_path / "text.txt"], model, counted))) for counted in (0, 50_000)]
+    assert lengths[0] <= Limits().calib < 45_000 < lengths[1] <= 50_000

@@ -128,6 +128,7 @@ def test_torch_is_imported_only_where_it_is_needed(path: Path) -> None:
         "import snello.cli.optimize, snello.cli.apply, snello.cli.explain, snello.cli.embed, snello.cli.ladder",
         "import snello.cli.batch, snello.serve.batch",
         "import snello.serve.caches.exact, snello.serve.caches.flight, snello.serve.caches.similar",
+        "import snello.cli.serve, snello.serve.server, snello.serve.app, snello.serve.routes, snello.engine.grammar",
         "from snello.techniques.table import TECHNIQUES",
     ],
 )

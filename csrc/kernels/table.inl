@@ -5,6 +5,7 @@
 #include "kernels/transform.inl"
 #include "kernels/linear.inl"
 #include "kernels/rows.inl"
+#include "kernels/experts.inl"
 #include "kernels/attention.inl"
 #include "kernels/score.inl"
 
@@ -20,6 +21,8 @@ constexpr Kernels table(const char* name) {
       .activate = activate,
       .add = add_rows,
       .scale = scale_rows,
+      .route = route,
+      .combine = combine,
       .linear = linear,
       .store_kv = store_kv,
       .attend = attend,

@@ -26,6 +26,7 @@ VERBS: dict[str, str] = {  # in the order of a first day
     "report": "the proof of an optimized folder, as a page",
     "export": "the formats that other tools load, checked by a round trip",
     "embed": "vectors of texts, with an encoder",
+    "serve": "an OpenAI-compatible server",
     "batch": "a file of OpenAI requests, answered with the machine full",
     "bench": "speed beside the ceiling of this machine",
     "apply": "one technique alone",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snello.cli.opening import open_model
 from snello.cli.options import Parser, add_options, build
 from snello.cli.techniques import lookup, require_torch
 from snello.errors import SnelloError
@@ -33,7 +34,7 @@ def choose(parser: Parser, words: Sequence[str]) -> list[str]:
     name = next((word for word in words if not word.startswith("-")), None)
     if name is None:
         if "-h" in words or "--help" in words:
-            parser.add_argument("technique", metavar="TECHNIQUE", help="attention, prune, quantize or sparsify")
+            parser.add_argument("technique", metavar="TECHNIQUE", help="attention, prune, quantize, sparsify or trim")
             return list(words)
         raise SnelloError("which technique?", "snello apply quantize MODEL -o DIR", exit_code=2)
     technique = lookup(name)
@@ -56,14 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     require_torch(f"apply {arguments.technique}")
-    from snello.models import load
     from snello.techniques.base import Context
 
     technique = build(lookup(arguments.technique), arguments)
     output: Path = arguments.output
     if output.exists() and not arguments.overwrite:
         raise SnelloError(f"{output} is there already", "--overwrite replaces it")
-    model = load(arguments.model)
+    model = open_model(arguments.model, terminal)
     technique.plan(model.spec)  # what cannot work fails before a text is read
 
     def progress(message: str, fraction: float) -> None:
@@ -71,7 +71,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
 
     context = Context(
         output=output,
-        windows=_calibration(arguments.text, model),
+        windows=_calibration(arguments.text, model, getattr(technique, "counted_tokens", 0)),
         seed=arguments.seed,
         threads=arguments.threads,
         progress=progress,
@@ -88,8 +88,11 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     return {**fields, "digest": lean.digest}
 
 
-def _calibration(paths: Sequence[Path], model: Model) -> list[np.ndarray]:
-    """All of these texts as calibration windows: alone, a step holds nothing back to judge itself."""
+def _calibration(paths: Sequence[Path], model: Model, counted: int) -> list[np.ndarray]:
+    """All of these texts as calibration windows: alone, a step holds nothing back to judge itself.
+
+    `counted`: as many tokens as a technique has a use for, if that is more than a calibration's.
+    """
     import numpy as np
 
     from snello.measure.documents import read_source
@@ -97,9 +100,10 @@ def _calibration(paths: Sequence[Path], model: Model) -> list[np.ndarray]:
 
     limits, window = Limits(), min(Limits().calib_window, model.spec.max_positions)
     ids: list[int] = []
+    most = max(limits.calib, counted)
     for document in (document for path in paths for document in read_source(path)):
         ids += model.tokenizer.encode(document.text)
-        if len(ids) >= limits.calib:
+        if len(ids) >= most:
             break
-    whole = range(0, min(len(ids), limits.calib) - window + 1, window)
+    whole = range(0, min(len(ids), most) - window + 1, window)
     return [np.array(ids[start : start + window], np.int32) for start in whole] or [np.array(ids, np.int32)] * bool(ids)

@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from snello.cli import against
+from snello.cli.keeping import add_keeping, check_keeping, say_what_is_kept
+from snello.cli.opening import open_model
 from snello.cli.options import at_least
 from snello.errors import SnelloError
 from snello.report import numbers
@@ -36,15 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        choices=("bf16", "int8", "int4", "int4-all"),
+        choices=("bf16", "int8", "int4", "int4-all", "int3"),
         default="int4",
-        help="of --shape [int4, whose head is INT8]",
+        help="of --shape [int4, whose head is INT8, as int3's is]",
     )
     parser.add_argument("--cache", choices=("int8",), help="keys and values of --shape [as the shape has them, BF16]")
     parser.add_argument("--prompt", type=at_least(1), metavar="N", help="prompt tokens [512, or what fits]")
     parser.add_argument("--generate", type=at_least(2), metavar="N", help="answer tokens [128, or what fits]")
     parser.add_argument("--streams", type=at_least(1), default=1, metavar="N", help="answers at once [1]")
     parser.add_argument("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
+    add_keeping(parser)
     parser.add_argument("--profile", action="store_true", help="each operation's time beside its own ceiling")
     parser.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="timed runs [5]")
     parser.add_argument("--against", metavar="PEERS", help="in turn with others: openvino,llama.cpp,...")
@@ -65,23 +68,34 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     if arguments.cache is not None and arguments.shape is None:
         raise SnelloError("--cache goes with --shape", "a MODEL has a type of its own", exit_code=2)
     if arguments.against is not None or arguments.install_peers is not None:
+        if arguments.keep_last is not None:
+            raise SnelloError("--keep-last does not go with --against", "peers see whole texts", exit_code=2)
         return against.execute(arguments, terminal)
+    check_keeping(arguments)
     for flag in ("text", "original"):
         if getattr(arguments, flag) is not None:
             raise SnelloError(f"--{flag} goes with --against", f"name the peers, or leave out --{flag}", exit_code=2)
-    model = _model(arguments)
+    model = _model(arguments, terminal)
     here = machine(threads=arguments.threads)
     context = _context(model, arguments)
-    deployment = Deployment(threads=arguments.threads, context=context, streams=arguments.streams)
+    deployment = Deployment(
+        threads=arguments.threads,
+        context=context,
+        streams=arguments.streams,
+        keep_first=arguments.keep_first,
+        keep_last=arguments.keep_last,
+    )
     if arguments.profile and not model.spec.causal:
         raise SnelloError("--profile times prompts and answers, and an encoder has none", "leave it out", exit_code=2)
     with NativeExecutor(model, deployment) as executor:
+        say_what_is_kept(deployment, terminal)
         facts = {
             "model": model.name,
             "isa": executor.isa,
             "threads": executor.threads,
             "streams": arguments.streams,
             "machine": here.cpu,
+            **({"keep_first": arguments.keep_first, "keep_last": arguments.keep_last} if arguments.keep_last else {}),
         }
         measured = (
             _decoder(executor, here, arguments, terminal) if model.spec.causal else _encoder(executor, here, arguments)
@@ -95,14 +109,13 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     return {**facts, **measured}
 
 
-def _model(arguments: argparse.Namespace) -> Model:
-    from snello.models import load
+def _model(arguments: argparse.Namespace, terminal: Terminal) -> Model:
     from snello.models.shapes import random_model
 
     if (arguments.model is None) == (arguments.shape is None):
         raise SnelloError("bench needs a MODEL or a --shape", "snello bench --shape tinyllama-1.1b", exit_code=2)
     if arguments.shape is None:
-        return load(arguments.model)
+        return open_model(arguments.model, terminal)
     asked = (arguments.prompt or 0) + (arguments.generate or 0)
     return random_model(arguments.shape, arguments.weights, positions=asked, cache=arguments.cache)
 

@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from snello.cli.opening import open_model
 from snello.errors import SnelloError
 from snello.report import numbers
 from snello.terminal import Terminal
@@ -27,12 +28,11 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     import time
 
     from snello.engine.llm import LLM
-    from snello.models import load
 
     texts = arguments.texts or [line for line in sys.stdin.read().splitlines() if line.strip()]
     if not texts:
         raise SnelloError("there are no texts", 'snello embed MODEL "a text", or lines on standard input', exit_code=2)
-    model = load(arguments.model)
+    model = open_model(arguments.model, terminal)
     if model.spec.head.kind != "embed":
         hint = f"snello run {arguments.model} TEXT" if model.spec.causal else "embed needs a model with pooling"
         raise SnelloError(f"{arguments.model} gives no vectors of texts: it is made for {model.spec.task}", hint)

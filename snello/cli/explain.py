@@ -14,7 +14,7 @@ EXAMPLES = ("snello explain quantize",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("technique", metavar="TECHNIQUE", help="prune, quantize or sparsify")
+    parser.add_argument("technique", metavar="TECHNIQUE", help="prune, quantize, sparsify or trim")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:

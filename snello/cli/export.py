@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from snello.cli.opening import open_model
 from snello.report import numbers
 from snello.terminal import Terminal
 
@@ -39,10 +40,9 @@ def gigabytes(text: str) -> float:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     from snello.interop.huggingface import export
-    from snello.models import load
 
     exported = export(
-        load(arguments.model),
+        open_model(arguments.model, terminal),
         arguments.output,
         dtype=arguments.dtype,
         shard_bytes=int(arguments.shard_size * 1e9),

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from snello.cli.keeping import add_keeping, check_keeping, forgetting, say_what_is_kept
+from snello.cli.opening import open_model
 from snello.cli.sampling import add_sampling, sampling_names
 from snello.errors import SnelloError
 from snello.report import numbers
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="the system message of a conversation")
     parser.add_argument("--context", type=int, help="positions to make room for [the model's own, if memory allows]")
     parser.add_argument("--threads", type=int, help="[the physical cores]")
+    add_keeping(parser)
     parser.add_argument(
         "--speculate",
         metavar="HOW",
@@ -42,9 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    check_keeping(arguments)
     if arguments.compare is not None:
         return _compare(arguments, terminal)
-    with _open(arguments.model, arguments) as llm:
+    with _open(arguments.model, arguments, terminal) as llm:
+        say_what_is_kept(llm.executor.deployment, terminal)
         templated = bool(llm.tokenizer.chat_templates) and not arguments.raw
         if arguments.prompt is None and sys.stdin.isatty():
             return _converse(llm, arguments, terminal, templated=templated)
@@ -55,16 +60,16 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         return {"model": arguments.model, "text": answer, **stats}
 
 
-def _open(name: str, arguments: argparse.Namespace) -> LLM:
+def _open(name: str, arguments: argparse.Namespace, terminal: Terminal) -> LLM:
     from snello.engine.llm import LLM
-    from snello.models import load
 
-    model = load(name)
+    model = open_model(name, terminal)
     if not model.spec.causal:
         verb = f"snello embed {name} TEXT" if model.spec.head.kind == "embed" else None
         message = f"{name} is an encoder ({model.spec.task}): it reads texts and writes none"
         raise SnelloError(message, verb or "it scores masked words or classes; run needs a decoder")
-    return LLM(model, threads=arguments.threads, context=arguments.context, speculate=arguments.speculate)
+    keep = {"keep_first": arguments.keep_first, "keep_last": arguments.keep_last}
+    return LLM(model, threads=arguments.threads, context=arguments.context, speculate=arguments.speculate, **keep)
 
 
 def _messages(system: str | None, text: str) -> list[Mapping[str, str]]:
@@ -120,6 +125,7 @@ def _closing(llm: LLM, usage: Usage, terminal: Terminal) -> dict[str, Any]:
     guesses = _guesses(llm, terminal)
     return {
         **guesses,
+        **forgetting(executor.deployment, used, terminal),
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
@@ -212,7 +218,7 @@ def _compare(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
     texts: list[str] = []
     place: int | None = None
     for name in (arguments.compare, arguments.model):
-        with _open(name, arguments) as llm:
+        with _open(name, arguments, terminal) as llm:
             templated = bool(llm.tokenizer.chat_templates) and not arguments.raw
             messages = _messages(arguments.system, arguments.prompt)
             output = llm.chat(messages, **names) if templated else llm.generate(arguments.prompt, **names)

@@ -21,7 +21,7 @@ import numpy as np
 from snello.engine.cost import LearnedCost, StepTimes
 from snello.engine.generate import Answer
 from snello.engine.governor import Governor, Load
-from snello.engine.pages import PagePool, Retention
+from snello.engine.pages import PagePool, retention_of
 from snello.engine.plan import Limits
 from snello.engine.prefix import PAGE
 from snello.engine.prefix_store import PrefixStore
@@ -31,7 +31,7 @@ from snello.engine.sequence import Sequence as Running
 from snello.engine.sequence import Step
 from snello.engine.speculate import Ask, Drafter
 from snello.errors import SnelloError
-from snello.models.spec import Attention, Spec
+from snello.models.spec import Spec
 from snello.models.tokenizer import Tokenizer
 from snello.native.core import NotFinite
 
@@ -413,15 +413,6 @@ class Engine:
         """Forgets all computed prompts that nobody uses; those in use are not shared any more."""
         with self._lock:
             self._scheduler.tree.clear()
-
-
-def retention_of(spec: Spec) -> Retention:
-    """What the layer that sees farthest sees: pages hold all layers."""
-    mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
-    windows = [mixer.window for mixer in mixers if mixer.window is not None]
-    if len(windows) < len(mixers) or not windows:
-        return Retention()
-    return Retention(window=max(windows), sinks=max(mixer.sinks for mixer in mixers))
 
 
 def _first_guess(executor: Executor) -> LearnedCost:

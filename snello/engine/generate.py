@@ -52,6 +52,7 @@ class Answer:
         penalties = (params.repetition_penalty - 1, params.presence_penalty, params.frequency_penalty)
         self._penalized = any(penalties)  # only then the core looks at the history
         self.ends = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else spec.eos_tokens)
+        self._matcher = None if params.grammar is None else params.grammar.start()
         self._pending = ""
         self._started = time.perf_counter()
         self._first_token_seconds = 0.0
@@ -81,6 +82,8 @@ class Answer:
         Raises:
             SnelloError: the settings exclude every token.
         """
+        if self._matcher is not None:
+            logits = self._matcher.masked(logits, ahead)
         history, num_prompt = (self.history + array("i", ahead), self.num_prompt) if self._penalized else ((), 0)
         token, _ = core.sample(logits, self._sampling, history, num_prompt, len(self.history) + len(ahead))
         return token
@@ -102,23 +105,30 @@ class Answer:
 
     def _draw(self, logits: np.ndarray) -> tuple[int, TokenLogprob | None]:
         history, num_prompt = (self.history, self.num_prompt) if self._penalized else ((), 0)
-        token, logprob = core.sample(logits, self._sampling, history, num_prompt, len(self.history))
+        allowed = logits if self._matcher is None else self._matcher.masked(logits)
+        token, logprob = core.sample(allowed, self._sampling, history, num_prompt, len(self.history))
         if not self._first_token_seconds:
             self._first_token_seconds = time.perf_counter() - self._started
         if self.params.logprobs is None:
             return token, None
-        return token, TokenLogprob(token_id=token, logprob=logprob, top=_top(logits, self.params.logprobs))
+        if allowed is not logits:
+            logprob = _logprob(logits, token)
+        return token, TokenLogprob(token_id=token, logprob=logprob, top=top_of(logits, self.params.logprobs))
 
     def _after(self, token: int, logprob: TokenLogprob | None) -> Iterator[Chunk]:
         self.history.append(token)
         if token in self.ends:
             yield self._finish("stop")
             return
+        if self._matcher is not None:
+            self._matcher.accept(token)
         self._pending += self._decoder.feed(token)
         text, stopped = self._release(final=False)
         yield Chunk(text=text, index=self.index, token_id=token, logprob=logprob)
         if stopped:
             yield self._last("", "stop")
+        elif self._matcher is not None and self._matcher.finished:
+            yield self._finish("stop")
         elif len(self.history) >= self.max_length:
             yield self._finish("length")
 
@@ -182,7 +192,14 @@ def _held_back(text: str, stops: tuple[str, ...]) -> int:
     return longest
 
 
-def _top(logits: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
+def _logprob(logits: np.ndarray, token: int) -> float:
+    """Of a token under logits that it was not drawn from."""
+    row = logits[np.newaxis]
+    return float(core.compare(row, row, np.array([token], np.int32)).log_probability_a[0])
+
+
+def top_of(logits: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` most likely tokens of a row of logits (V,) with their log-probabilities, most likely first."""
     if not count:
         return ()
     shifted = logits.astype(np.float64) - logits.max()

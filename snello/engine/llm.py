@@ -46,6 +46,8 @@ class LLM:
             repeats, "suffix" from past answers too, or a smaller model with the same tokenizer. Answers stay the same,
             token for token.
         prefixes: keep computed prompts on disk, so that they outlast memory and this process; no byte changes.
+        keep_first, keep_last: of a text's tokens only the first and the newest so many are seen, and what lies between
+            is forgotten; without keep_last all are. Loses what is forgotten: for very long texts, where it is wanted.
 
     Raises:
         SnelloError: no such model or way to guess, or the model cannot run here.
@@ -61,12 +63,21 @@ class LLM:
         max_num_seqs: int = 32,
         speculate: str | Path | Model | None = None,
         prefixes: PrefixStoreOptions | None = None,
+        keep_first: int = 0,
+        keep_last: int | None = None,
     ) -> None:
         check_way(speculate)
         self.model = model if isinstance(model, Model) else load(model)
         draft = self._draft_model(speculate)
         options = EngineOptions(max_num_seqs=max_num_seqs)
-        deployment = Deployment(threads=threads, context=context, isa=isa, max_num_seqs=max_num_seqs)
+        deployment = Deployment(
+            threads=threads,
+            context=context,
+            isa=isa,
+            max_num_seqs=max_num_seqs,
+            keep_first=keep_first,
+            keep_last=keep_last,
+        )
         self.executor = NativeExecutor(self.model, deployment)
         self.tokenizer = self.model.tokenizer
         self.drafter = self._drafter(speculate, draft, max_num_seqs)

@@ -15,7 +15,18 @@ import numpy as np
 from snello.errors import SnelloError, Unsupported
 from snello.models.packed import PackedWeights
 from snello.models.rope import rope_tables
-from snello.models.spec import GLOBAL, Attention, Format, Layer, Norm, Spec, input_name, linear_shape
+from snello.models.spec import (
+    GLOBAL,
+    INTEGER,
+    Attention,
+    FeedForward,
+    Format,
+    Layer,
+    Norm,
+    Spec,
+    input_name,
+    linear_shape,
+)
 from snello.native import core
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "tanh": 5}
@@ -33,6 +44,7 @@ class Lowered:
     tensors: list[core.Tensor] = field(default_factory=list)
     registers: list[core.Register] = field(default_factory=list)
     cache_layers: list[core.CacheLayer] = field(default_factory=list)
+    dispatched: set[int] = field(default_factory=set)  # registers with a row for each expert that a row goes to
 
 
 def lower(spec: Spec, weights: PackedWeights, *, positions: int) -> Lowered:
@@ -118,8 +130,6 @@ class _Builder:
         mixer = layer.mixer
         if not isinstance(mixer, Attention):
             raise Unsupported(f"layer {index} mixes with {type(mixer).__name__}, which the native core does not run")
-        if layer.feed_forward.experts is not None:
-            raise Unsupported(f"layer {index} has experts, which the native core does not run")
         if layer.norms == "parallel":
             self.parallel(index, mixer, layer, hidden)
             return
@@ -188,6 +198,9 @@ class _Builder:
 
     def feed_forward(self, index: int, layer: Layer, x: int, out: int) -> None:
         name, ffn = f"layers.{index}.ffn", layer.feed_forward
+        if ffn.experts is not None:
+            self.mixture(index, ffn, x, out)
+            return
         up = self.register("up", ffn.width)
         self.linear(f"{name}.up", x, up, bias=ffn.bias)
         kind = (ACTIVATIONS[ffn.activation],)
@@ -198,6 +211,67 @@ class _Builder:
         else:
             self.op(core.OpKind.ACTIVATE, up, -1, out=up, i=kind)
         self.linear(f"{name}.down", up, out, bias=ffn.bias, accumulate=self.accumulates(index))
+
+    def mixture(self, index: int, ffn: FeedForward, x: int, out: int) -> None:
+        """Experts: rows are dispatched to those that the router chose, sorted by expert, and their answers summed."""
+        mixture = ffn.experts
+        assert mixture is not None
+        if mixture.shared or ffn.bias or not ffn.gated:
+            raise Unsupported(
+                f"layer {index} has shared, biased or ungated experts, which the native core does not run"
+            )
+        name = f"layers.{index}.ffn"
+        experts = [f"{name}.experts.{number}" for number in range(mixture.num_experts)]
+        rows = self.prepare(f"{experts[0]}.gate", x)
+        logits = self.register("router", mixture.num_experts)
+        self.linear(f"{name}.router", x, logits)
+        routes = self.register("routes", 2 * mixture.num_active)
+        numbers = (mixture.num_active, int(mixture.normalized))
+        self.op(core.OpKind.ROUTE, logits, out=routes, i=numbers, part="router")
+        given = self.like("dispatched", rows)
+        self.op(core.OpKind.DISPATCH, rows, routes, out=given)
+        gate, up = self.register("expert gate", ffn.width), self.register("expert up", ffn.width)
+        self.op(core.OpKind.EXPERTS, given, out=gate, tensors=self.matrices(experts, "gate"), part="experts: up, gate")
+        self.op(core.OpKind.EXPERTS, given, out=up, tensors=self.matrices(experts, "up"), part="experts: up, gate")
+        self.op(core.OpKind.ACTIVATE, gate, up, out=up, i=(ACTIVATIONS[ffn.activation],))
+        hidden = self.prepare_hidden(experts, up)
+        answers = self.register("expert answers", self.spec.hidden_size)
+        down = self.matrices(experts, "down")
+        self.op(core.OpKind.EXPERTS, hidden, out=answers, tensors=down, part="experts: down")
+        self.op(core.OpKind.COMBINE, answers, routes, out=out, i=(int(self.accumulates(index)),))
+        self.lowered.dispatched |= {given, gate, up, hidden, answers}
+        self.touch(out)
+
+    def matrices(self, experts: list[str], part: str) -> tuple[int]:
+        """The first of the matrices of all experts, which the core wants one after the other."""
+        spec = self.spec
+        formats = [spec.format(f"{expert}.{part}") for expert in experts]
+        kinds = {(fmt.activations, fmt.rotate, fmt.equalize, _integer(fmt)) for fmt in formats}
+        if len(kinds) > 1:
+            raise Unsupported(f"{experts[0]}.{part} and other experts take their inputs in different forms")
+        ids = [self.matrix(f"{expert}.{part}.weight") for expert in experts]
+        assert ids == list(range(ids[0], ids[0] + len(ids)))
+        return (ids[0],)
+
+    def like(self, name: str, register: int) -> int:
+        given = self.lowered.registers[register]
+        return self.register(name, given.width, quantized=given.quantized)
+
+    def prepare_hidden(self, experts: list[str], x: int) -> int:
+        """As `prepare`, of dispatched rows: each expert has an input scale of its own."""
+        first = f"{experts[0]}.down"
+        fmt, width = self.spec.format(first), linear_shape(self.spec, first)[1]
+        if not _needs_preparing(fmt, width):
+            return x
+        if fmt.activations == "int8-static":
+            raise Unsupported("experts with static activation scales, which the native core does not run")
+        padded = _padded(width)
+        block = _rotate_block(padded) if fmt.rotate else 0
+        ids = [self.multiplier(f"{expert}.hidden", fmt, padded, width) for expert in experts]
+        assert ids[0] < 0 or ids == list(range(ids[0], ids[0] + len(ids)))
+        out = self.register("prepared experts", padded, quantized=fmt.activations != "float")
+        self.op(core.OpKind.TRANSFORM, x, out=out, tensors=(ids[0],), i=(block, int(ids[0] >= 0)), f=(0.0,))
+        return out
 
     def accumulates(self, index: int) -> bool:
         return self.spec.layers[index].norms != "both"
@@ -315,8 +389,11 @@ class _Builder:
 
 
 def _needs_preparing(fmt: Format, width: int) -> bool:
-    integer = fmt.weights in ("int8", "int4")
-    return integer and (fmt.activations != "float" or fmt.rotate or fmt.equalize or width != _padded(width))
+    return _integer(fmt) and (fmt.activations != "float" or fmt.rotate or fmt.equalize or width != _padded(width))
+
+
+def _integer(fmt: Format) -> bool:
+    return fmt.weights in INTEGER
 
 
 def _padded(width: int) -> int:

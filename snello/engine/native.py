@@ -15,8 +15,11 @@ from types import TracebackType
 
 import numpy as np
 
+from snello.engine.eviction import as_kept
+from snello.engine.generate import top_of
 from snello.engine.lowering import lower
-from snello.engine.pages import PagePool
+from snello.engine.pages import PagePool, PageTable, Retention, retention_of
+from snello.engine.request import TokenLogprob
 from snello.engine.resources import choose_context, choose_pages, choose_threads
 from snello.engine.rows import batch_of
 from snello.engine.sequence import Step
@@ -27,6 +30,7 @@ from snello.models.spec import Attention, Deployment, Spec
 from snello.native import core
 
 HEAD_ROWS = 32  # output rows whose logits are in memory at once while scoring
+TOP_ROWS = 64  # the same where the likeliest tokens are wanted
 
 
 @dataclass(frozen=True)
@@ -50,18 +54,19 @@ class NativeExecutor:
     def __init__(self, model: Model, deployment: Deployment | None = None, *, pool: core.Pool | None = None) -> None:
         self.model = model
         self.deployment = deployment or Deployment()
-        self.spec: Spec = model.spec
+        self.spec: Spec = as_kept(model.spec, self.deployment)
+        self.retention = retention_of(self.spec)
         self.isa = core.select_isa(self.deployment.isa)
         self.threads = choose_threads(self.deployment) if pool is None else pool.num_threads
         self.weights = packed(model)
         self.page_bytes = core.cache_page_bytes(_cache_layers(self.spec))
         self.context = self._choose_context()
         lowered = self.lowered = lower(self.spec, self.weights, positions=self.context)
-        num_pages = choose_pages(self.deployment, self.context, self.page_bytes)
+        rows = self.chunk_rows = self._chunk_rows()
+        num_pages = choose_pages(self.deployment, self._held().peak(self.context, rows), self.page_bytes)
         self.pages = PagePool(num_pages)
         self.pool, self._owns_pool = pool or core.Pool(self.threads), pool is None
         self._cache = core.Cache(lowered.cache_layers, num_pages)
-        rows = self.chunk_rows = self._chunk_rows()
         self.program = core.Program(
             self.pool,
             lowered.ops,
@@ -76,7 +81,11 @@ class NativeExecutor:
         """Encoders see whole texts, so their context is the model's own."""
         if not self.spec.causal:
             return self.spec.max_positions
-        return choose_context(self.deployment, self.spec, self.page_bytes * self.deployment.streams)
+        return choose_context(self.deployment, self.spec, self.page_bytes * self.deployment.streams, self._held())
+
+    def _held(self) -> Retention:
+        """What to make room for: with windows of the model's own there is room for what others may share."""
+        return self.retention if self.deployment.keep_last is not None else Retention()
 
     def _chunk_rows(self) -> int:
         rows = self.deployment.chunk_rows
@@ -134,13 +143,13 @@ class NativeExecutor:
             types=None,
             positions=lengths - 1,
             sequences=count,
-            page_tables=np.array(
-                [session.pages + [0] * (width - len(session.pages)) for session in sessions], np.int32
-            ),
+            page_tables=np.array([session.table.entries(width) for session in sessions], np.int32),
             lengths=lengths,
             output_rows=count,
         )
         logits: np.ndarray = self.program.step(batch)
+        for session in sessions:
+            session.table.leave(session.length)
         return logits
 
     # ---- whole texts
@@ -149,29 +158,48 @@ class NativeExecutor:
         """Log-probabilities of tokens[1:] and the most likely tokens, in a fresh context, logits never materialized."""
         ids = self.check(tokens)
         scores, top1 = np.empty(len(ids) - 1, np.float32), np.empty(len(ids) - 1, np.int32)
-        with self._pages_for(len(ids)) as table:
+        with self._table() as table:
             for start, end in self._chunks(len(ids)):
                 last = min(end, len(ids) - 1)
                 batch = self._batch(ids, start, end, table, np.arange(start, last) - start)
                 scores[start:last], top1[start:last] = self.program.score(batch, ids[start + 1 : last + 1])
+                table.leave(end)
         return TokenScores(scores, top1)
+
+    def score_top(self, tokens: Sequence[int] | np.ndarray, count: int) -> list[TokenLogprob]:
+        """Log-probabilities of tokens[1:], each beside the `count` most likely ones; logits of few rows at a time."""
+        ids = self.check(tokens)
+        scores: list[TokenLogprob] = []
+        with self._table() as table:
+            rows = min(TOP_ROWS, self.chunk_rows)
+            for start in range(0, len(ids) - 1, rows):
+                end = min(len(ids) - 1, start + rows)
+                logits = self.program.step(self._batch(ids, start, end, table, np.arange(end - start)))  # (rows, V)
+                found = core.compare(logits, logits, ids[start + 1 : end + 1]).log_probability_a
+                scores += [
+                    TokenLogprob(token_id=int(token), logprob=float(value), top=top_of(row, count))
+                    for token, value, row in zip(ids[start + 1 : end + 1], found, logits, strict=True)
+                ]
+                table.leave(end)
+        return scores
 
     def logits(self, tokens: Sequence[int] | np.ndarray, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Logits (len(rows), V) float32 at these rows (all, if None), in a fresh context."""
         ids = self.check(tokens)
         wanted = np.arange(len(ids)) if rows is None else np.asarray(rows)
         parts = []
-        with self._pages_for(len(ids)) as table:
+        with self._table() as table:
             for start, end in self._chunks(len(ids)):
                 outputs = wanted[(wanted >= start) & (wanted < end)] - start
                 parts.append(self.program.step(self._batch(ids, start, end, table, outputs)))
+                table.leave(end)
         return np.concatenate(parts)
 
     def encode(self, tokens: Sequence[int] | np.ndarray, types: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """An encoder's answer: logits (T, V), label logits (labels,), or the pooled embedding (D,)."""
         ids, head = self.check(tokens), self.spec.head
         outputs = np.zeros(1, np.int64) if head.kind == "classify" else np.arange(len(ids))
-        with self._pages_for(len(ids)) as table:
+        with self._table() as table:
             rows: np.ndarray = self.program.step(self._batch(ids, 0, len(ids), table, outputs, types))
         if head.kind == "classify":
             rows = rows[0]
@@ -207,31 +235,30 @@ class NativeExecutor:
             yield start, min(length, start + self.chunk_rows)
 
     @contextmanager
-    def _pages_for(self, length: int) -> Iterator[np.ndarray]:
-        pages: list[int] = []
+    def _table(self) -> Iterator[PageTable]:
+        table = PageTable(self.pages, self.retention)
         try:
-            for _ in range(-(-length // core.PAGE_POSITIONS)):
-                pages.append(self.pages.allocate())
-            yield np.array([pages], np.int32)
+            yield table
         finally:
-            self.pages.free(pages)
+            table.close()
 
     def _batch(
         self,
         ids: np.ndarray,
         start: int,
         end: int,
-        table: np.ndarray,
+        table: PageTable,
         outputs: np.ndarray,
         types: Sequence[int] | np.ndarray | None = None,
     ) -> core.Batch:
         rows = end - start
+        table.grow(end)
         return core.Batch(
             tokens=ids[start:end],
             types=None if types is None else np.asarray(types, np.int32),
             positions=np.arange(start, end, dtype=np.int32),
             sequences=np.zeros(rows, np.int32),
-            page_tables=table,
+            page_tables=np.array([table.entries()], np.int32),
             lengths=np.array([end], np.int32),
             output_rows=outputs.astype(np.int32),
         )
@@ -259,8 +286,13 @@ class Session:
 
     def __init__(self, executor: NativeExecutor) -> None:
         self._executor = executor
-        self.pages: list[int] = []
+        self.table = PageTable(executor.pages, executor.retention)
         self.length = 0
+
+    @property
+    def pages(self) -> list[int]:
+        """Its pages in order; one that no later row can see is `GONE`."""
+        return self.table.pages
 
     def feed(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Appends tokens (chunk by chunk) and returns the logits (V,) float32 after the last."""
@@ -269,7 +301,6 @@ class Session:
         if self.length + len(ids) > executor.context:
             raise executor.overflow(self.length + len(ids))
         executor.check(ids)
-        self.make_room(self.length + len(ids))
         logits = np.empty(0, np.float32)
         for start, end in executor._chunks(len(ids)):
             logits = self._step(ids[start:end], last=end == len(ids))
@@ -278,26 +309,26 @@ class Session:
     def _step(self, ids: np.ndarray, *, last: bool) -> np.ndarray:
         rows = len(ids)
         self.length += rows
+        self.make_room(self.length)
         outputs = np.array([rows - 1] if last else [], np.int32)
         batch = core.Batch(
             tokens=ids,
             types=None,
             positions=np.arange(self.length - rows, self.length, dtype=np.int32),
             sequences=np.zeros(rows, np.int32),
-            page_tables=np.array([self.pages], np.int32),
+            page_tables=np.array([self.table.entries()], np.int32),
             lengths=np.array([self.length], np.int32),
             output_rows=outputs,
         )
         logits: np.ndarray = self._executor.program.step(batch)
+        self.table.leave(self.length)
         return logits[0] if last else logits
 
     def make_room(self, length: int) -> None:
-        while len(self.pages) * core.PAGE_POSITIONS < length:
-            self.pages.append(self._executor.pages.allocate())
+        self.table.grow(length)
 
     def close(self) -> None:
-        self._executor.pages.free(self.pages)
-        self.pages = []
+        self.table.close()
 
     def __enter__(self) -> Session:
         return self
@@ -324,7 +355,7 @@ def _cached_bytes(mixer: object, spec: Spec, context: int) -> int:
     """Bytes of keys and values that one row reads in this layer."""
     if not isinstance(mixer, Attention):
         return 0
-    seen = context if mixer.window is None else min(context, mixer.window)
+    seen = context if mixer.window is None else min(context, mixer.window + mixer.sinks)
     value_bytes = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1 + 8 / mixer.head_dim}[spec.cache_format]
     return int(2 * seen * mixer.num_kv_heads * mixer.head_dim * value_bytes)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from snello.errors import SnelloError
+from snello.models.spec import Attention, Spec
 from snello.native import core
 
 GONE = -1  # in the table of a sequence: a page that no later row can see
@@ -142,6 +143,46 @@ class Retention:
         if self.window is None:
             return rows * start + rows * (rows + 1) // 2
         return sum(min(position + 1, self.window + self.sinks) for position in range(start, start + rows))
+
+
+def retention_of(spec: Spec) -> Retention:
+    """What the layer that sees farthest sees: pages hold all layers."""
+    mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
+    windows = [mixer.window for mixer in mixers if mixer.window is not None]
+    if len(windows) < len(mixers) or not windows:
+        return Retention()
+    return Retention(window=max(windows), sinks=max(mixer.sinks for mixer in mixers))
+
+
+class PageTable:
+    """The pages of one sequence that grows; those that no later row can see go back."""
+
+    def __init__(self, pool: PagePool, retention: Retention) -> None:
+        self.pages: list[int] = []
+        self._pool, self._retention = pool, retention
+        self._gone = 0
+
+    def grow(self, length: int) -> None:
+        """Pages for this many positions."""
+        while len(self.pages) < pages_for(length):
+            self.pages.append(self._pool.allocate())
+
+    def leave(self, length: int) -> None:
+        """All rows below `length` are computed."""
+        if self._retention.window is None:
+            return
+        for index in range(self._retention.pinned() + self._gone, min(self._retention.first(length), len(self.pages))):
+            self._pool.free([self.pages[index]])
+            self.pages[index] = GONE
+            self._gone += 1
+
+    def entries(self, width: int = 0) -> list[int]:
+        """As the core takes them, at least `width`; of a page that is gone, or not there, any index will do."""
+        return [max(page, 0) for page in self.pages] + [0] * (width - len(self.pages))
+
+    def close(self) -> None:
+        self._pool.free([page for page in self.pages if page != GONE])
+        self.pages = []
 
 
 def pages_for(positions: int) -> int:

@@ -11,12 +11,33 @@ import difflib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from snello.errors import SnelloError
 
 FinishReason = Literal["stop", "length", "error"]
 FOREIGN_NAMES = {"max_new_tokens": "max_tokens", "n_predict": "max_tokens", "num_predict": "max_tokens"}
+
+
+class Matcher(Protocol):
+    """How far one answer has come in its grammar. What is allowed is a function of the tokens so far, so neither the
+    batch nor a guess changes it.
+    """
+
+    def masked(self, logits: np.ndarray, ahead: Sequence[int] = ()) -> np.ndarray: ...  # (V,): -inf where not allowed
+    def accept(self, token: int) -> None: ...
+    @property
+    def finished(self) -> bool: ...  # nothing but an end token may follow
+
+
+class Grammar(Protocol):
+    """What an answer may be; `grammar.py` has one. `source` tells it from all others."""
+
+    @property
+    def source(self) -> str: ...
+    def start(self) -> Matcher: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +50,9 @@ class SamplingParams:
         repetition_penalty: over prompt and answer (Keskar et al. 2019); presence and frequency: over the answer.
         seed: None draws one. The same seed gives the same tokens, whatever else runs.
         stop: strings that end the answer (not part of it unless `include_stop_str_in_output`).
-        logprobs: per token the log-probability and this many alternatives; None: nothing.
+        logprobs: per token the log-probability and this many alternatives; None: nothing. Always of the model itself:
+            before bias, penalties, temperature and grammar.
+        grammar: only its texts are drawn; the answer ends where it does.
     """
 
     max_tokens: int = 256
@@ -48,6 +71,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     logprobs: int | None = None
     n: int = 1
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))

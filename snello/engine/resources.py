@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from snello.engine.pages import Retention
 from snello.errors import SnelloError
 from snello.models.spec import Deployment, Spec
 from snello.native import core
@@ -50,15 +51,19 @@ def choose_threads(deployment: Deployment) -> int:
     return threads
 
 
-def choose_context(deployment: Deployment, spec: Spec, page_bytes: int) -> int:
+def choose_context(deployment: Deployment, spec: Spec, page_bytes: int, retention: Retention) -> int:
     """Positions to make room for: what was asked, else the model's own, else what a quarter of free memory holds.
+
+    `retention` says how many pages a sequence of some length holds.
 
     Raises:
         SnelloError: more was asked than the model was made for or memory holds.
     """
     page = core.PAGE_POSITIONS
-    fits = max(1, free_memory_bytes() // page_bytes) * page
-    asked = deployment.context
+    pages, rows = max(1, free_memory_bytes() // page_bytes), deployment.chunk_rows
+    fits, asked = pages * page, deployment.context
+    if retention.peak(spec.max_positions, rows) * SHARE_OF_FREE_MEMORY <= pages:  # even the longest sequence
+        fits = spec.max_positions * SHARE_OF_FREE_MEMORY
     if asked is None:
         return min(spec.max_positions, max(page, fits // SHARE_OF_FREE_MEMORY))
     if asked < 1:
@@ -66,18 +71,18 @@ def choose_context(deployment: Deployment, spec: Spec, page_bytes: int) -> int:
     if asked > spec.max_positions:
         hint = f"use --context {spec.max_positions} or less"
         raise SnelloError(f"context {asked:,} asked for, and the model was made for {spec.max_positions:,}", hint)
-    if asked > fits:
-        needed = -(-asked // page) * page_bytes
+    if asked > fits and retention.peak(asked, rows) > pages:
+        needed = retention.peak(asked, rows) * page_bytes
         hint = f"use --context {fits} or an INT8 cache"
         raise SnelloError(f"context {asked:,} needs {needed / 1e9:.1f} GB for keys and values, more than is free", hint)
     return asked
 
 
-def choose_pages(deployment: Deployment, context: int, page_bytes: int) -> int:
-    """Pages of the cache: `streams` whole contexts, and up to `max_num_seqs` where a quarter of free memory holds them.
+def choose_pages(deployment: Deployment, whole: int, page_bytes: int) -> int:
+    """Pages of the cache: for `streams` contexts of `whole` pages, and up to `max_num_seqs` where a quarter of free
+    memory holds them.
 
     Memory that is not used is not taken: a page becomes resident when it is first written.
     """
-    whole = -(-context // core.PAGE_POSITIONS)
     affordable = free_memory_bytes() // SHARE_OF_FREE_MEMORY // page_bytes
     return max(whole * deployment.streams, min(whole * deployment.max_num_seqs, affordable))

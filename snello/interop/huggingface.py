@@ -24,6 +24,7 @@ from snello.models.families.family import Names, names_for
 from snello.models.families.resolve import spec_from_config
 from snello.models.files import read_json, read_json_if_there
 from snello.models.model import Model
+from snello.models.quantized import KEYS as QUANTIZED
 from snello.models.spec import Format, Spec
 from snello.models.stored_tensors import stored_tensors
 from snello.models.tensor_writer import DType, Floats, write_shards
@@ -81,7 +82,8 @@ def hf_config(model: Model, dtype: DType) -> dict[str, Any]:
     if spec.family not in FAMILIES or not source.exists():
         hint = "export is for models that began as a Hugging Face folder"
         raise Unsupported(f"{model.name} came without a config.json", hint)
-    config = {key: value for key, value in read_json(source).items() if key not in ("dtype", "torch_dtype")}
+    left_out = ("dtype", "torch_dtype", *QUANTIZED)
+    config = {key: value for key, value in read_json(source).items() if key not in left_out}
     architectures = FAMILIES[spec.family].architectures
     named = [name for name, task in architectures.items() if task == spec.task]
     config |= {"architectures": named[:1], "torch_dtype": TORCH_NAMES[dtype]}

@@ -24,7 +24,7 @@ from snello.measure.sizes import attention_operations, cache_bytes, linear_bytes
 from snello.models.spec import Spec
 
 LADDER = tuple(2**power for power in (18, 20, 22, 23, 24, 25, 26, 28, 30))  # 256 KiB to 1 GiB
-COMPUTE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4")
+COMPUTE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4", "int3")
 FEATURES = (
     "avx2",
     "avx512f",
@@ -128,13 +128,17 @@ def ceiling(
     measured_bytes: int = 0,
 ) -> Ceiling:
     """The ceiling of a model of this spec here. `measured_bytes`: an open executor's linears and head."""
-    linears = measured_bytes or linear_bytes(spec)
+    own = linear_bytes(spec)
+    linears = measured_bytes or own
+    stepped, prompted = (
+        linears + linear_bytes(spec, rows) - own for rows in (streams, prompt)
+    )  # more rows, more experts
     context = prompt + generate // 2
     cached = cache_bytes(spec, context)
-    weights_seconds = linears / machine.bandwidth_at(linears + streams * cached)
-    decode = weights_seconds + streams * cached / machine.bandwidth_at(linears + streams * cached)
+    decode = (stepped + streams * cached) / machine.bandwidth_at(stepped + streams * cached)
     decode = max(decode, streams * _row_seconds(spec, machine, context, head=1.0))
-    prefill = max(weights_seconds, prompt * _row_seconds(spec, machine, prompt / 2, head=1.0 / prompt))
+    prefill = prompted / machine.bandwidth_at(prompted + streams * cached)
+    prefill = max(prefill, prompt * _row_seconds(spec, machine, prompt / 2, head=1.0 / prompt))
     return Ceiling(
         prefill_tokens_per_second=prompt / prefill,
         decode_tokens_per_second=streams / decode,
@@ -172,6 +176,11 @@ def machine(*, threads: int | None = None, refresh: bool = False) -> Machine:
     probed = probed if known is None else probed.better_of(known)
     _write(path, probed)
     return probed
+
+
+def known_machine(threads: int, isa: str) -> Machine | None:
+    """This machine as it was probed before, however long ago; None: never. Costs nothing."""
+    return _read(_path(isa, threads))
 
 
 def probe_again(known: Machine) -> Machine:

@@ -17,9 +17,10 @@ import numpy as np
 from snello.engine.native import NativeExecutor
 from snello.measure.machine import Machine
 from snello.measure.sizes import attention_operations, cache_bytes
+from snello.models.spec import INTEGER, Experts
 from snello.native.core import Op, OpKind, Tensor
 
-INTEGER = ("int8", "int4")
+PRODUCTS = (OpKind.LINEAR, OpKind.EXPERTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ class _Costs:
         self.lowered = executor.lowered
         ops = self.lowered.ops
         self.gather = next(index for index, op in enumerate(ops) if op.kind == OpKind.GATHER)
-        self.cycled = sum(self.bytes(index) for index, op in enumerate(ops) if op.kind == OpKind.LINEAR)
+        self.cycled = sum(self.bytes(index) for index, op in enumerate(ops) if op.kind in PRODUCTS)
 
     def part(self, name: str, seconds: np.ndarray) -> Part:
         """`seconds`: (repeats, ops)."""
@@ -178,7 +179,7 @@ class _Costs:
     def least(self, index: int) -> float:
         """Weights, keys and values come from wherever the whole step's fit; rows from the cache that holds them."""
         size = self.bytes(index)
-        far = self.lowered.ops[index].kind in (OpKind.LINEAR, OpKind.ATTENTION)
+        far = self.lowered.ops[index].kind in (*PRODUCTS, OpKind.ATTENTION)
         reading = size / self.machine.bandwidth_at(max(self.cycled, size) if far else size)
         return max(reading, self.operations(index) / self.machine.peak(self.arithmetic(index)))
 
@@ -192,19 +193,44 @@ class _Costs:
         op = self.lowered.ops[index]
         if op.kind == OpKind.LINEAR:
             return int(self.matrix(op).data.nbytes) * (1 if index > self.gather else self.shape.passes)
+        if op.kind == OpKind.EXPERTS:
+            return self._bytes_of_experts(op)
         if op.kind == OpKind.ATTENTION:
             return self._share_of_attention(self.shape.cache_bytes)
-        registers = [self.lowered.registers[r] for r in (*op.inputs, op.out) if r >= 0]
-        return self.rows(index) * sum(r.width * (1 if r.quantized else 4) for r in registers)
+        return self.rows(index) * sum(self._row_bytes(register) for register in (*op.inputs, op.out) if register >= 0)
+
+    def _row_bytes(self, register: int) -> int:
+        """Of one row of the batch, which is there once for each expert that it goes to."""
+        one = self.lowered.registers[register]
+        copies = self._mixture.num_active if register in self.lowered.dispatched else 1
+        return copies * one.width * (1 if one.quantized else 4)
 
     def operations(self, index: int) -> float:
         op = self.lowered.ops[index]
         if op.kind == OpKind.LINEAR:
             matrix = self.matrix(op)
             return 2.0 * self.rows(index) * matrix.rows * matrix.columns
+        if op.kind == OpKind.EXPERTS:
+            matrix = self.matrix(op)
+            return 2.0 * self.rows(index) * self._mixture.num_active * matrix.rows * matrix.columns
         if op.kind == OpKind.ATTENTION:
             return self._share_of_attention(self.shape.attention_operations)
         return 0.0
+
+    @property
+    def _mixture(self) -> Experts:
+        """Of one layer; all that have experts have as many."""
+        found = (layer.feed_forward.experts for layer in self.executor.spec.layers)
+        return next(experts for experts in found if experts is not None)
+
+    def _bytes_of_experts(self, op: Op) -> int:
+        """Of those that the rows of each pass go to, if they go to all alike."""
+        experts, passes = self._mixture, self.shape.passes
+        idle = (1 - experts.num_active / experts.num_experts) ** (self.shape.rows / passes)
+        first = op.tensors[0]
+        matrices = self.lowered.tensors[first : first + experts.num_experts]
+        held = sum(int(matrix.data.nbytes) for matrix in matrices)
+        return int(passes * (1 - float(idle)) * held)
 
     def _share_of_attention(self, total: float) -> int:
         return int(total / sum(op.kind == OpKind.ATTENTION for op in self.lowered.ops))
@@ -214,7 +240,7 @@ class _Costs:
         op = self.lowered.ops[index]
         if op.kind == OpKind.ATTENTION:
             return "int8" if self.executor.spec.cache_format == "int8" else "fp32"
-        if op.kind != OpKind.LINEAR:
+        if op.kind not in PRODUCTS:
             return "fp32"
         form = self.matrix(op).format
         quantized = self.lowered.registers[op.inputs[0]].quantized

@@ -6,36 +6,34 @@ must come from the packed layout alone (docs/numerics.md, Layout). A test holds 
 
 from __future__ import annotations
 
-from snello.models.spec import BITS, Attention, CacheFormat, Format, Spec, linear_names, linear_shape
-
-PANEL_ROWS = 16
-BLOCK_COLUMNS = 64
-
-
-def _padded(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def packed_bytes(form: Format, rows: int, columns: int) -> int:
-    """Bytes of one packed matrix."""
-    panels = _padded(rows, PANEL_ROWS) // PANEL_ROWS
-    if form.weights == "int8":
-        return panels * (128 + PANEL_ROWS * _padded(columns, BLOCK_COLUMNS))
-    if form.weights == "int4":
-        padded = _padded(columns, BLOCK_COLUMNS)
-        scales = _padded(PANEL_ROWS * -(-padded // form.group_size), 64)
-        return panels * (64 + scales + PANEL_ROWS * padded // 2)
-    return panels * _padded(PANEL_ROWS * columns * BITS[form.weights] // 8, 64)
+from snello.models.sizes import packed_bytes
+from snello.models.spec import (
+    BITS,
+    INTEGER,
+    Attention,
+    CacheFormat,
+    Format,
+    Spec,
+    linear_names,
+    linear_shape,
+    read_share,
+)
 
 
-def linear_bytes(spec: Spec) -> int:
-    """Bytes of the weights that every decoded token reads: all linears, the head with them."""
-    return sum(packed_bytes(spec.format(name), *linear_shape(spec, name)) for name in linear_names(spec))
+def linear_bytes(spec: Spec, rows: int = 1) -> int:
+    """Bytes of the weights that a step of so many rows reads: all linears, the head with them, and of experts those
+    that rows go to if they go to all alike.
+    """
+    return round(sum(_packed(spec, name) * read_share(spec, name, rows) for name in linear_names(spec)))
+
+
+def _packed(spec: Spec, name: str) -> int:
+    return packed_bytes(spec.format(name), *linear_shape(spec, name))
 
 
 def weights_bytes(spec: Spec) -> int:
     """Bytes of all matrices: linears and embedding tables (a tied head is counted once)."""
-    total = linear_bytes(spec)
+    total = sum(_packed(spec, name) for name in linear_names(spec))
     form = spec.format("embedding")
     if not (spec.head.tied and "head" in linear_names(spec)):
         total += packed_bytes(form, spec.vocab_size, spec.hidden_size)
@@ -80,7 +78,7 @@ def linear_operations(spec: Spec) -> dict[str, float]:
         rows, columns = linear_shape(spec, name)
         key = arithmetic(spec.format(name))
         key = f"head:{key}" if name == "head" and spec.head.kind == "lm" else key
-        totals[key] = totals.get(key, 0.0) + 2.0 * rows * columns
+        totals[key] = totals.get(key, 0.0) + 2.0 * rows * columns * read_share(spec, name)
     return totals
 
 
@@ -96,5 +94,4 @@ def attention_operations(spec: Spec, context: float) -> float:
 
 def arithmetic(form: Format) -> str:
     """Which inner loop a linear of this format runs: its own integers, or FP32."""
-    integer = form.weights in ("int8", "int4") and form.activations != "float"
-    return form.weights if integer or form.weights not in ("int8", "int4") else "fp32"
+    return "fp32" if form.weights in INTEGER and form.activations == "float" else form.weights

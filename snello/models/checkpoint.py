@@ -7,7 +7,7 @@ of tied copies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,10 @@ from snello.models.arrangement import PLAIN, Piece, stored_shape
 from snello.models.families.family import Family, Names, Source, names_for
 from snello.models.families.resolve import with_type
 from snello.models.files import read_json
-from snello.models.model import FLOAT_FORMATS, Floats, StoredTensor
+from snello.models.model import FLOAT_FORMATS, Floats, Loadable, StoredTensor
 from snello.models.parameters import matrix_names, parameter_shapes
 from snello.models.spec import Format, Spec
-from snello.models.tensor_file import open_tensor_file
+from snello.models.tensor_file import open_tensor_file, release_pages
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,8 +28,8 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LISTED_FAULTS = 12
 SAMPLED_BLOCKS, SAMPLED_BYTES = 64, 4096
 
-Stored = Mapping[str, StoredTensor]
-Found = Mapping[str, StoredTensor | Piece]
+Stored = Mapping[str, Loadable]
+Found = Mapping[str, Loadable]
 
 
 class CheckpointWeights:
@@ -45,12 +45,14 @@ class CheckpointWeights:
         return self._tensors[name].shape
 
     def values(self, name: str) -> Floats:
-        return self.stored(name).float32()
+        stored = self.stored(name)
+        values = stored.float32()
+        release_pages(stored.data)
+        return values
 
     def stored(self, name: str) -> StoredTensor:
         """The numbers as their file holds them; rows of a fused matrix are a view, another arrangement is undone."""
-        tensor = self._tensors[name]
-        return tensor.load() if isinstance(tensor, Piece) else tensor
+        return self._tensors[name].load()
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -125,14 +127,19 @@ def _some(names: list[str], limit: int = LISTED_FAULTS) -> str:
 # ---- binding --------------------------------------------------------------------------------------------------------
 
 
-def bind(family: Family, spec: Spec, stored: Stored, folder: Path) -> tuple[Spec, CheckpointWeights]:
+def bind(
+    family: Family, spec: Spec, stored: Stored, folder: Path, spare: Set[str] = frozenset()
+) -> tuple[Spec, CheckpointWeights]:
     """Finds every parameter of the `Spec`, and gives the `Spec` with the number types as stored.
+
+    `spare` are tensors that may be left over.
 
     Raises:
         SnelloError: parameters are missing, left over or of the wrong shape; all of them are named at once.
     """
-    names = names_for(family, spec, has_base=any(name.startswith(family.base) for name in stored))
-    found: dict[str, StoredTensor | Piece] = {}
+    has_base = any(name.startswith(family.base) for name in stored)
+    names = names_for(family, spec, has_base=has_base, fused_experts=_fused_experts(family, stored))
+    found: dict[str, Loadable] = {}
     faults: list[str] = []
     used: set[str] = set()
     shapes = parameter_shapes(spec)
@@ -147,7 +154,7 @@ def bind(family: Family, spec: Spec, stored: Stored, folder: Path) -> tuple[Spec
         faults += [f"{name} {fault}"] if fault else []
         if tensor is not None:
             found[canonical] = tensor
-    left = [name for name in sorted(stored) if name not in used | names.ignored]
+    left = [name for name in sorted(stored) if name not in used | names.ignored | spare]
     copies = [name for name in left if name in names.copies and names.copies[name] in found]
     faults += [f"unexpected {name}" for name in left if name not in copies]
     faults += _differing(copies, names, stored, found)
@@ -160,9 +167,17 @@ def bind(family: Family, spec: Spec, stored: Stored, folder: Path) -> tuple[Spec
     return _with_stored_types(spec, found), CheckpointWeights(found)
 
 
+def _fused_experts(family: Family, stored: Stored) -> bool:
+    """Whether all experts of a layer lie in one tensor."""
+    if family.experts is None:
+        return False
+    endings = tuple(name.partition("{i}")[2] for name in family.experts.fused)
+    return any(name.endswith(endings) for name in stored)
+
+
 def _locate(
-    canonical: str, shape: tuple[int, ...], source: Source, tensor: StoredTensor, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[str | None, StoredTensor | Piece | None]:
+    canonical: str, shape: tuple[int, ...], source: Source, tensor: Loadable, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[str | None, Loadable | None]:
     """A fault or the tensor; of a fused or transposed tensor, its piece."""
     parts = [shapes[part] for part in source.stacked] or [shape]
     expected = stored_shape(parts, source.arrangement)
@@ -185,9 +200,9 @@ def _differing(copies: list[str], names: Names, stored: Stored, found: Found) ->
     ]
 
 
-def _same(one: StoredTensor, other: StoredTensor | Piece) -> bool:
+def _same(first: Loadable, second: Loadable) -> bool:
     """Equality on evenly spaced blocks: cheap, and a matrix trained apart differs in every one of them."""
-    other = other.load() if isinstance(other, Piece) else other
+    one, other = first.load(), second.load()
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     last = max(one.data.size - SAMPLED_BYTES, 0)

@@ -18,7 +18,8 @@ from snello.models.files import read_json, read_json_if_there
 from snello.models.lean import LEAN, load_lean
 from snello.models.model import Model
 from snello.models.plain_folder import read_history
-from snello.models.spec import Task
+from snello.models.quantized import expand
+from snello.models.spec import Spec, Task, linear_names
 from snello.models.stories import is_stories_file, load_stories
 
 DEMO = Path(__file__).parent / "demo"
@@ -66,7 +67,10 @@ def _load_checkpoint(folder: Path, name: str, task: Task | None) -> Model:
     config, generation = read_json(folder / "config.json"), read_json_if_there(folder / "generation_config.json")
     family, spec = resolve(config, task=task, generation=generation)
     stored, files = read_stored(folder)
-    spec, weights = bind(family, spec, stored, folder)
+    found = expand(config, folder, stored)
+    if found.note and family.transposed:
+        raise Unsupported(f"quantized {family.name} checkpoints are not read", "give the original checkpoint")
+    spec, weights = bind(family, spec, found.tensors, folder, found.spare)
     return Model(
         spec=spec,
         weights=weights,
@@ -75,7 +79,15 @@ def _load_checkpoint(folder: Path, name: str, task: Task | None) -> Model:
         generation=generation,
         history=read_history(folder),
         files=tuple(files),
+        note=_said(found.note, spec),
+        grid=found.grid,
     )
+
+
+def _said(note: str, spec: Spec) -> str:
+    """What became of integers that others chose."""
+    kind = spec.format(linear_names(spec)[0]).weights.upper()
+    return f"{note}: read as {kind} numbers, as stock engines multiply them" if note else ""
 
 
 def _load_sentence(folder: Path, name: str) -> Model:

@@ -52,6 +52,10 @@ class StoredTensor:
     shape: tuple[int, ...]
     data: Bytes  # 1-D, row-major
 
+    def load(self) -> StoredTensor:
+        """Itself: other things that stand for a tensor are computed or cut out first."""
+        return self
+
     def float32(self) -> Floats:
         """A fresh FP32 array with the same values (F64 narrows)."""
         if self.dtype == "BF16":
@@ -75,6 +79,16 @@ class StoredTensor:
         return cls(dtype, values.shape, contiguous.reshape(-1).view(np.uint8))
 
 
+class Loadable(Protocol):
+    """What stands for a tensor of a file: nothing is read or computed before `load`."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def load(self) -> StoredTensor: ...
+
+
 class Weights(Protocol):
     """Parameters by canonical name (`spec.py`), whatever holds them."""
 
@@ -93,7 +107,8 @@ class Model:
     """A model: what it is (`spec`), its weights (read when asked for), and where it came from.
 
     `generation` is generation_config.json as found. `history` has one entry per step that was applied. `files` are the
-    files that hold the weights; the digest is taken over them.
+    files that hold the weights; the digest is taken over them. `note` is what a person should know of how it was read;
+    `grid` the group size of the symmetric four-bit integers that the weights were read from, 0 if there were none.
     """
 
     spec: Spec
@@ -103,6 +118,8 @@ class Model:
     generation: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     files: tuple[Path, ...] = ()
+    note: str = ""
+    grid: int = 0
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

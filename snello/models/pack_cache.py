@@ -25,6 +25,7 @@ from snello.models.model import FLOAT_DTYPES, Model
 from snello.models.packed import FORMAT_VERSION, PackedWeights, matrix_format, packed_bytes
 from snello.models.packed_writer import PackedWriter, cannot_write
 from snello.models.parameters import matrix_names
+from snello.models.quantized import BESIDE as QUANTIZED_BESIDE
 from snello.models.spec import Spec
 
 DEFAULT_BYTES = 20_000_000_000
@@ -85,8 +86,8 @@ def _key(model: Model) -> str:
         facts.append([str(resolved), status.st_size, status.st_mtime_ns])
     if not model.files:
         facts.append(model.digest)
-    config = model.path / "config.json"
-    facts.append(hashlib.sha256(config.read_bytes()).hexdigest() if config.exists() else None)
+    for config in (model.path / "config.json", model.path / QUANTIZED_BESIDE):
+        facts += [hashlib.sha256(config.read_bytes()).hexdigest()] if config.exists() else []
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
 
 

@@ -20,15 +20,14 @@ import numpy as np
 from snello.errors import SnelloError
 from snello.models.model import Floats, StoredTensor
 from snello.models.parameters import matrix_names, parameter_shapes
-from snello.models.spec import Format, Spec, input_name, linear_names
-from snello.models.tensor_file import open_tensor_file
+from snello.models.spec import INTEGER, Format, Spec, input_name, linear_names, read_share
+from snello.models.tensor_file import open_tensor_file, release_pages
 from snello.native import core
 
 FORMAT_VERSION = "1.0"
 HEADER_ALIGNMENT = 1 << 16
 ALIGNMENT = 64
 VECTOR = "vector"  # plain FP32 values, not packed
-INTEGER = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,9 @@ class PackedWeights:
         if self.layouts[name].format == VECTOR:
             return self.vector(name).copy()
         rows, columns = self.layouts[name].shape
-        values = core.unpack(self.tensor(name)).values  # (N, padded K)
+        tensor = self.tensor(name)
+        values = core.unpack(tensor).values  # (N, padded K)
+        release_pages(tensor.data)
         fmt = matrix_format(self.spec, name)
         if fmt.rotate:
             block = rotate_block(columns)
@@ -168,8 +169,12 @@ class PackedWeights:
 
     @cached_property
     def linear_bytes(self) -> int:
-        """Bytes of all linears: what one decoded token reads. Of an untied embedding it reads one row."""
-        return sum(self.layouts[_matrix_of(self.spec, linear)].num_bytes for linear in linear_names(self.spec))
+        """Bytes of all linears that one decoded token reads: not of experts that it does not go to, and of an untied
+        embedding one row.
+        """
+        spec, layouts = self.spec, self.layouts
+        read = (layouts[_matrix_of(spec, linear)].num_bytes * read_share(spec, linear) for linear in linear_names(spec))
+        return round(sum(read))
 
     def verify(self) -> None:
         """Reads the whole file once and compares checksums."""

@@ -7,7 +7,7 @@ written at the end of `spec.py`.
 from __future__ import annotations
 
 from snello.errors import Unsupported
-from snello.models.spec import Attention, Norm, Spec, linear_names, linear_shape
+from snello.models.spec import Attention, Norm, Spec, feed_forward_linears, linear_names, linear_shape
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -51,10 +51,7 @@ def _layer(spec: Spec, index: int) -> Shapes:
     attention = layer.mixer
     if not isinstance(attention, Attention):
         raise Unsupported(f"layer {index} mixes positions with {type(attention).__name__}", "attention is supported")
-    if layer.feed_forward.experts is not None:
-        raise Unsupported(f"layer {index} has {layer.feed_forward.experts.num_experts} experts", "use a dense model")
     biased = dict.fromkeys(attention.linears, attention.qkv_bias) | {"o": attention.out_bias}
-    biased |= dict.fromkeys(("gate", "up", "down"), layer.feed_forward.bias)
     shapes = _norm(f"{stem}.attention.norm", spec.norm, spec.hidden_size)
     for part in attention.linears:
         shapes |= _linear(spec, f"{stem}.attention.{part}", bias=biased[part])
@@ -62,8 +59,8 @@ def _layer(spec: Spec, index: int) -> Shapes:
         for part in "qk":
             shapes |= _norm(f"{stem}.attention.{part}_norm", attention.qk_norm, attention.head_dim)
     shapes |= _norm(f"{stem}.ffn.norm", spec.norm, spec.hidden_size)
-    for part in ("gate", "up", "down") if layer.feed_forward.gated else ("up", "down"):
-        shapes |= _linear(spec, f"{stem}.ffn.{part}", bias=biased[part])
+    for linear in feed_forward_linears(f"{stem}.ffn", layer.feed_forward):
+        shapes |= _linear(spec, linear, bias=layer.feed_forward.bias)
     if layer.norms == "both":
         for half in ("attention", "ffn"):
             shapes |= _norm(f"{stem}.{half}.post_norm", spec.norm, spec.hidden_size)

@@ -25,6 +25,7 @@ from snello.models.lean import move_into_place
 from snello.models.model import FloatFormat, Floats, Model
 from snello.models.packed_writer import cannot_write
 from snello.models.parameters import matrix_names
+from snello.models.quantized import KEYS as QUANTIZED
 from snello.models.spec import Attention, Spec
 from snello.models.stored_tensors import stored_tensors
 from snello.models.tensor_writer import write_shards
@@ -54,8 +55,15 @@ def read_history(folder: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(steps)
 
 
-def shaped_config(source: Model, spec: Spec) -> dict[str, Any]:
-    """The source's config.json with the shapes of `spec`.
+def shaped_config(
+    source: Model,
+    spec: Spec,
+    edits: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The source's config.json with the shapes of `spec`, and what else a technique changed in it (`edits`).
+
+    `generation` is the generation_config.json beside it, the source's own if none is given.
 
     Raises:
         Unsupported: there is none, or read back it would not describe `spec`.
@@ -63,7 +71,9 @@ def shaped_config(source: Model, spec: Spec) -> dict[str, Any]:
     if not (source.path / CONFIG).exists():
         raise Unsupported(f"{source.name} came without a config.json", "start from a Hugging Face folder")
     config = {
-        key: value for key, value in read_json(source.path / CONFIG).items() if key not in ("dtype", "torch_dtype")
+        key: value
+        for key, value in (read_json(source.path / CONFIG) | dict(edits or {})).items()
+        if key not in ("dtype", "torch_dtype", *QUANTIZED)
     }
     layer = spec.layers[0]
     assert isinstance(layer.mixer, Attention)
@@ -83,7 +93,8 @@ def shaped_config(source: Model, spec: Spec) -> dict[str, Any]:
             "num_attention_heads": layer.mixer.num_heads,
             "head_dim": layer.mixer.head_dim,
         }
-    described = spec_from_config(config, task=spec.task, generation=source.generation)
+    beside = source.generation if generation is None else generation
+    described = spec_from_config(config, task=spec.task, generation=beside)
     if is_sentence_folder(source.path):
         described = read_sentence_folder(source.path).applied(described)
     plain = dataclasses.replace(spec, formats=())
@@ -125,22 +136,33 @@ def _seen(source: Spec, spec: Spec) -> dict[str, Any]:
 
 
 def write_plain_folder(
-    path: Path, spec: Spec, source: Model, history: Sequence[Mapping[str, Any]], values: Callable[[str], Floats]
+    path: Path,
+    spec: Spec,
+    source: Model,
+    history: Sequence[Mapping[str, Any]],
+    values: Callable[[str], Floats],
+    *,
+    edits: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+    small_files: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes a checkpoint at `path`; `values` gives each canonical parameter, asked for in the order of computation.
 
     Matrices keep the types of `spec`; vectors are FP32. A plain folder that was written here before is replaced.
+    `edits` and `generation` as in `shaped_config`; `small_files` writes the tokenizer and generation_config.json, which
+    are the source's otherwise.
     """
-    config = shaped_config(source, spec)
+    config = shaped_config(source, spec, edits, generation)
     check_free(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         _write_weights(beside, spec, values)
-        for name in (*TOKENIZER_FILES, "generation_config.json"):
-            if (source.path / name).exists():
-                shutil.copyfile(source.path / name, beside / name)
+        if small_files is not None:
+            small_files(beside)
+        else:
+            _copy_small_files(source.path, beside)
         for name, table in ((CONFIG, config), (HISTORY, {"history": list(history)})):
             (beside / name).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         if spec.max_positions > source.spec.max_positions:
@@ -159,6 +181,12 @@ def _lengthen(path: Path, positions: int) -> None:
     if path.exists():
         settings = read_json(path) | {"model_max_length": positions}
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _copy_small_files(source: Path, folder: Path) -> None:
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
 
 
 def check_free(path: Path) -> None:

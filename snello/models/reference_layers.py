@@ -143,13 +143,57 @@ class FeedForwardHalf(Half):
         return self.activation(self.gate(y)) * up if len(self.inputs) == 2 else self.activation(up)
 
 
+class Expert(nn.Module):
+    """One feed-forward of a mixture."""
+
+    def __init__(self, spec: specs.Spec, feed: specs.FeedForward) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[feed.activation]
+        self.gate = nn.Linear(spec.hidden_size, feed.width, bias=False)
+        self.up = nn.Linear(spec.hidden_size, feed.width, bias=False)
+        self.down = nn.Linear(feed.width, spec.hidden_size, bias=False)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return cast(Tensor, self.down(self.activation(self.gate(y)) * self.up(y)))
+
+
+class ExpertsHalf(Half):
+    """A mixture of experts. Its linears see different rows, so it has no `inner` and `project` of its own."""
+
+    def __init__(self, spec: specs.Spec, layer: specs.Layer) -> None:
+        super().__init__(spec, layer)
+        feed = layer.feed_forward
+        assert feed.experts is not None
+        self.mixture = feed.experts
+        self.router = nn.Linear(spec.hidden_size, self.mixture.num_experts, bias=False)
+        self.experts = nn.ModuleList(Expert(spec, feed) for _ in range(self.mixture.num_experts))
+
+    def route(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (N, D) -> the experts (N, A) that each goes to and their weights (N, A)."""
+        shares = cast(Tensor, self.router(rows)).float().softmax(-1)  # (N, X)
+        weights, chosen = shares.topk(self.mixture.num_active)
+        weights = weights / weights.sum(-1, keepdim=True) if self.mixture.normalized else weights
+        return chosen, weights.to(rows.dtype)
+
+    def added(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = self.prepare(x)
+        rows = y.flatten(0, -2)  # (N, D)
+        chosen, weights = self.route(rows)
+        total = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            row, place = torch.where(chosen == number)
+            if len(row):
+                total = total.index_add(0, row, expert(rows[row]) * weights[row, place, None])
+        return total.reshape(y.shape)
+
+
 class Block(nn.Module):
     def __init__(self, spec: specs.Spec, index: int) -> None:
         super().__init__()
         layer = spec.layers[index]
         self.parallel = layer.norms == "parallel"
         self.attention = AttentionHalf(spec, layer)
-        self.ffn = FeedForwardHalf(spec, layer)
+        self.ffn: Half = (FeedForwardHalf if layer.feed_forward.experts is None else ExpertsHalf)(spec, layer)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.parallel:
@@ -318,14 +362,21 @@ def _near(mixer: specs.Attention, start: int, end: int, rows: int, device: torch
     return torch.cat((torch.arange(min(mixer.sinks, first), device=device), stretch))
 
 
+def check_experts(feed: specs.FeedForward, where: str) -> None:
+    """Refuse mixtures of another kind: with experts for all rows, with biases, or not gated."""
+    if feed.experts is None:
+        return
+    if feed.experts.shared or feed.bias or not feed.gated:
+        raise Unsupported(f"experts in {where} are shared, biased or not gated", "Mixtral's and Qwen3's are supported")
+
+
 def check(spec: specs.Spec) -> None:
     """Refuse, by name, what these modules do not compute."""
     for index, layer in enumerate(spec.layers):
         where = f"layer {index} of this {spec.family} model"
         if not isinstance(layer.mixer, specs.Attention):
             raise Unsupported(f"{type(layer.mixer).__name__} mixer in {where}", "attention is what is supported")
-        if layer.feed_forward.experts is not None:
-            raise Unsupported(f"mixture of experts in {where}", "use a dense model")
+        check_experts(layer.feed_forward, where)
         if layer.mixer.global_rows and (layer.mixer.rope or layer.mixer.qk_norm or layer.mixer.soft_cap):
             raise Unsupported(
                 f"global tokens in {where}", "they are supported with learned positions alone (Longformer)"

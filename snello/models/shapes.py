@@ -18,10 +18,10 @@ from snello.models.model import Floats, Model, StoredTensor
 from snello.models.pack_cache import cached
 from snello.models.packed import VECTOR, Layout, PackedWeights, layouts
 from snello.models.packed_writer import PackedWriter
-from snello.models.spec import CacheFormat, Format, Spec, linear_names
+from snello.models.spec import CacheFormat, Format, Spec, is_router, linear_names
 
-RandomWeights = Literal["bf16", "int8", "int4", "int4-all"]  # int4: an INT8 head; int4-all: an INT4 head too
-PRESETS: tuple[RandomWeights, ...] = ("bf16", "int8", "int4", "int4-all")
+RandomWeights = Literal["bf16", "int8", "int4", "int4-all", "int3"]  # int4, int3: an INT8 head; int4-all: an INT4 head
+PRESETS: tuple[RandomWeights, ...] = ("bf16", "int8", "int4", "int4-all", "int3")
 GROUP_SIZE: Literal[128] = 128
 
 
@@ -79,6 +79,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
     "llama-3.2-1b": _llama(2048, 16, 32, 8, 8192, 128256, head_dim=64, **_LLAMA_3_2),
     "llama-3.2-3b": _llama(3072, 28, 24, 8, 8192, 128256, head_dim=128, **_LLAMA_3_2),
+    "dart-v2-moe": {
+        **_llama(768, 4, 8, 1, 3072, 30649),
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+        "rope_theta": 1000.0,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
 }  # fmt: skip
 
 
@@ -94,8 +106,8 @@ def spec_of_shape(name: str, weights: RandomWeights = "bf16") -> Spec:
     int8 = Format(weights="int8", activations="int8", rotate=True, equalize=True)
     int4 = dataclasses.replace(int8, weights="int4", group_size=GROUP_SIZE)
     head = int4 if weights == "int4-all" else int8
-    body = int8 if weights == "int8" else int4
-    formats = {linear: head if linear == "head" else body for linear in linear_names(spec)}
+    body = {"int8": int8, "int3": dataclasses.replace(int4, weights="int3")}.get(weights, int4)
+    formats = {linear: head if linear == "head" else body for linear in linear_names(spec) if not is_router(linear)}
     return spec.with_formats(formats if spec.head.tied else {**formats, "embedding": Format(weights="int8")})
 
 
@@ -134,11 +146,12 @@ def _fill(writer: PackedWriter, spec: Spec, random: np.random.Generator) -> None
         elif layout.format == "int8":
             q = np.maximum(_integers(random, layout).view(np.int8), -127)
             writer.add_int8(name, q, _row_scale(random, layout, 73.0))
-        elif layout.format == "int4":
+        elif layout.format == "int4" or layout.format == "int3":
             groups = (layout.shape[0], -(-layout.columns // layout.group_size))
             group_scale = random.integers(6, 16, groups, np.uint8)
-            q = _integers(random, layout) & np.uint8(15)
-            writer.add_int4(name, q, group_scale, _row_scale(random, layout, 50.0), layout.group_size)
+            q = _integers(random, layout) & np.uint8(15 if layout.format == "int4" else 7)
+            row_scale = _row_scale(random, layout, 50.0 if layout.format == "int4" else 25.0)
+            writer.add_grouped(name, layout.format, q, group_scale, row_scale, layout.group_size)
         else:
             writer.add_float(name, _floats(random, layout), "bf16")
 

@@ -11,24 +11,27 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 Task: TypeAlias = Literal["causal-lm", "masked-lm", "sequence-classification", "embedding"]
-WeightFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+WeightFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4", "int3"]
 CacheFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 Activation: TypeAlias = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "tanh"]
 
 GLOBAL = ("global_q", "global_k", "global_v")
-BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
+BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
+GROUPED: tuple[WeightFormat, ...] = ("int4", "int3")  # with a scale for each group of columns
+INTEGER: tuple[WeightFormat, ...] = ("int8", *GROUPED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """How the weights of one linear are stored, and how its input is prepared (docs/numerics.md).
 
-    `group_size` belongs to INT4. `activations` int8 quantizes the input per row and needs integer weights; int8-static
-    does so by one scale for all rows, measured before and stored. `rotate` and
-    `equalize` say that the weights are stored in the basis `W diag(input scale) H`; the input is brought there once.
+    `group_size` belongs to INT4 and INT3. `activations` int8 quantizes the input per row and needs integer weights;
+    int8-static does so by one scale for all rows, measured before and stored. `rotate` and `equalize` say that the
+    weights are stored in the basis `W diag(input scale) H`; the input is brought there once.
     """
 
     weights: WeightFormat
@@ -115,6 +118,11 @@ Mixer: TypeAlias = Attention | ShortConvolution | Recurrent
 
 @dataclass(frozen=True, kw_only=True)
 class Experts:
+    """A router sends each row to the `num_active` experts with the largest logits; their answers are summed by weight.
+
+    `normalized`: weights are a softmax over the chosen experts, else over all. `shared` experts see every row.
+    """
+
     num_experts: int
     num_active: int
     shared: int = 0
@@ -123,7 +131,7 @@ class Experts:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForward:
-    """`gated`: down(act(gate(x)) * up(x)); else down(act(up(x)))."""
+    """`gated`: down(act(gate(x)) * up(x)); else down(act(up(x))). With `experts`, each of them is one of this width."""
 
     width: int
     activation: Activation
@@ -203,7 +211,11 @@ class Spec:
 
     def format(self, linear: str) -> Format:
         """The format of one linear by its canonical name."""
-        return dict(self.formats).get(linear, self.default_format)
+        return self._format_by_linear.get(linear, self.default_format)
+
+    @cached_property
+    def _format_by_linear(self) -> dict[str, Format]:
+        return dict(self.formats)
 
     def with_formats(self, formats: dict[str, Format]) -> Spec:
         """A copy in which these linears (or the untied "embedding") have these formats; names must exist."""
@@ -232,7 +244,8 @@ class Deployment:
 
     `context`: positions to make room for, for each of `streams` sequences at once; None: the model's own, or what a
     quarter of free memory holds. `max_num_seqs`: sequences that may share the cache; it is made larger for them where
-    a quarter of free memory allows.
+    a quarter of free memory allows. `keep_last`: only the newest so many positions are seen, besides the first
+    `keep_first`, and keys and values of the others are given up, which the answer may miss; None: all are seen.
     """
 
     threads: int | None = None  # None: the physical cores
@@ -240,6 +253,8 @@ class Deployment:
     streams: int = 1
     max_num_seqs: int = 1
     chunk_rows: int = 256  # prompt rows of one step
+    keep_first: int = 0
+    keep_last: int | None = None
     isa: str | None = None
 
 
@@ -251,6 +266,9 @@ class Deployment:
 # layers.{i}.attention.o              layers.{i}.attention.mixed
 # layers.{i}.ffn.{gate,up}            layers.{i}.ffn.in
 # layers.{i}.ffn.down                 layers.{i}.ffn.hidden
+# layers.{i}.ffn.router               layers.{i}.ffn.in (in the place of the three above, with the experts below)
+# layers.{i}.ffn.experts.{e}.{gate,up}  layers.{i}.ffn.in
+# layers.{i}.ffn.experts.{e}.down     layers.{i}.ffn.experts.{e}.hidden
 # head                                head.in       (tied: the embedding is gathered from it)
 # head.transform                      head.transform.in
 # head.pooler                         head.pooler.in
@@ -267,8 +285,7 @@ def linear_names(spec: Spec) -> list[str]:
     for index, layer in enumerate(spec.layers):
         if isinstance(layer.mixer, Attention):
             names += [f"layers.{index}.attention.{part}" for part in layer.mixer.linears]
-        parts = ("gate", "up", "down") if layer.feed_forward.gated else ("up", "down")
-        names += [f"layers.{index}.ffn.{part}" for part in parts]
+        names += feed_forward_linears(f"layers.{index}.ffn", layer.feed_forward)
     if spec.head.transform is not None:
         names.append("head.transform")
     if spec.head.pooler is not None:
@@ -278,12 +295,44 @@ def linear_names(spec: Spec) -> list[str]:
     return names
 
 
+def feed_forward_linears(stem: str, feed_forward: FeedForward) -> list[str]:
+    """Canonical names of the linears of one feed-forward: the dense ones, or the router and all experts'."""
+    parts = ("gate", "up", "down") if feed_forward.gated else ("up", "down")
+    if feed_forward.experts is None:
+        return [f"{stem}.{part}" for part in parts]
+    experts = range(feed_forward.experts.num_experts)
+    return [f"{stem}.router"] + [f"{stem}.experts.{number}.{part}" for number in experts for part in parts]
+
+
+def experts_of(spec: Spec, linear: str) -> Experts | None:
+    """The experts that this linear is one of; None: every row reads it."""
+    if ".experts." not in linear:
+        return None
+    return spec.layers[int(linear.split(".")[1])].feed_forward.experts
+
+
+def is_router(linear: str) -> bool:
+    """Routers keep the model's own type: which experts a row goes to is not to be rounded."""
+    return linear.endswith(".ffn.router")
+
+
+def read_share(spec: Spec, linear: str, rows: int = 1) -> float:
+    """How much of a linear a step of `rows` rows reads: 1, or the chance that one of them goes to this expert.
+
+    Rows are taken to go to all experts alike, each row by itself.
+    """
+    experts = experts_of(spec, linear)
+    return 1.0 if experts is None else 1.0 - (1.0 - experts.num_active / experts.num_experts) ** rows
+
+
 def input_name(linear: str) -> str:
     """The canonical name of the input that this linear reads; linears that share it share its preparation."""
     stem, _, part = linear.rpartition(".")
     own = {"o": "mixed", "down": "hidden"}
     if stem.endswith(("attention", "ffn")):
         return f"{stem}.{own.get(part, 'in')}"
+    if ".experts." in stem:
+        return f"{stem}.hidden" if part == "down" else f"{stem.partition('.experts.')[0]}.in"
     return f"{linear}.in"
 
 
@@ -294,10 +343,13 @@ def linear_shape(spec: Spec, linear: str) -> tuple[int, int]:
         return outputs, spec.hidden_size
     if linear.startswith("head."):
         return spec.hidden_size, spec.hidden_size
-    _, index, half, part = linear.split(".")
+    _, index, half, *_, part = linear.split(".")
     layer = spec.layers[int(index)]
     if half == "ffn":
-        width = layer.feed_forward.width
+        width, experts = layer.feed_forward.width, layer.feed_forward.experts
+        if part == "router":
+            assert experts is not None
+            return experts.num_experts, spec.hidden_size
         return (spec.hidden_size, width) if part == "down" else (width, spec.hidden_size)
     assert isinstance(layer.mixer, Attention)
     queries = layer.mixer.num_heads * layer.mixer.head_dim

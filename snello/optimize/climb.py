@@ -34,7 +34,7 @@ from snello.optimize.ledger import Ledger
 from snello.optimize.plain import revive
 from snello.optimize.plan import plan, preflight
 from snello.optimize.planner import Forecast, Goals, Overhead, Prospect, forecast_for, prospect, why_not_run
-from snello.optimize.proposals import cache_stage
+from snello.optimize.proposals import Subject, cache_stage
 from snello.optimize.receipts import StepReceipt
 from snello.optimize.recipe import Stage, Step
 from snello.optimize.search import search
@@ -87,6 +87,10 @@ class Climb:
     @property
     def worker(self) -> Any:
         return self.examiner.worker
+
+    @property
+    def subject(self) -> Subject:
+        return Subject(self.original.spec, self.request.goal, self.original.model.grid)
 
     @property
     def searches(self) -> bool:

@@ -19,11 +19,13 @@ from snello.measure import reference as reference_check
 from snello.measure.guards import Divergence, Habits, Strictness
 from snello.measure.interval import Interval
 from snello.measure.quality import Comparison
-from snello.measure.rulers import Embeddings, NextTokens, Reading, Ruler
+from snello.measure.rulers import Embeddings, MaskedTokens, NextTokens, Reading, Ruler
+from snello.measure.runner import Runner
 from snello.measure.self_written import prompt_tokens
 from snello.measure.speed import Clock, Workload, bench, cost, sequence_rates
 from snello.measure.text import Block, Texts
 from snello.measure.timing import HALF_WIDTH, LEAST_QUADS, MOST_QUADS, Ratio, ratio
+from snello.measure.translation import Gathered, Translated, Translation
 from snello.optimize.candidate import Candidate, Runners
 from snello.optimize.events import Event
 from snello.optimize.plain import revive
@@ -50,10 +52,37 @@ class Examiner:
     workload: Workload
     machine: Any
     original: Candidate
+    _rules: dict[str, Translation | None] = dataclasses.field(default_factory=dict)
 
     @property
     def seed(self) -> int:
         return self.request.seed
+
+    # ---- words
+
+    def rule(self, candidate: Candidate) -> Translation | None:
+        """How this candidate is told the original's tokens; None where its tokenizer is the same."""
+        if candidate.digest not in self._rules:
+            self._rules[candidate.digest] = self.bench.translation(self.original.model, candidate.model)
+        return self._rules[candidate.digest]
+
+    def reader(self, candidate: Candidate) -> Runner:
+        """What answers for the original's tokens.
+
+        Raises:
+            Unsupported: hidden words are no pairs where a word may be several pieces.
+        """
+        rule = self.rule(candidate)
+        if rule is None:
+            return self.runners(candidate)
+        if isinstance(self.ruler, MaskedTokens):
+            raise Unsupported("the loss of hidden words cannot be compared with another vocabulary's")
+        return Translated(self.runners(candidate), rule)
+
+    def stretch(self, candidate: Candidate) -> float:
+        """Tokens that this candidate takes for one of the original's, on the text of the search."""
+        rule = self.rule(candidate)
+        return 1.0 if rule is None else rule.stretch([block.tokens for block in self.texts.blocks("select")])
 
     # ---- quality
 
@@ -66,7 +95,7 @@ class Examiner:
             def step(done: int, total: int) -> None:
                 report(f"score {candidate.name}", done, total, "window")
 
-            reading = self.ruler.read(self.runners(candidate), blocks, step)
+            reading = self.ruler.read(self.reader(candidate), blocks, step)
             return None, reading.save()
 
         unit = yield from self.worker.unit(stage, "read", inputs, work)
@@ -136,7 +165,10 @@ class Examiner:
             def step(done: int, total: int) -> None:
                 report("divergence", done, total, "window")
 
-            pair = self.runners(self.original), self.runners(candidate)
+            pair: tuple[Runner, Runner] = self.runners(self.original), self.reader(candidate)
+            rule = self.rule(candidate)
+            if rule is not None:
+                pair = Gathered(pair[0], rule, candidate.spec.vocab_size), pair[1]
             return guards.divergence(*pair, blocks, seed=self.seed, step=step), {}
 
         unit = yield from self.worker.unit(stage, "divergence", inputs, work)
@@ -150,20 +182,23 @@ class Examiner:
                 report(f"answer {candidate.name}", done, total, "prompt")
 
             runner = self.runners(candidate)
-            prompts = [prompt[: runner.context // 2] for prompt in self.prompts()[:HABIT_PROMPTS]]
+            prompts = [prompt[: runner.context // 2] for prompt in self.prompts(candidate)[:HABIT_PROMPTS]]
             longest = min(HABIT_TOKENS, runner.context // 2)
             return guards.habits(runner, prompts, max_tokens=longest, step=step), {}
 
         unit = yield from self.worker.unit(stage, "habits", {"model": candidate.digest}, work)
         return revive(Habits, unit.value)
 
-    def prompts(self) -> list[list[int]]:
-        return model_prompts(self.original.model)
+    def prompts(self, candidate: Candidate) -> list[list[int]]:
+        """In the candidate's own tokens, where they differ."""
+        return model_prompts(self.original.model if self.rule(candidate) is None else candidate.model)
 
     def reference(self, candidate: Candidate, against: Reading, reading: Reading, cut: str, stage: str) -> Run:
         """The loss of the dequantized weights in the reference, and the executor's on the same part."""
         if not isinstance(self.ruler, NextTokens) or not candidate.spec.causal:
             return None, "for decoders only", None
+        if self.rule(candidate) is not None:
+            return None, "not measured where the vocabulary differs", None
         blocks = self.texts.blocks(cut)
         chosen, part = reference_check.part(blocks)
         first = yield from self._reference_reading(self.original, part, cut, stage)
@@ -229,8 +264,12 @@ class Examiner:
                 return self._memory_ratio(a, b, step), {}
             clocks = [Clock(self.runners(one), self.workload, seed=self.seed) for one in (a, b)]
             least = 1 if coarse else LEAST_QUADS
+            stretches = [self.stretch(one) for one in (a, b)]  # the cost of a text, not of a token
             try:
-                costs = [lambda clock=clock: cost(clock, goal) for clock in clocks]
+                costs = [
+                    lambda clock=clock, stretch=stretch: stretch * cost(clock, goal)
+                    for clock, stretch in zip(clocks, stretches, strict=True)
+                ]
                 return ratio(*costs, most_quads=1 if coarse else quads, least_quads=least, step=step), {}
             except Unsupported as error:
                 return error.message, {}

@@ -43,10 +43,9 @@ def plan(climb: Climb) -> Planned:
 def _stages(climb: Climb) -> Sequence[Stage]:
     if not climb.searches:
         return climb.request.recipe.stages
-    spec, goal = climb.original.spec, climb.request.goal
     alone = [phase for phase in phases() if not phase.after]
-    stages = [stage_of((), "", offer) for phase in alone for offer in phase.offers(spec, goal)]
-    extra = cache_stage(spec, ())
+    stages = [stage_of((), "", offer) for phase in alone for offer in phase.offers(climb.subject)]
+    extra = cache_stage(climb.original.spec, ())
     return [*stages, extra] if extra is not None else stages
 
 

@@ -24,7 +24,7 @@ from snello.optimize.recipe import Stage, Step
 # per billion weights, before any was measured: by method, where a technique has none by its name
 APPLY_SECONDS = {"rtn": 40.0, "hqq": 150.0, "smoothquant": 400.0, "awq": 500.0, "gptq": 700.0, "prune": 1500.0}
 DOUBT = 0.95  # a prediction this much better than expected must not pay either before a stage is left out
-SENSITIVITY_SECONDS = 600.0
+SENSITIVITY_SECONDS = 1200.0
 TIMED_RUNS = 30  # of the goal's workload, per judged stage
 Plan = Callable[[Step, Spec], Spec]
 

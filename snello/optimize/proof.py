@@ -59,7 +59,7 @@ class Proof:
     engine: Interval | None
     engine_note: str
     perplexity: Perplexity | None
-    windows: dict[str, Any] | None  # what `verify.py` reads, decoders only
+    windows: dict[str, Any] | None  # what `verify.py` reads: decoders with the original's vocabulary
     worst: tuple[Passage, ...]
     documents: tuple[DocumentLoss, ...]
 
@@ -96,7 +96,7 @@ def prove(climb: Climb) -> Run:
         engine=engine,
         engine_note=note,
         perplexity=perplexity(examiner, evidence, original, lean, blocks),
-        windows=windows(examiner, evidence, blocks),
+        windows=windows(examiner, evidence, blocks) if examiner.rule(climb.best) is None else None,
         worst=worst_passages(examiner, original, lean, blocks),
         documents=document_losses(examiner, original, lean, blocks),
     )

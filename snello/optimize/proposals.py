@@ -31,7 +31,19 @@ class Offer:
     milder: str = ""
 
 
-Offers = Callable[[Spec, str], tuple[Offer, ...]]  # of a spec, by the goal
+@dataclass(frozen=True)
+class Subject:
+    """What is made lean, and by which goal.
+
+    `grid`: the group size of four-bit integers that the weights were read from (`Model.grid`); 0: none.
+    """
+
+    spec: Spec
+    goal: str
+    grid: int = 0
+
+
+Offers = Callable[[Subject], tuple[Offer, ...]]
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,11 @@ class Phase:
     heals: bool = False
 
 
-def prune_offers(spec: Spec, goal: str) -> tuple[Offer, ...]:
+def prune_offers(subject: Subject) -> tuple[Offer, ...]:
     """Channels first: they cost least for what they save. Heads where keys and values count, which they shrink."""
+    spec = subject.spec
     kinds: list[tuple[str, tuple[Fraction, ...]]] = [("ffn", FFN), ("layers", LAYERS)]
-    if goal != "latency" and spec.causal:
+    if subject.goal != "latency" and spec.causal:
         kinds.append(("heads", HEADS))
     return tuple(offer for kind, fractions in kinds for offer in _fractions(spec, kind, fractions))
 
@@ -79,21 +92,27 @@ def _upwards(fraction: Fraction) -> float:
     return -(-fraction.numerator * 10_000 // fraction.denominator) / 10_000
 
 
-def heal_offers(spec: Spec, goal: str) -> tuple[Offer, ...]:
+def heal_offers(subject: Subject) -> tuple[Offer, ...]:
     return (Offer("heal", Step("distill")),)
 
 
-def quantize_offers(spec: Spec, goal: str) -> tuple[Offer, ...]:
+def quantize_offers(subject: Subject) -> tuple[Offer, ...]:
     """Cheap and sure first, then fewer bits with more effort.
+
+    Rounding without another basis finds the integers of a grid again, which loses a third of what rounding anew does
+    (docs/models.md).
 
     HQQ and SmoothQuant are for recipes: what they make runs as fast as what `rtn` makes, and on every model measured
     HQQ diverges more and SmoothQuant as much (docs/decisions.md), so a stage of theirs only takes time from others.
     """
-    own = spec.default_format.weights
+    own = subject.spec.default_format.weights
     offers = [_quantize("bf16", weights="bf16")] if BITS[own] > 16 else []
     offers.append(_quantize("int8", weights="int8"))
+    if subject.grid:
+        found = {"weights": "int4", "group_size": subject.grid, "rotate": False, "equalize": False}
+        offers.append(_quantize("int4, the checkpoint's own grid", **found))
     offers += [_quantize(f"int4, {m}", weights="int4", method=m) for m in ("rtn", "gptq", "awq")]
-    offers += [_quantize(f"mixed {b} bits", weights="mixed", bits=b, method="gptq") for b in (5.0, 6.0)]
+    offers += [_quantize(f"mixed {b} bits", weights="mixed", budget=f"{b:g} bits", method="gptq") for b in (5.0, 6.0)]
     return tuple(offers)
 
 

@@ -28,6 +28,7 @@ from snello.optimize.events import (
     Result,
     StageStarted,
     TextRead,
+    Warned,
 )
 from snello.optimize.examine import Examiner
 from snello.optimize.files import recover_folder
@@ -194,6 +195,8 @@ class _Optimizer:
             resumed=self.resumed,
             task=model.spec.task,
         )
+        if model.note:
+            yield Warned(message=model.note, hint="losses are against these numbers; they are the original here")
         found = self.machine = self.bench.machine()
         limit = Goals("latency", found, Workload.fitting(model.spec)).ceiling(model.spec)
         yield MachineProbed(

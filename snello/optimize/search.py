@@ -50,7 +50,7 @@ class Search:
 
     def phase(self, phase: Phase, later: Sequence[Phase]) -> Run:
         climb = self.climb
-        offers = phase.offers(climb.original.spec, climb.request.goal)
+        offers = phase.offers(climb.subject)
         made: list[Candidate] = []
         if not phase.after:
             climb.reserved_seconds = self._reserve(later)
@@ -99,7 +99,7 @@ class Search:
         for phase in later:
             if phase.after:
                 continue
-            for offer in phase.offers(climb.original.spec, climb.request.goal):
+            for offer in phase.offers(climb.subject):
                 stage = stage_of((), "", offer)
                 found = self._plan_of(stage)
                 if found.spec is not None:

@@ -9,6 +9,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from snello.measure.timing import Ratio
 from snello.models.spec import Spec
 from snello.optimize.candidate import Candidate, refused_for_quality
@@ -36,16 +38,16 @@ def make(examiner: Examiner, artifacts: Path, stage: Stage, candidate: Candidate
         }
         folder = artifacts / unit_key("artifact", {**examiner.worker.common, **inputs})
         unit = yield from examiner.worker.unit(
-            stage.name, "apply", inputs, functools.partial(_make, examiner, step, candidate.model, folder)
+            stage.name, "apply", inputs, functools.partial(_make, examiner, step, candidate, folder)
         )
         if not folder.is_dir():  # dropped by a run with other wishes; the unit stays, the folder is made again
-            _make(examiner, step, candidate.model, folder, lambda *_: None)
+            _make(examiner, step, candidate, folder, lambda *_: None)
         candidate.model = examiner.bench.load(folder)
         candidate.artifact, candidate.artifact_sha256 = folder, unit.value["sha256"]
         candidate.prefixes = (*candidate.prefixes, candidate.model)
 
 
-def _make(examiner: Examiner, step: Step, model: Any, folder: Path, report: Report) -> Answer:
+def _make(examiner: Examiner, step: Step, candidate: Candidate, folder: Path, report: Report) -> Answer:
     if not folder.is_dir():
         state = folder.with_name(f"{folder.name}.state")
 
@@ -54,14 +56,22 @@ def _make(examiner: Examiner, step: Step, model: Any, folder: Path, report: Repo
 
         context = Context(
             output=folder,
-            windows=examiner.texts.calib,
+            windows=_windows(examiner, candidate),
             seed=examiner.request.seed,
             work_dir=state,
             progress=progress,
         )
-        examiner.bench.apply(step, model, context)
+        examiner.bench.apply(step, candidate.model, context)
         shutil.rmtree(state, ignore_errors=True)
     return {"sha256": sha256_file(folder / MODEL_FILE), "bytes": folder_bytes(folder)}, {}
+
+
+def _windows(examiner: Examiner, candidate: Candidate) -> list[np.ndarray]:
+    """The calibration text in the tokens of the model that the step is applied to."""
+    rule, longest = examiner.rule(candidate), candidate.spec.max_positions
+    if rule is None:
+        return examiner.texts.calib
+    return [rule.translate(window)[0][:longest] for window in examiner.texts.calib]
 
 
 def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:

@@ -19,6 +19,7 @@ from snello.measure.memory import peak_while_serving
 from snello.measure.rulers import Reading
 from snello.measure.runner import Runner
 from snello.measure.text import Block
+from snello.measure.translation import Translation, translation
 from snello.models.spec import Deployment, Spec
 from snello.optimize.recipe import Step
 from snello.techniques.base import Context
@@ -34,6 +35,7 @@ class Workbench(Protocol):
     def load(self, name: str | Path) -> Any: ...
     def machine(self) -> Machine: ...
     def open(self, model: Any, *, context: int, streams: int = 1) -> Runner: ...
+    def translation(self, original: Any, other: Any) -> Translation | None: ...
     def plan(self, step: Step, spec: Spec) -> Spec: ...
     def apply(self, step: Step, model: Any, context: Context) -> Any: ...
     def peak_memory(self, model: Any) -> int: ...
@@ -67,6 +69,12 @@ class NativeWorkbench:
         context = min(context, model.spec.max_positions)
         streams = max(streams, -(-POOL_TOKENS // context))
         return NativeExecutor(model, Deployment(threads=self.threads, context=context, streams=streams))
+
+    def translation(self, original: Model, other: Model) -> Translation | None:
+        """How the original's tokens are told to a model with a tokenizer of its own; None: they are the same."""
+        if original is other or original.spec.vocab_size == other.spec.vocab_size:
+            return None
+        return translation(original.tokenizer, other.tokenizer)
 
     def plan(self, step: Step, spec: Spec) -> Spec:
         return step.technique.plan(spec)

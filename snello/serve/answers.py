@@ -59,12 +59,12 @@ def chat_body(head: Head, choices: Sequence[Choice], usage: Mapping[str, Any], t
         {
             "index": index,
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": _chat_logprobs(choice, tokenizer),
+            "logprobs": None if choice.logprobs is None else chat_logprobs(choice.before, choice.logprobs, tokenizer),
             "finish_reason": choice.finish_reason,
         }
         for index, choice in enumerate(choices)
     ]
-    return _body(head, "chat.completion", rows, usage)
+    return body_of(head, "chat.completion", rows, usage)
 
 
 def completion_body(
@@ -74,12 +74,14 @@ def completion_body(
         {
             "text": choice.text,
             "index": index,
-            "logprobs": _completion_logprobs(choice, tokenizer),
+            "logprobs": None
+            if choice.logprobs is None
+            else completion_logprobs(choice.before, choice.logprobs, tokenizer),
             "finish_reason": choice.finish_reason,
         }
         for index, choice in enumerate(choices)
     ]
-    return _body(head, "text_completion", rows, usage)
+    return body_of(head, "text_completion", rows, usage)
 
 
 def embedding_body(head: Head, vectors: Sequence[np.ndarray], num_tokens: int, *, as_base64: bool) -> dict[str, Any]:
@@ -101,14 +103,15 @@ def usage_body(prompt_tokens: int, completion_tokens: int, cached_tokens: int | 
     return counts if cached_tokens is None else counts | {"prompt_tokens_details": {"cached_tokens": cached_tokens}}
 
 
-def _body(head: Head, kind: str, choices: list[dict[str, Any]], usage: Mapping[str, Any]) -> dict[str, Any]:
+def body_of(head: Head, kind: str, choices: Sequence[Any], usage: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A whole body, or one chunk of a stream; `usage` None stands for a chunk that does not say it."""
     return {
         "id": head.id,
         "object": kind,
         "created": head.created,
         "model": head.model,
-        "choices": choices,
-        "usage": dict(usage),
+        "choices": list(choices),
+        "usage": usage and dict(usage),
     }
 
 
@@ -129,11 +132,10 @@ def spelling(tokenizer: Tokenizer, before: int, token: int) -> str:
     return tokenizer.decode([token], skip_special=False)
 
 
-def _chat_logprobs(choice: Choice, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    if choice.logprobs is None:
-        return None
-    content, before = [], choice.before
-    for drawn in choice.logprobs:
+def chat_logprobs(before: int, logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Of tokens that follow each other and the token `before`."""
+    content = []
+    for drawn in logprobs:
         top = [_entry(tokenizer, before, token, logprob) for token, logprob in _alternatives(drawn)]
         content.append({**_entry(tokenizer, before, drawn.token_id, drawn.logprob), "top_logprobs": top})
         before = drawn.token_id
@@ -150,15 +152,18 @@ def _entry(tokenizer: Tokenizer, before: int, token: int, logprob: float) -> dic
     }
 
 
-def _completion_logprobs(choice: Choice, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """Parallel lists. In `top_logprobs` the drawn token is always there; of two with one spelling the likelier."""
-    if choice.logprobs is None:
-        return None
+def completion_logprobs(
+    before: int, logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer, offset: int = 0
+) -> dict[str, Any]:
+    """Parallel lists. In `top_logprobs` the drawn token is always there; of two with one spelling the likelier.
+
+    Args:
+        offset: characters of the choice's text before these tokens.
+    """
     tokens: list[str] = []
     tops: list[dict[str, float]] = []
     offsets: list[int] = []
-    before, offset = choice.before, 0
-    for drawn in choice.logprobs:
+    for drawn in logprobs:
         top: dict[str, float] = {}
         for token, logprob in [*_alternatives(drawn), (drawn.token_id, drawn.logprob)]:
             top.setdefault(spelling(tokenizer, before, token), max(logprob, LEAST_LOGPROB))
@@ -166,7 +171,7 @@ def _completion_logprobs(choice: Choice, tokenizer: Tokenizer) -> dict[str, Any]
         tops.append(top)
         offsets.append(offset)
         before, offset = drawn.token_id, offset + len(tokens[-1])
-    values = [max(drawn.logprob, LEAST_LOGPROB) for drawn in choice.logprobs]
+    values = [max(drawn.logprob, LEAST_LOGPROB) for drawn in logprobs]
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from snello.errors import SnelloError
 from snello.native.core import NotFinite
 
-TYPES = {400: "invalid_request_error", 500: "server_error"}  # by status
+RATE_LIMITED = 429
 
 
 class RequestError(SnelloError):
@@ -16,15 +16,29 @@ class RequestError(SnelloError):
     Args:
         param: the field that is wrong, where there is one.
         code: a word for programs, where OpenAI has one.
+        retry_after: seconds after which the same request may well succeed.
     """
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
-        self.param, self.code, self.status = param, code, status
+        self.param, self.code, self.status, self.retry_after = param, code, status, retry_after
+
+    @property
+    def kind(self) -> str:
+        if self.status == RATE_LIMITED:
+            return "rate_limit_error"
+        return "server_error" if self.status >= 500 else "invalid_request_error"
 
     def body(self) -> dict[str, Any]:
-        kind = TYPES[self.status]
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 def request_error(error: SnelloError) -> RequestError:

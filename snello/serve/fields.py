@@ -91,7 +91,7 @@ def read_fields(
     Raises:
         RequestError: a field is unknown, of another type, not done here, or missing.
     """
-    _check_unicode(body)
+    check_unicode(body)
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
         if name in known:
@@ -114,7 +114,7 @@ def unknown_field(name: str, known: Collection[str]) -> RequestError:
     return RequestError(f"there is no field {name!r}{meant}", param=name, code="unknown_parameter")
 
 
-def _check_unicode(body: Mapping[str, Any]) -> None:
+def check_unicode(body: Mapping[str, Any]) -> None:
     """JSON can say half a character (a lone surrogate); no tokenizer reads it."""
     try:
         json.dumps(body, ensure_ascii=False).encode()

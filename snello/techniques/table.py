@@ -7,10 +7,12 @@ from snello.techniques.base import Technique
 from snello.techniques.prune import Prune
 from snello.techniques.quantize import Quantize
 from snello.techniques.sparsify import Sparsify
+from snello.techniques.trim import Trim
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "attention": CheaperAttention,
     "prune": Prune,
     "quantize": Quantize,
     "sparsify": Sparsify,
+    "trim": Trim,
 }

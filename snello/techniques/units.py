@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from snello.errors import Unsupported
-from snello.models.spec import Attention, Spec, input_name, linear_names
+from snello.models.spec import Attention, Spec, input_name, is_router, linear_names
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Unit:
 
 
 def body_linears(spec: Spec) -> list[str]:
-    return [name for name in linear_names(spec) if name.startswith("layers.")]
+    """Of all blocks, but for routers."""
+    return [name for name in linear_names(spec) if name.startswith("layers.") and not is_router(name)]
 
 
 def units(spec: Spec, linears: Sequence[str]) -> list[Unit]:
@@ -33,10 +34,14 @@ def units(spec: Spec, linears: Sequence[str]) -> list[Unit]:
     return [Unit(name, tuple(members)) for name, members in grouped.items()]
 
 
-def check_plain_blocks(spec: Spec, technique: str) -> None:
-    """Refuses blocks that are not attention and a dense feed-forward, by name."""
+def check_plain_blocks(spec: Spec, technique: str, experts: str | None = "") -> None:
+    """Refuses blocks that are not attention and a dense feed-forward, by name.
+
+    `experts`: what to do instead where there are experts; None: they are welcome.
+    """
     for index, layer in enumerate(spec.layers):
         if not isinstance(layer.mixer, Attention):
             raise Unsupported(f"{technique}: {type(layer.mixer).__name__} in layer {index}", "attention is supported")
-        if layer.feed_forward.experts is not None:
-            raise Unsupported(f"{technique}: experts in layer {index}", "dense feed-forward layers are supported")
+        if layer.feed_forward.experts is not None and experts is not None:
+            hint = experts or "dense feed-forward layers are supported"
+            raise Unsupported(f"{technique}: experts in layer {index}", hint)

@@ -16,14 +16,19 @@ from snello.errors import Unsupported
 from snello.models import load
 from snello.models.spec import Experts, Recurrent, Spec, linear_names, linear_shape
 from snello.techniques.base import Context, Technique
+from snello.techniques.quantize import Quantize
 from snello.techniques.quantize.size import stored_bytes
 from snello.techniques.table import TECHNIQUES
-from tests.checkpoints import VARIANTS, make_checkpoint
+from tests.checkpoints import MIXTURES, VARIANTS, make_checkpoint
 
 EVERY = pytest.mark.parametrize("name", sorted(TECHNIQUES))
+OPTIONS: dict[str, dict[str, object]] = {
+    "attention": {"window": 20},  # the defaults ask for nothing
+    "trim": {"keep": 0.95},  # of a vocabulary that is hardly more than the bytes
+}
 REFUSED = {("prune", "gemma2"), ("prune", "gemma3")}  # layers that differ cannot shrink alike
 REFUSED |= {("attention", "distilbert-mlm")}  # Longformer is made of BERT
-OPTIONS: dict[str, dict[str, object]] = {"attention": {"window": 20}}  # where the defaults ask for nothing
+REFUSED |= {(name, variant) for name in ("attention", "prune", "sparsify", "trim") for variant in MIXTURES}
 
 
 def windows(count: int = 2, length: int = 48) -> list[np.ndarray]:
@@ -94,7 +99,7 @@ def assert_refines(spec: Spec, planned: Spec) -> None:
 
 def test_mixed_bits_refine_too(tmp_path: Path) -> None:
     source = load(make_checkpoint(tmp_path / "source", "llama"))
-    technique = TECHNIQUES["quantize"](weights="mixed", bits=7.0)  # type: ignore[call-arg]
+    technique = TECHNIQUES["quantize"](weights="mixed", budget="7 bits")  # type: ignore[call-arg]
     result = technique.apply(source, Context(output=tmp_path / "result", windows=windows()))
     assert_refines(result.spec, technique.plan(source.spec))
 
@@ -104,12 +109,13 @@ def test_odd_models_are_refused_with_a_hint(name: str, tmp_path: Path) -> None:
     spec = load(make_checkpoint(tmp_path / "source", "llama")).spec
     layer = spec.layers[0]
     experts = dataclasses.replace(layer.feed_forward, experts=Experts(num_experts=8, num_active=2))
+    calibrated = Quantize(method="gptq") if name == "quantize" else TECHNIQUES[name]()
     for odd in (
         dataclasses.replace(layer, mixer=Recurrent(kind="mamba", num_heads=4, state_dim=16)),
         dataclasses.replace(layer, feed_forward=experts),
     ):
         with pytest.raises(Unsupported) as caught:
-            TECHNIQUES[name]().plan(dataclasses.replace(spec, layers=(layer, odd)))
+            calibrated.plan(dataclasses.replace(spec, layers=(layer, odd)))
         assert caught.value.hint
 
 

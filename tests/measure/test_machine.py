@@ -19,7 +19,8 @@ from snello.measure.sizes import (
     weights_bytes,
 )
 from snello.models import packed
-from snello.models.spec import Format, Spec
+from snello.models.shapes import spec_of_shape
+from snello.models.spec import Format, Spec, linear_names, linear_shape, read_share
 from snello.native import core
 from snello.techniques.quantize import Quantize
 from tests.optimize import fakes
@@ -63,7 +64,8 @@ def test_an_int8_cache_is_fewer_bytes() -> None:
 
 
 def test_sizes_agree_with_the_packed_layout() -> None:
-    for name, group in (("fp32", 0), ("bf16", 0), ("int8", 0), ("int4", 128), ("int4", 32)):
+    grouped = [(name, group) for name in ("int4", "int3") for group in (128, 32)]
+    for name, group in (("fp32", 0), ("bf16", 0), ("int8", 0), *grouped):
         for rows, columns in ((16, 64), (100, 192), (33, 320)):
             form = Format(weights=name, group_size=group)  # type: ignore[arg-type]
             assert packed_bytes(form, rows, columns) == core.packed_bytes(name, rows, columns, group), name
@@ -74,6 +76,32 @@ def test_sizes_agree_with_the_packed_file() -> None:
         assert weights_bytes(one) == pytest.approx(
             packed.packed_bytes(one), rel=0.05
         )  # the file holds norms and input scales too
+
+
+def test_a_token_reads_the_experts_that_it_goes_to() -> None:
+    one = spec_of_shape("dart-v2-moe", "int4")
+    router, expert = "layers.0.ffn.router", "layers.0.ffn.experts.0.gate"
+    assert (read_share(one, router), read_share(one, expert), read_share(one, expert, 2)) == (1.0, 0.5, 0.75)
+    held = sum(size for name, size in linear_sizes(one).items())
+    experts = sum(size for name, size in linear_sizes(one).items() if ".experts." in name)
+    assert linear_bytes(one) == held - experts // 2 and linear_bytes(one, 1000) == held
+    assert weights_bytes(one) == pytest.approx(packed.packed_bytes(one), rel=0.05)
+    dense = [2 * r * c for name in linear_names(one) if ".experts." not in name for r, c in [linear_shape(one, name)]]
+    active = 4 * 2 * 3 * 2 * 3072 * 768
+    assert sum(linear_operations(one).values()) == sum(dense) + active
+
+
+def test_more_streams_read_more_experts() -> None:
+    one, here = spec_of_shape("dart-v2-moe", "int4"), MACHINE
+    few, many = ceiling(one, here, streams=1), ceiling(one, here, streams=8)
+    assert many.bytes_per_token == few.bytes_per_token
+    assert many.decode_tokens_per_second < 8 * few.decode_tokens_per_second
+    measured = ceiling(one, here, streams=8, measured_bytes=linear_bytes(one))
+    assert measured.decode_tokens_per_second == pytest.approx(many.decode_tokens_per_second)
+
+
+def linear_sizes(one: Spec) -> dict[str, int]:
+    return {name: packed_bytes(one.format(name), *linear_shape(one, name)) for name in linear_names(one)}
 
 
 def test_bits_per_weight() -> None:

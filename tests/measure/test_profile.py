@@ -57,6 +57,21 @@ def test_streams_share_the_weights_and_not_the_cache(executor: NativeExecutor) -
         assert linears(found, "operations") == pytest.approx(streams * linears(one, "operations"))
 
 
+def test_a_mixture_counts_the_experts_that_rows_go_to(tmp_path: Path) -> None:
+    model = load(make_checkpoint(tmp_path / "mixtral", "mixtral"))
+    with NativeExecutor(model, Deployment(threads=1, streams=4)) as opened:
+        one, four = (profile_answer(opened, fakes.MACHINE, 8, streams, repeats=2) for streams in (1, 4))
+        per_token = opened.bytes_per_token()
+    products = ("q, k, v", "o", "router", "experts: up, gate", "experts: down", "head")
+    assert sum(part.bytes for part in one.parts if part.name in products) == pytest.approx(per_token, rel=1e-3)
+    few, more = ({part.name: part for part in found.parts} for found in (one, four))
+    experts, active, width = 5, 2, 72
+    read = (1 - (1 - active / experts) ** 4) / (active / experts)
+    assert more["experts: down"].bytes == pytest.approx(read * few["experts: down"].bytes, rel=1e-3)
+    assert more["experts: down"].operations == 4 * few["experts: down"].operations
+    assert few["activate"].bytes == len(model.spec.layers) * active * 3 * width * 4
+
+
 def test_times_add_up(executor: NativeExecutor) -> None:
     found = profile_answer(executor, fakes.MACHINE, 20, 2, repeats=9)
     assert 0 < found.seconds < 3 * found.step_seconds

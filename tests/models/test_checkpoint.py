@@ -22,7 +22,9 @@ from snello.models.families.family import Family
 from snello.models.families.resolve import spec_from_config
 from snello.models.model import StoredTensor
 from snello.models.parameters import parameter_shapes
-from tests.checkpoints import DECODER, ENCODER, VARIANTS, make_checkpoint
+from snello.techniques.base import Context
+from snello.techniques.quantize import Quantize
+from tests.checkpoints import DECODER, ENCODER, MIXTURES, VARIANTS, make_checkpoint
 
 Tensors = dict[str, torch.Tensor]
 
@@ -47,7 +49,8 @@ def test_every_family_binds_every_parameter(variant: str, tmp_path: Path) -> Non
     assert model.num_parameters == original.num_parameters()
     held = [np.sort(model.weights.values(name).ravel()) for name in model.weights.names()]
     expected = [np.sort(p.detach().numpy().ravel()) for p in original.parameters()]
-    if FAMILIES[model.spec.family].fused:  # the same numbers, each exactly once; else the same tensors
+    family = FAMILIES[model.spec.family]
+    if family.fused or family.experts:  # the same numbers, each exactly once; else the same tensors
         held, expected = [np.sort(np.concatenate(held))], [np.sort(np.concatenate(expected))]
     assert sorted(values.tobytes() for values in held) == sorted(values.tobytes() for values in expected)
     assert {name: model.weights.shape(name) for name in model.weights.names()} == parameter_shapes(model.spec)
@@ -70,6 +73,18 @@ PLACES: dict[str, dict[str, str]] = {
         "layers.1.attention.k.bias": "model.layers.1.self_attn.k_proj.bias",
         "layers.1.attention.v.bias": "model.layers.1.self_attn.v_proj.bias",
         "head.weight": "lm_head.weight",
+    },
+    "mixtral": {
+        "layers.1.ffn.router.weight": "model.layers.1.block_sparse_moe.gate.weight",
+        "layers.1.ffn.experts.4.gate.weight": "model.layers.1.block_sparse_moe.experts.4.w1.weight",
+        "layers.1.ffn.experts.4.up.weight": "model.layers.1.block_sparse_moe.experts.4.w3.weight",
+        "layers.0.ffn.experts.1.down.weight": "model.layers.0.block_sparse_moe.experts.1.w2.weight",
+    },
+    "qwen3-moe": {
+        "layers.0.ffn.router.weight": "model.layers.0.mlp.gate.weight",
+        "layers.2.ffn.experts.6.gate.weight": "model.layers.2.mlp.experts.6.gate_proj.weight",
+        "layers.2.ffn.experts.6.up.weight": "model.layers.2.mlp.experts.6.up_proj.weight",
+        "layers.1.ffn.gate.weight": "model.layers.1.mlp.gate_proj.weight",
     },
     "opt": {
         "layers.1.attention.norm.bias": "model.decoder.layers.1.self_attn_layer_norm.bias",
@@ -313,6 +328,46 @@ def test_names_of_old_bert_checkpoints(tmp_path: Path) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize("variant", MIXTURES)
+def test_experts_in_one_tensor_are_the_same_model(variant: str, tmp_path: Path) -> None:
+    """As Transformers 5 holds them: its own state dict, written as it is."""
+    folder = make_checkpoint(tmp_path / "m", variant)
+    apart = load(folder)
+    original = getattr(transformers, VARIANTS[variant][0]).from_pretrained(folder)
+    own = {name: values.contiguous() for name, values in original.state_dict().items() if name != "lm_head.weight"}
+    if not apart.spec.head.tied:
+        own["lm_head.weight"] = original.state_dict()["lm_head.weight"].contiguous()
+    assert "model.layers.0.mlp.experts.gate_up_proj" in own
+    save_file(own, folder / "model.safetensors")
+    fused = load(folder)
+    assert fused.spec == apart.spec
+    for name in apart.weights.names():
+        np.testing.assert_array_equal(fused.weights.values(name), apart.weights.values(name), err_msg=name)
+    own["model.layers.0.mlp.experts.down_proj"] = own["model.layers.0.mlp.experts.down_proj"][1:].contiguous()
+    save_file(own, folder / "model.safetensors")
+    with pytest.raises(SnelloError, match=r"model.layers.0.mlp.experts.down_proj has shape \[\d, 96, \d+\], expected"):
+        load(folder)
+
+
+def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "mixtral")
+    change(folder, lambda tensors: tensors.pop("model.layers.1.block_sparse_moe.experts.3.w2.weight"))
+    with pytest.raises(SnelloError, match=r"missing model.layers.1.block_sparse_moe.experts.3.w2.weight"):
+        load(folder)
+
+
+def test_a_router_in_another_type_keeps_it(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "mixtral", dtype=torch.bfloat16)
+    router = "model.layers.0.block_sparse_moe.gate.weight"
+    change(folder, lambda tensors: tensors.update({router: tensors[router].float()}))
+    model = load(folder)
+    assert model.spec.format("layers.0.ffn.router").weights == "fp32"
+    lean = Quantize().apply(model, Context(output=tmp_path / "lean"))
+    np.testing.assert_array_equal(
+        lean.weights.values("layers.0.ffn.router.weight"), model.weights.values("layers.0.ffn.router.weight")
+    )
+
+
 def test_fused_matrices_are_views_of_their_rows(tmp_path: Path) -> None:
     """A family that stacks q, k, v and gate, up, as data alone."""
     llama = FAMILIES["llama"]
@@ -381,9 +436,9 @@ def test_weights_of_another_kind(name: str, message: str, tmp_path: Path) -> Non
 
 def test_a_quantized_checkpoint_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m", "llama")
-    configure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    configure(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     (folder / "model.safetensors").unlink()
-    with pytest.raises(Unsupported, match="gptq, 4 bits"):
+    with pytest.raises(Unsupported, match="bitsandbytes, 4 bits"):
         load(folder)
 
 

@@ -13,7 +13,7 @@ from snello.models.families import FAMILIES
 from snello.models.families.config import HARMLESS
 from snello.models.families.resolve import spec_from_config
 from snello.models.shapes import SHAPES, spec_of_shape
-from snello.models.spec import Attention, Rope, Spec
+from snello.models.spec import Attention, Experts, Rope, Spec
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -121,6 +121,52 @@ def test_gpt_neox_settings() -> None:
     assert attention(spec_from_config(NEOX | rotary)).rope == Rope(base=500.0, dims=4)
     both = rotary | {"rope_parameters": {"rope_theta": 500, "partial_rotary_factor": 0.5, "rope_type": "default"}}
     assert attention(spec_from_config(NEOX | both)).rope == Rope(base=500.0, dims=4)
+
+
+MIXTRAL = LLAMA | {"architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 2}
+QWEN3_MOE = LLAMA | {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "num_experts_per_tok": 2}
+QWEN3_MOE |= {"moe_intermediate_size": 24}
+
+
+def widths(spec: Spec) -> list[int]:
+    """Of each layer: of its experts, or as a negative number of its dense feed-forward."""
+    feeds = [layer.feed_forward for layer in spec.layers]
+    return [feed.width if feed.experts else -feed.width for feed in feeds]
+
+
+def test_mixture_settings() -> None:
+    mixtral, qwen3 = spec_from_config(MIXTRAL), spec_from_config(QWEN3_MOE)
+    assert mixtral.layers[0].feed_forward.experts == Experts(num_experts=8, num_active=2, normalized=True)
+    assert qwen3.layers[0].feed_forward.experts == Experts(num_experts=8, num_active=2, normalized=False)
+    assert attention(qwen3).qk_norm is not None and attention(mixtral).qk_norm is None
+    dense = LLAMA["intermediate_size"]
+    assert widths(mixtral) == [dense] * 3 and widths(qwen3) == [24] * 3
+    assert widths(spec_from_config(QWEN3_MOE | {"decoder_sparse_step": 2})) == [-dense, 24, -dense]
+    assert widths(spec_from_config(QWEN3_MOE | {"mlp_only_layers": [0, 2]})) == [-dense, 24, -dense]
+    normalized = spec_from_config(QWEN3_MOE | {"norm_topk_prob": True}).layers[0].feed_forward.experts
+    assert normalized is not None and normalized.normalized
+
+
+@pytest.mark.parametrize("base", [MIXTRAL, QWEN3_MOE])
+def test_experts_are_counted_under_either_name(base: dict[str, Any]) -> None:
+    plain = {key: value for key, value in base.items() if key not in ("num_experts", "num_local_experts")}
+    for name in ("num_experts", "num_local_experts"):
+        assert spec_from_config(plain | {name: 8}) == spec_from_config(base)
+    for settings, message in (
+        ({}, "lacks num_local_experts"),
+        ({"num_experts": 8, "num_local_experts": 4}, "num_local_experts and num_experts differ"),
+        ({"num_local_experts": 1}, "each token goes to 2 of 1 experts"),
+        ({"num_local_experts": 0}, "num_local_experts is 0"),
+        ({"num_local_experts": 8, "num_experts_per_tok": None}, "lacks num_experts_per_tok"),
+        ({"num_local_experts": 8, "shared_expert_intermediate_size": 64}, "shared_expert_intermediate_size = 64"),
+    ):
+        with pytest.raises(SnelloError, match=message):
+            spec_from_config(plain | settings)
+
+
+def test_dense_layers_must_be_a_list() -> None:
+    with pytest.raises(SnelloError, match="mlp_only_layers is"):
+        spec_from_config(QWEN3_MOE | {"mlp_only_layers": "0"})
 
 
 GEMMA = LLAMA | {"architectures": ["Gemma2ForCausalLM"], "head_dim": 8, "num_key_value_heads": 2, "sliding_window": 7}
@@ -353,17 +399,17 @@ def test_unknown_architectures_are_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "gptq, 4 bits"),
-        ({"quant_method": "awq", "bits": 4}, "awq, 4 bits"),
+        ({"quant_method": "aqlm", "bits": 2}, "aqlm, 2 bits"),
+        ({"quant_method": "mxfp4"}, r"\(mxfp4\)"),
+        ({"quant_method": "gguf"}, r"\(gguf\)"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes, 4 bits"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, 8 bits"),
         ({"quant_method": "fp8", "activation_scheme": "dynamic"}, r"\(fp8\)"),
-        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
         ({"something": 1}, "quantization_config"),
     ],
 )
 def test_quantized_checkpoints_are_refused_by_name(settings: dict[str, Any], named: str) -> None:
-    with pytest.raises(Unsupported, match=f"already quantized.*{named}"):
+    with pytest.raises(Unsupported, match=f"quantized in a way that is not read here.*{named}"):
         spec_from_config(LLAMA | {"quantization_config": settings})
 
 
@@ -383,7 +429,7 @@ def test_shapes_have_the_published_sizes() -> None:
     from snello.models.parameters import parameter_shapes
 
     millions = {"smollm2-135m": 134.5, "qwen3-0.6b": 596.0, "tinyllama-1.1b": 1100.0, "llama-3.2-1b": 1235.8}
-    millions["llama-3.2-3b"] = 3212.7
+    millions |= {"llama-3.2-3b": 3212.7, "dart-v2-moe": 165.7}
     assert millions.keys() == SHAPES.keys()
     for name, expected in millions.items():
         counted = sum(math.prod(shape) for shape in parameter_shapes(spec_of_shape(name)).values()) / 1e6

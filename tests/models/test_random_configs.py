@@ -105,6 +105,35 @@ def phi3(draw: random.Random) -> Config:
     return config | {"rope_parameters": rope}
 
 
+def mixture(draw: random.Random) -> Config:
+    config, experts = grouped(draw), draw.choice([2, 5, 8])
+    return config | {
+        "hidden_size": config["num_attention_heads"] * draw.choice([8, 20, 32]),
+        "head_dim": draw.choice([8, 16, 32]),
+        "num_experts_per_tok": draw.choice([1, 2, experts]),
+        "sliding_window": draw.choice([None, 9]),
+        "num_experts": experts,
+    }
+
+
+def mixtral(draw: random.Random) -> Config:
+    config = mixture(draw)
+    return config | {"num_local_experts": config.pop("num_experts"), "router_jitter_noise": 0.1}
+
+
+def qwen3_moe(draw: random.Random) -> Config:
+    config = mixture(draw)
+    return config | {
+        "moe_intermediate_size": draw.choice([24, 70]),
+        "norm_topk_prob": draw.choice([True, False]),
+        "decoder_sparse_step": draw.choice([1, 2]),
+        "mlp_only_layers": draw.choice([None, [0]]),
+        "attention_bias": draw.choice([True, False]),
+        "use_sliding_window": config["sliding_window"] is not None,
+        "max_window_layers": 1,
+    }
+
+
 def gemma(draw: random.Random) -> Config:
     config = grouped(draw)
     layers = config["num_hidden_layers"]
@@ -135,6 +164,8 @@ DRAWN: dict[str, Callable[[random.Random], Config]] = {
     "OPTForCausalLM": opt,
     "GPTNeoXForCausalLM": gpt_neox,
     "Phi3ForCausalLM": phi3,
+    "MixtralForCausalLM": mixtral,
+    "Qwen3MoeForCausalLM": qwen3_moe,
     "Gemma2ForCausalLM": gemma2,
     "Gemma3ForCausalLM": gemma3,
 }
@@ -150,7 +181,8 @@ def test_all_three_agree(architecture: str, seed: int, tmp_path: Path, monkeypat
     path = make_checkpoint(tmp_path / "drawn", "drawn", seed=seed)
     model, tokens = load(path), np.random.default_rng(seed).integers(1, 307, 100)
     assert spec_from_json(model.spec.to_json()) == model.spec
-    original = getattr(transformers, architecture).from_pretrained(path, dtype=torch.float32).eval()
+    eager: Config = {"experts_implementation": "eager"} if model.spec.layers[-1].feed_forward.experts else {}
+    original = getattr(transformers, architecture).from_pretrained(path, dtype=torch.float32, **eager).eval()
     with torch.inference_mode():
         expected = original(torch.from_numpy(tokens)[None]).logits[0].numpy()
         reference = Reference.from_model(model)(torch.from_numpy(tokens)[None])[0].numpy()

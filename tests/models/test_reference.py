@@ -57,6 +57,11 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen2ForCausalLM",
         {k: v for k, v in DECODER.items() if k != "head_dim"} | {"tie_word_embeddings": True},
     ),
+    "mixtral-window": ("MixtralForCausalLM", VARIANTS["mixtral"][1] | {"sliding_window": 9}),
+    "qwen3-moe-normalized": (
+        "Qwen3MoeForCausalLM",
+        VARIANTS["qwen3-moe"][1] | {"norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 2},
+    ),
     "gpt2-scaled": (
         "GPT2LMHeadModel",
         {k: v for k, v in GPT2.items() if k != "n_inner"}
@@ -152,7 +157,7 @@ def test_embedding_ignores_padding(pooling: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", ["qwen3", "llama-tied-bias", "gpt2", "gpt-neox", "gemma3", "bert-mlm", "bert-classify"]
+    "variant", ["qwen3", "qwen3-moe", "llama-tied-bias", "gpt2", "gpt-neox", "gemma3", "bert-mlm", "bert-classify"]
 )
 def test_parts_equal_the_whole(variant: str, tmp_path: Path) -> None:
     model = load(make_checkpoint(tmp_path / variant, variant))
@@ -166,7 +171,7 @@ def test_parts_equal_the_whole(variant: str, tmp_path: Path) -> None:
 
 
 def test_parameter_names_are_canonical(tmp_path: Path) -> None:
-    for variant in ("qwen3", "llama-tied-bias", "gpt2", "opt", "gemma3", "bert-mlm", "distilbert-mlm"):
+    for variant in ("qwen3", "qwen3-moe", "llama-tied-bias", "gpt2", "opt", "gemma3", "bert-mlm", "distilbert-mlm"):
         model = load(make_checkpoint(tmp_path / variant, variant))
         names = [name for name, _ in Reference.from_model(model).named_parameters()]
         assert sorted(names) == sorted(model.weights.names())
@@ -299,7 +304,7 @@ def test_what_it_cannot_do_is_named(tmp_path: Path) -> None:
     model = load(make_checkpoint(tmp_path / "llama", "llama"))
     layer = model.spec.layers[0]
     recurrent = dataclasses.replace(layer, mixer=Recurrent(kind="mamba", num_heads=2, state_dim=8))
-    feed = dataclasses.replace(layer.feed_forward, experts=Experts(num_experts=4, num_active=2))
+    feed = dataclasses.replace(layer.feed_forward, experts=Experts(num_experts=4, num_active=2, shared=1))
     for odd, word in ((recurrent, "Recurrent"), (dataclasses.replace(layer, feed_forward=feed), "experts")):
         with pytest.raises(Unsupported, match=word):
             Reference.from_weights(dataclasses.replace(model.spec, layers=(odd,)), model.weights)

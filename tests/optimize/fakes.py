@@ -105,6 +105,8 @@ class FakeModel:
     name: str = "fake"
     tokenizer: Any = field(default_factory=FakeTokenizer)
     num_parameters: int = 400_000
+    note: str = ""
+    grid: int = 0
 
     @functools.cached_property
     def digest(self) -> str:
@@ -297,6 +299,9 @@ class FakeWorkbench:
 
     def peak_memory(self, model: FakeModel) -> int:
         return int(1e9 * model.memory)
+
+    def translation(self, original: FakeModel, other: FakeModel) -> None:
+        return None
 
     def reference(self, model: FakeModel, blocks: Any) -> Reading | str:
         return "torch is not installed"

@@ -5,15 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from snello.optimize.planner import Forecast
-from snello.optimize.proposals import quantize_offers
+from snello.optimize.proposals import Subject, quantize_offers
 from snello.optimize.recipe import Recipe, Stage, Step
 from snello.techniques.quantize import Quantize
 from tests.optimize.fakes import spec
 
 
 def test_methods_that_only_cost_time_are_left_to_recipes() -> None:
-    tried = {str(offer.step.options.get("method", "rtn")) for offer in quantize_offers(spec(), "latency")}
+    tried = {str(offer.step.options.get("method", "rtn")) for offer in quantize_offers(Subject(spec(), "latency"))}
     assert tried == {"rtn", "gptq", "awq"}
+
+
+def test_integers_that_others_chose_are_looked_for_on_their_own_grid() -> None:
+    plain, own = (quantize_offers(Subject(spec(), "latency", grid)) for grid in (0, 64))
+    (added,) = (offer for offer in own if offer not in plain)
+    assert added.step.technique == Quantize(weights="int4", group_size=64, rotate=False, equalize=False)
+    assert own.index(added) == [offer.label for offer in own].index("int4, rtn") - 1
 
 
 def test_a_recipe_may_ask_for_them(tmp_path: Path) -> None:

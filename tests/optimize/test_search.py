@@ -21,7 +21,7 @@ from snello.optimize.ablate import parts_of
 from snello.optimize.events import Planned, StageJudged
 from snello.optimize.journal import Journal, Unit
 from snello.optimize.planner import Goals, Overhead, hopeless
-from snello.optimize.proposals import PHASES, prune_offers, quantize_offers, stage_of
+from snello.optimize.proposals import PHASES, Subject, prune_offers, quantize_offers, stage_of
 from snello.optimize.recipe import Recipe, Step
 from snello.optimize.target import Target
 from snello.report.write import write_report
@@ -298,7 +298,7 @@ def test_losses_add_up_to_a_forecast_only_where_all_are_known() -> None:
 @pytest.mark.parametrize("layers", [1, 2, 6, 30])
 def test_every_prune_offer_removes_something_else(goal: str, layers: int) -> None:
     spec = fakes.spec(layers)
-    offers = [offer for offer in prune_offers(spec, goal) if not (layers == 1 and "layers" in offer.label)]
+    offers = [offer for offer in prune_offers(Subject(spec, goal)) if not (layers == 1 and "layers" in offer.label)]
     shapes = [offer.step.technique.plan(spec).digest for offer in offers]
     assert len(set(shapes)) == len(shapes) > 1 and spec.digest not in shapes
     assert any("heads" in offer.label for offer in offers) == (goal != "latency")
@@ -306,7 +306,8 @@ def test_every_prune_offer_removes_something_else(goal: str, layers: int) -> Non
 
 
 def test_chains_are_named_by_their_steps() -> None:
-    prune, int8 = prune_offers(fakes.spec(), "latency")[0], quantize_offers(fakes.spec(), "latency")[0]
+    subject = Subject(fakes.spec(), "latency")
+    prune, int8 = prune_offers(subject)[0], quantize_offers(subject)[0]
     first = stage_of((), "", prune)
     second = stage_of(first.steps, first.name, int8)
     assert (first.name, second.name) == ("prune ffn 1/6", "ffn 1/6 + int8")

@@ -23,12 +23,12 @@ from snello.techniques.prune import Prune
 from snello.techniques.prune.select import compensated, heads, top
 from snello.techniques.prune.shapes import fewer, fewer_heads, step
 from snello.techniques.quantize import Quantize
-from tests.checkpoints import VARIANTS, make_checkpoint
+from tests.checkpoints import DENSE, VARIANTS, make_checkpoint
 
 TOKENS = torch.from_numpy(np.random.default_rng(1).integers(1, 307, (1, 70)))
 ALL: dict[str, Any] = {"ffn": 0.3, "heads": 0.5, "width": 0.25, "layers": 0.34}
 TIED: dict[str, Any] = {"ffn": 0.3, "layers": 0.5}  # where a config ties heads to the hidden size
-ALIKE = [variant for variant in sorted(VARIANTS) if not variant.startswith("gemma")]  # whose layers are equal
+ALIKE = [variant for variant in sorted(DENSE) if not variant.startswith("gemma")]  # whose layers are equal
 
 
 def windows(count: int = 4, length: int = 64) -> list[np.ndarray]:

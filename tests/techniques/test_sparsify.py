@@ -24,7 +24,7 @@ from snello.techniques.quantize import Quantize
 from snello.techniques.sparsify import Sparsify
 from snello.techniques.sparsify.sparsegpt import sparsegpt
 from snello.techniques.units import body_linears, units
-from tests.checkpoints import VARIANTS, make_checkpoint
+from tests.checkpoints import DENSE, make_checkpoint
 from tests.techniques import real
 from tests.techniques.test_quantize import hooked_inputs
 
@@ -154,7 +154,7 @@ def test_recipe_keys_are_the_fields() -> None:
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("variant", sorted(DENSE))
 @pytest.mark.parametrize("case", EVERY)
 def test_only_the_blocks_get_zeros_and_as_many_as_asked(case: str, variant: str, tmp_path: Path) -> None:
     options, source = EVERY[case], load(make_checkpoint(tmp_path / "source", variant))

@@ -25,12 +25,18 @@ from snello.models.shapes import SHAPES
 STANDARD_DEVIATION = 0.02
 DRAW = 1 << 22  # numbers drawn at a time
 BOS, EOS = 256, 257
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}  # model_type -> what it is loaded as
+ARCHITECTURES = {  # model_type -> what it is loaded as
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A Llama or Qwen3 model (which also norms each head's queries and keys) as numbers, named as in `config.json`."""
+    """A Llama, Qwen3 (which also norms each head's queries and keys) or Mixtral model as numbers, named as in
+    `config.json`; `experts` 0: dense.
+    """
 
     name: str
     kind: str = "llama"
@@ -45,13 +51,17 @@ class Shape:
     context: int
     rope_theta: float
     rope_scaling: dict[str, Any] | None = None
+    experts: int = 0
+    experts_per_token: int = 0
 
     def config(self) -> dict[str, Any]:
         """The checkpoint's `config.json`."""
+        mixture = {"num_local_experts": self.experts, "num_experts_per_tok": self.experts_per_token}
         return {
+            **(mixture if self.experts else {}),
             "architectures": [ARCHITECTURES[self.kind]],
             "model_type": self.kind,
-            "attention_bias": False,
+            **({} if self.experts else {"attention_bias": False}),
             "bos_token_id": BOS,
             "eos_token_id": EOS,
             "head_dim": self.head_dim,
@@ -60,7 +70,7 @@ class Shape:
             "initializer_range": STANDARD_DEVIATION,
             "intermediate_size": self.intermediate_size,
             "max_position_embeddings": self.context,
-            "mlp_bias": False,
+            **({} if self.experts else {"mlp_bias": False}),
             "num_attention_heads": self.heads,
             "num_hidden_layers": self.layers,
             "num_key_value_heads": self.kv_heads,
@@ -74,7 +84,7 @@ class Shape:
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's name and shape, in the order they are written."""
-        hidden, inner = self.hidden_size, self.intermediate_size
+        hidden = self.hidden_size
         query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
         for layer in range(self.layers):
@@ -88,12 +98,21 @@ class Shape:
                 shapes[prefix + "self_attn.q_norm.weight"] = (self.head_dim,)
                 shapes[prefix + "self_attn.k_norm.weight"] = (self.head_dim,)
             shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
-            shapes[prefix + "mlp.gate_proj.weight"] = (inner, hidden)
-            shapes[prefix + "mlp.up_proj.weight"] = (inner, hidden)
-            shapes[prefix + "mlp.down_proj.weight"] = (hidden, inner)
+            shapes |= self._feed_forward(prefix)
         shapes["model.norm.weight"] = (hidden,)
         if not self.tied:
             shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
+
+    def _feed_forward(self, prefix: str) -> dict[str, tuple[int, ...]]:
+        outer, inner = (self.intermediate_size, self.hidden_size), (self.hidden_size, self.intermediate_size)
+        if not self.experts:
+            parts = {"gate_proj": outer, "up_proj": outer, "down_proj": inner}
+            return {f"{prefix}mlp.{part}.weight": shape for part, shape in parts.items()}
+        shapes: dict[str, tuple[int, ...]] = {f"{prefix}block_sparse_moe.gate.weight": (self.experts, self.hidden_size)}
+        for number in range(self.experts):
+            stem = f"{prefix}block_sparse_moe.experts.{number}"
+            shapes |= {f"{stem}.w1.weight": outer, f"{stem}.w2.weight": inner, f"{stem}.w3.weight": outer}
         return shapes
 
 
@@ -123,6 +142,8 @@ def shape_of(name: str) -> Shape:
         context=config["max_position_embeddings"],
         rope_theta=config["rope_theta"],
         rope_scaling=config.get("rope_scaling"),
+        experts=config.get("num_local_experts", 0),
+        experts_per_token=config.get("num_experts_per_tok", 0),
     )
 
 

@@ -8,6 +8,7 @@ from snello.models.families.gemma import GEMMA2, GEMMA3
 from snello.models.families.gpt import GPT2, GPT_NEOX, OPT
 from snello.models.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from snello.models.families.longformer import LONGFORMER
+from snello.models.families.moe import MIXTRAL, QWEN3_MOE
 from snello.models.families.phi import PHI3
 
 FAMILIES: dict[str, Family] = {
@@ -17,6 +18,8 @@ FAMILIES: dict[str, Family] = {
         MISTRAL,
         QWEN2,
         QWEN3,
+        MIXTRAL,
+        QWEN3_MOE,
         GPT2,
         OPT,
         GPT_NEOX,

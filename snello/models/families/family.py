@@ -18,6 +18,20 @@ SUFFIXES = ("weight", "bias")
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertStems:
+    """How checkpoints name the experts of a layer: each matrix apart, or all of a layer in one tensor.
+
+    `router`, and the linears of expert `{e}` by part, are stems; `fused_router` is a stem too, while the tensors of
+    `fused` (whole names, the parts that each stacks for one expert after the other) have no ending.
+    """
+
+    router: str
+    apart: Mapping[str, str]
+    fused_router: str
+    fused: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One row of the table of families.
 
@@ -44,6 +58,7 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     harmless: frozenset[str] = frozenset()
+    experts: ExpertStems | None = None
 
     @property
     def tasks(self) -> list[Task]:
@@ -71,12 +86,14 @@ class Names:
     ignored: frozenset[str]
 
 
-def names_for(family: Family, spec: Spec, *, has_base: bool) -> Names:
+def names_for(family: Family, spec: Spec, *, has_base: bool, fused_experts: bool = False) -> Names:
     """Expands the templates of a family for this many layers and this task."""
     names = _Expansion(family, spec, has_base)
     sources = names.whole({**family.stems, **family.heads.get(spec.task, {})})
     for stored, parts in family.fused.items():
         sources |= names.stacked(stored, parts)
+    if family.experts is not None:
+        sources |= names.experts(family.experts, fused=fused_experts)
     for canonical, stored in family.parameters.get(spec.task, {}).items():
         sources[canonical] = Source(names.spellings(stored))
     copies = {
@@ -116,6 +133,38 @@ class _Expansion:
                 exact = tuple(f"{at(part, index)}.{suffix}" for part in parts)
                 source = Source(self.spellings(f"{at(stored, index)}.{suffix}"), exact, self.arrangement(stored, index))
                 found |= dict.fromkeys(exact, source)
+        return found
+
+    def experts(self, stems: ExpertStems, *, fused: bool) -> dict[str, Source]:
+        """The router and the experts of every layer that has them."""
+        found: dict[str, Source] = {}
+        for index, layer in enumerate(self.spec.layers):
+            if layer.feed_forward.experts is None:
+                continue
+            router = at(stems.fused_router if fused else stems.router, index)
+            found[f"layers.{index}.ffn.router.weight"] = Source(self.spellings(f"{router}.weight"))
+            count = layer.feed_forward.experts.num_experts
+            found |= self.in_one(stems, index, count) if fused else self.apart(stems, index, count)
+        return found
+
+    def apart(self, stems: ExpertStems, index: int, count: int) -> dict[str, Source]:
+        return {
+            f"layers.{index}.ffn.experts.{number}.{part}.weight": Source(
+                self.spellings(at(stem, index).replace("{e}", str(number)) + ".weight")
+            )
+            for number in range(count)
+            for part, stem in stems.apart.items()
+        }
+
+    def in_one(self, stems: ExpertStems, index: int, count: int) -> dict[str, Source]:
+        found: dict[str, Source] = {}
+        for stored, parts in stems.fused.items():
+            numbers = range(count)
+            stacked = tuple(
+                f"layers.{index}.ffn.experts.{number}.{part}.weight" for number in numbers for part in parts
+            )
+            source = Source(self.spellings(at(stored, index)), stacked, Arrangement(experts=count))
+            found |= dict.fromkeys(stacked, source)
         return found
 
     def exact(self, templates: Iterable[str]) -> set[str]:

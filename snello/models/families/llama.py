@@ -45,12 +45,16 @@ def decoder(
     qk_norm: bool = False,
     head_dim: int | None = None,
     windows: tuple[int | None, ...] | None = None,
+    feed_forwards: tuple[FeedForward, ...] | None = None,
     rotary: Rope | None = None,
     activation: str = "hidden_act",
     epsilon: float = 1e-6,
     tied: bool = False,
 ) -> Spec:
-    """A Llama block stack with a family's own settings: `activation` is a key of the config, the last two defaults."""
+    """A Llama block stack with a family's own settings: `activation` is a key of the config, the last two defaults.
+
+    `windows` and `feed_forwards` are one per layer.
+    """
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     vocab_size, count = config.integer("vocab_size"), config.integer("num_hidden_layers")
     norm = Norm(kind="rms", epsilon=config.number("rms_norm_eps", epsilon))
@@ -64,9 +68,8 @@ def decoder(
         qkv_bias=qkv_bias,
         out_bias=out_bias,
     )
-    feed_forward = FeedForward(
-        width=config.integer("intermediate_size"), activation=config.activation(activation), bias=mlp_bias
-    )
+    width = config.integer("intermediate_size")
+    feed_forward = FeedForward(width=width, activation=config.activation(activation), bias=mlp_bias)
     return Spec(
         family=family,
         task="causal-lm",
@@ -74,8 +77,8 @@ def decoder(
         hidden_size=hidden,
         max_positions=config.integer("max_position_embeddings", 2048),
         layers=tuple(
-            Layer(mixer=replace(attention, window=window), feed_forward=feed_forward)
-            for window in windows or (None,) * count
+            Layer(mixer=replace(attention, window=window), feed_forward=feed)
+            for window, feed in zip(windows or (None,) * count, feed_forwards or (feed_forward,) * count, strict=True)
         ),
         norm=norm,
         embedding=Embedding(),
@@ -103,22 +106,27 @@ def _llama(config: Config, task: Task) -> Spec:
 
 
 def _mistral(config: Config, task: Task) -> Spec:
+    return decoder(config, "mistral", windows=mistral_windows(config))
+
+
+def mistral_windows(config: Config) -> tuple[int | None, ...]:
+    """One window for all layers, or none."""
     window = None if config.raw("sliding_window") is None else config.integer("sliding_window")
-    return decoder(config, "mistral", windows=(window,) * config.integer("num_hidden_layers"))
+    return (window,) * config.integer("num_hidden_layers")
 
 
 def _qwen2(config: Config, task: Task) -> Spec:
     config.expect("use_mrope", False)
-    return decoder(config, "qwen2", qkv_bias=True, windows=_qwen_windows(config))
+    return decoder(config, "qwen2", qkv_bias=True, windows=qwen_windows(config))
 
 
 def _qwen3(config: Config, task: Task) -> Spec:
     bias = config.flag("attention_bias", False)
-    windows = _qwen_windows(config)
+    windows = qwen_windows(config)
     return decoder(config, "qwen3", qkv_bias=bias, out_bias=bias, qk_norm=True, head_dim=128, windows=windows)
 
 
-def _qwen_windows(config: Config) -> tuple[int | None, ...]:
+def qwen_windows(config: Config) -> tuple[int | None, ...]:
     """Per layer: `layer_types` where given, else the layers from `max_window_layers` on; none unless switched on."""
     count, width = config.integer("num_hidden_layers"), None
     first = config.raw("max_window_layers")

@@ -15,6 +15,7 @@ from snello.models.families import FAMILIES
 from snello.models.families.config import Config, token_ids
 from snello.models.families.family import Family
 from snello.models.model import FloatFormat
+from snello.models.quantized import KEYS, scheme_of
 from snello.models.spec import Format, Spec, Task
 
 TORCH_TYPES: dict[str, FloatFormat] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -28,11 +29,11 @@ def resolve(
     `task` None: the one that the checkpoint was saved for. The formats are those that the config states.
     """
     family, saved_for = _family(values)
-    _refuse_quantized(values)
+    scheme_of(values)  # how integers are read is not this file's matter; a way that nobody here reads ends it
     task = task or saved_for
     if task not in family.tasks:
         raise Unsupported(f"a {family.name} model cannot be loaded for {task}", f"it does: {', '.join(family.tasks)}")
-    config = Config(values)
+    config = Config({key: value for key, value in values.items() if key not in KEYS})
     spec = family.spec(config, task)
     config.refuse_unread(family.harmless, family.name)
     return family, _with_generation(with_type(spec, _stated_type(values)), generation or {})
@@ -64,21 +65,6 @@ def _family(values: Mapping[str, Any]) -> tuple[Family, Task]:
         raise Unsupported("config.json names neither architectures nor model_type", f"supported: {supported}")
     what = f"architecture {named}" if named else f"model_type {kind} without architectures"
     raise Unsupported(f"{what} is not supported", f"supported: {supported}")
-
-
-def _refuse_quantized(values: Mapping[str, Any]) -> None:
-    for key in ("quantization_config", "compression_config", "quantization"):
-        settings = values.get(key)
-        if settings:
-            table = settings if isinstance(settings, dict) else {}
-            method = table.get("quant_method") or table.get("quant_algo") or table.get("format") or key
-            bits = table.get("bits") or table.get("w_bit") or (4 if table.get("load_in_4bit") else None)
-            bits = bits or (8 if table.get("load_in_8bit") else None)
-            described = f"{method}{f', {bits} bits' if bits else ''}"
-            raise Unsupported(
-                f"this checkpoint is already quantized ({described})",
-                "give the original FP32, FP16 or BF16 checkpoint; Snello makes it lean itself",
-            )
 
 
 def _stated_type(values: Mapping[str, Any]) -> FloatFormat:

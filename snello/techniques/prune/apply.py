@@ -17,7 +17,7 @@ from snello.models import load
 from snello.models.model import Floats
 from snello.models.plain_folder import check_free, shaped_config, write_plain_folder
 from snello.models.reference import Block, build_block
-from snello.models.reference_layers import Half
+from snello.models.reference_layers import FeedForwardHalf, Half
 from snello.models.spec import Attention, Spec
 from snello.techniques.calibration import check_windows
 from snello.techniques.prune import select
@@ -114,6 +114,7 @@ class LayerWalk:
 
     def _fewer_channels(self, block: Block, stream: Stream) -> None:
         half = block.ffn
+        assert isinstance(half, FeedForwardHalf)
         gram = stream.gram(half)
         kept = select.top(select.energy(half.down.weight, gram, 1), self.planned.layers[0].feed_forward.width)
         self._shrink(half, dict.fromkeys(half.inputs, kept), kept, gram)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from snello.engine.grammar import TokenGrammar
 from snello.engine.llm import LLM
 from snello.engine.request import SamplingParams
 from snello.errors import SnelloError
@@ -49,6 +50,7 @@ OTHER: dict[str, Any] = {
     "repetition_penalty": 1.2,
     "presence_penalty": 0.1,
     "frequency_penalty": 0.1,
+    "grammar": TokenGrammar("regex a+", None),  # type: ignore[arg-type]
 }
 
 

@@ -1,0 +1,61 @@
+"""`snello serve`: models behind OpenAI's protocol, for programs on this machine, or with keys for others."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from snello.cli.options import at_least, duration
+from snello.report import numbers
+from snello.terminal import Terminal
+
+EXAMPLES = (
+    "snello serve demo",
+    "snello serve lean/qwen3-0.6b small=lean/demo          two models, the second under another name",
+    "snello serve lean/qwen3-0.6b --host 0.0.0.0 --keys keys.txt",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="a folder, a Hugging Face name, or demo; NAME=MODEL names it")
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="[127.0.0.1: this machine alone]")
+    add("--port", type=at_least(0), default=8080, metavar="N", help="0 takes a free one [8080]")
+    add("--keys", type=Path, metavar="FILE", help="a SHA-256 of a key a line: who has none of them is refused")
+    add("--open", action="store_true", help="other machines may call without a key")
+    add("--context", type=at_least(1), metavar="N", help="positions of one request [the model's, if memory allows]")
+    add("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
+    add("--max-num-seqs", type=at_least(1), default=32, metavar="N", help="answers that run at the same time [32]")
+    add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, or a smaller model")
+    group = parser.add_argument_group("limits")
+    group.add_argument("--queue-tokens", type=at_least(1), metavar="N", help="asked for at once [3 x the cache]")
+    group.add_argument("--timeout", type=duration, default=600.0, metavar="TIME", help="of one request [10m]")
+    group.add_argument("--drain", type=duration, default=30.0, metavar="TIME", help="to finish when stopped [30s]")
+    group.add_argument("--log-prompts", action="store_true", help="the log holds what is asked")
+    group.add_argument("--no-vllm-names", action="store_true", help="metrics by our own names only")
+
+
+def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    from snello.serve.options import Limits, ServeOptions
+    from snello.serve.server import serve
+
+    names = ("host", "port", "keys", "open", "context", "threads", "max_num_seqs", "speculate", "log_prompts")
+    options = ServeOptions(
+        models=tuple(arguments.models),
+        drain_seconds=arguments.drain,
+        vllm_names=not arguments.no_vllm_names,
+        limits=Limits(queue_tokens=arguments.queue_tokens, seconds=arguments.timeout),
+        **{name: getattr(arguments, name) for name in names},
+    )
+
+    def started(address: str, models: Any) -> None:
+        for served in models.values():
+            context = numbers.count(served.llm.executor.context)
+            terminal.say(f"{served.name}: context {context}, answers {', '.join(served.urls) or 'nothing'}")
+        terminal.say(f"{address}/v1   Ctrl-C finishes what runs, then stops; again: at once")
+        if terminal.json:
+            terminal.document({"event": "serving", "address": address, "models": list(models)})
+
+    finished = serve(options, started, verbose=terminal.verbose)
+    return {"exit": 0 if finished else 1, "finished": finished}

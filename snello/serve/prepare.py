@@ -1,0 +1,168 @@
+"""A request in the engine's terms: prompt tokens, settings, the model, who asks, and until when.
+
+A `Prepared` holds everything that an answer depends on, and nothing of how it came or how it is sent. What answers it
+(`answering.py`) takes this and gives chunks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from snello.engine.request import SamplingParams
+from snello.serve import openai, tools
+from snello.serve.errors import RequestError
+from snello.serve.keys import Caller
+from snello.serve.openai import ChatRequest, CompletionRequest
+from snello.serve.reading import Reading
+from snello.serve.served import Served
+from snello.serve.voices import ChatVoice, TextVoice, Voice
+
+Result = TypeVar("Result")
+UNSAID = 1024  # tokens: what an answer without a length may be expected to take at most
+LONG_TEXT = 20_000  # characters from which on tokenizing would hold up everybody else
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is asked of a model.
+
+    Attributes:
+        served: the model; its weights, recipe and tokenizer are `served.llm.model`'s.
+        caller: who asks; its salt keeps what is computed for one key from others.
+        prompts: token ids. params: of each prompt, its seed settled; the i-th of all answers is drawn with seed + i.
+        seeded: the request itself has the seed or takes the likeliest token: the same request has the same answer.
+        reading: the request that these were made from.
+        deadline: seconds on the loop's clock.
+    """
+
+    served: Served
+    caller: Caller
+    reading: Reading
+    prompts: Sequence[Sequence[int]]
+    params: Sequence[SamplingParams]
+    seeded: bool
+    deadline: float
+
+    @property
+    def num_prompt(self) -> int:
+        return sum(map(len, self.prompts))
+
+    @property
+    def num_choices(self) -> int:
+        return sum(params.n for params in self.params)
+
+    @property
+    def most_tokens(self) -> int:
+        """Prompt and answer, of all answers; one whose length is not said counts as `UNSAID`."""
+        context = self.served.llm.executor.context
+        return sum(
+            params.n
+            * min(context, len(prompt) + (UNSAID if params.max_tokens == openai.NO_LIMIT else params.max_tokens))
+            for prompt, params in zip(self.prompts, self.params, strict=True)
+        )
+
+
+async def prepare(reading: Reading, served: Served, caller: Caller, deadline: float) -> Prepared:
+    """Renders, encodes, compiles and checks; nothing has run when this raises.
+
+    Raises:
+        RequestError: the template refuses, the prompt is too long, the grammar is not supported.
+        SnelloError: the same from below.
+    """
+    prompts = await _prompts(reading, served)
+    for prompt in prompts:
+        openai.check_length(prompt, served.llm.executor.context)
+    sampling = dict(reading.request.sampling)
+    grammar = await _grammar(reading, served)
+    if grammar is not None:
+        sampling["grammar"] = grammar
+    base = openai.settings(sampling, served.llm.default_params)
+    seed, params, first = base.drawn_seed, list[SamplingParams](), 0
+    for _ in prompts:
+        params.append(openai.settings({**sampling, "seed": seed + first}, served.llm.default_params))
+        first += base.n
+    return Prepared(
+        served=served,
+        caller=caller,
+        reading=reading,
+        prompts=prompts,
+        params=params,
+        seeded=base.seed is not None or base.temperature == 0,
+        deadline=deadline,
+    )
+
+
+async def _prompts(reading: Reading, served: Served) -> list[list[int]]:
+    request, llm = reading.request, served.llm
+    if isinstance(request, ChatRequest):
+        if reading.tools is not None and served.call_format is None:
+            message = f"the chat template of {served.name} offers no functions to it"
+            raise RequestError(message, param="tools", code="unsupported_parameter")
+        variables = dict(request.variables)
+        if reading.tools is not None:
+            variables["tools"] = reading.tools.listed
+        messages = [_with_arguments(message) for message in request.messages]
+        size = sum(len(str(message.get("content", ""))) for message in messages)
+        return [await aside(size, lambda: llm.tokenizer.chat(messages, **variables))]
+    texts = request.prompts
+    size = sum(len(text) for text in texts if isinstance(text, str))
+    return await aside(size, lambda: [openai.prompt_tokens(text, llm.encode) for text in texts])
+
+
+def _with_arguments(message: Any) -> Any:
+    """Calls in a conversation carry JSON text; chat templates expect tables."""
+    calls = message.get("tool_calls")
+    return message if not isinstance(calls, list) else {**message, "tool_calls": [_with_table(call) for call in calls]}
+
+
+def _with_table(call: Any) -> Any:
+    import json
+
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"] or "{}")}}
+    except (ValueError, RecursionError):
+        return call
+
+
+async def aside(size: int, function: Callable[[], Result]) -> Result:
+    """Runs what takes long for this much text in a thread; a cancelled one is waited for by nobody."""
+    return function() if size < LONG_TEXT else await asyncio.to_thread(function)
+
+
+async def _grammar(reading: Reading, served: Served) -> Any:
+    if reading.tools is not None and reading.tools.forced:
+        assert served.call_format is not None
+        text = tools.grammar_of(reading.tools, served.call_format, served.llm.tokenizer)
+        return await asyncio.to_thread(served.grammars.compile, "grammar", text)
+    if reading.rules is None:
+        return None
+    return await asyncio.to_thread(served.grammars.compile, reading.rules.kind, reading.rules.value)
+
+
+def voices(prepared: Prepared, name: str, scores: Sequence[Any] | None = None) -> list[Voice]:
+    """One for each choice, prompt after prompt.
+
+    Args:
+        name: of the request, for the ids of calls. scores: of each prompt's tokens, where they are echoed.
+    """
+    made: list[Voice] = []
+    for place, (prompt, params) in enumerate(zip(prepared.prompts, prepared.params, strict=True)):
+        for _ in range(params.n):
+            made.append(_voice(prepared, len(made), prompt, name, None if scores is None else scores[place]))
+    return made
+
+
+def _voice(prepared: Prepared, index: int, prompt: Sequence[int], name: str, scores: Any) -> Voice:
+    reading, tokenizer = prepared.reading, prepared.served.llm.tokenizer
+    if isinstance(reading.request, CompletionRequest):
+        text = tokenizer.decode(prompt) if reading.request.echo else ""
+        return TextVoice(index, prompt, tokenizer, prompt=text, scores=scores)
+    form, offered = prepared.served.call_format, reading.tools
+    parser = tools.parser_for(form, tokenizer, offered) if form is not None and offered is not None else None
+    return ChatVoice(index, prompt[-1], tokenizer, call_id=f"call_{name}", parser=parser)

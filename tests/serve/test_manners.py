@@ -1,0 +1,289 @@
+"""Keys, the queue, and how the server ends: on a real socket, the end as a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from snello.cli import main
+from snello.errors import SnelloError
+from snello.serve.errors import RequestError
+from snello.serve.gate import Gate
+from snello.serve.keys import Caller, Keys, check_host, read_keys
+from snello.serve.logs import JsonLines
+from snello.serve.options import Limits, ServeOptions
+from snello.serve.routes import ROUTES
+from snello.serve.server import bind
+from snello.serve.worker import Turns
+from tests.serve.world import parse, raw_request, serving
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = "/v1/completions"
+LONG = {"prompt": "def f(x):\n", "max_tokens": 900, "ignore_eos": True}
+
+
+def hashed(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+# ---- keys -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_route_is_closed_without_a_key_but_health(tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text(f"# of the team\n{hashed('one')} first\n\n{hashed('two').upper()}\n")
+    keys = read_keys(file)
+    assert keys.caller("Bearer one") == Caller("first", hashed("one"))
+    assert keys.caller("bearer  two ").name == "key-4"
+    with serving(ServeOptions(models=("demo",)), keys) as here:
+        paths = [(method, path.replace("{name:path}", "demo")) for method, path, _ in ROUTES]
+        for method, path in [*paths, ("GET", "/nothing")]:
+            for header in (
+                {},
+                {"authorization": "Bearer onE"},
+                {"authorization": "one"},
+                {"authorization": "Basic one"},
+            ):
+                response = here.client.request(method, path, headers=header)
+                assert response.status_code == (200 if path.startswith("/health/") else 401), path
+            assert "demo" not in response.text
+        assert here.get("/v1/models", headers={"authorization": "Bearer two"}).status_code == 200
+        assert here.get("/v1/models", headers={"authorization": "Bearer two", "host": "any.example"}).status_code == 200
+
+
+def test_what_one_key_computed_is_not_known_to_another() -> None:
+    keys = Keys({bytes.fromhex(hashed(key)): key for key in ("one", "two")})
+    body = {"prompt": "class Shape:\n    def area(self):\n        return 0\n" * 3, "max_tokens": 1}
+    with serving(ServeOptions(models=("demo",)), keys) as here:
+
+        def cached(key: str) -> int:
+            response = here.post(TEXTS, body, headers={"authorization": f"Bearer {key}"})
+            return int(response.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+        assert (cached("one"), cached("two")) == (0, 0)
+        assert cached("one") > 16 and cached("two") > 16
+
+
+@pytest.mark.parametrize("text", ["", "# none\n", "the key itself\n", "ab" * 31 + "\n", "zz" * 32 + "\n"])
+def test_a_file_of_keys_holds_hashes_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(SnelloError) as caught:
+        read_keys(tmp_path / "keys")
+    assert "sha256sum" in str(caught.value.hint) and "the key itself" not in caught.value.message
+    with pytest.raises(SnelloError, match="cannot read"):
+        read_keys(tmp_path / "absent")
+
+
+def test_other_machines_need_a_key_or_a_word() -> None:
+    with pytest.raises(SnelloError, match="no key"):
+        ServeOptions(models=("demo",), host="0.0.0.0")
+    assert not ServeOptions(models=("demo",), host="0.0.0.0", open=True).on_loopback
+    assert not ServeOptions(models=("demo",), host="0.0.0.0", keys=Path("k")).on_loopback
+
+
+@pytest.mark.parametrize("host", [None, "", "localhost.evil.example", "evil.example:80", "127.0.0.1evil", "[::2]"])
+def test_only_this_machines_names_pass(host: str | None) -> None:
+    with pytest.raises(RequestError):
+        check_host(host)
+
+
+# ---- the queue ------------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_counts_tokens_and_says_when_to_come_again() -> None:
+    gate, one, two = Gate(1000, 0.5), Caller("one", "1"), Caller("two", "2")
+    with gate.admitted(one, 5000):  # alone: any size
+        with pytest.raises(RequestError) as full:
+            gate.admitted(two, 10).__enter__()
+        assert full.value.status == 503 and 1 <= (full.value.retry_after or 0) <= 60
+    with gate.admitted(one, 400):
+        with pytest.raises(RequestError) as share, gate.admitted(one, 200):
+            pass
+        assert share.value.status == 429 and share.value.kind == "rate_limit_error"
+        with gate.admitted(two, 500):
+            assert gate.inside == 900
+    assert gate.inside == gate.requests == 0 and gate.refused == {"full": 1, "key": 1}
+    gate.closed = True
+    with pytest.raises(RequestError, match="shutting down"), gate.admitted(one, 1):
+        pass
+
+
+def test_a_full_queue_is_said_at_once() -> None:
+    with serving(ServeOptions(models=("demo",), max_num_seqs=1, limits=Limits(queue_tokens=1000))) as here:
+        plug = raw_request(here.address, json.dumps({**LONG, "stream": True}).encode())
+        plug.recv(100)
+        for stream in (False, True):
+            response = here.post(TEXTS, {"prompt": "a", "max_tokens": 500, "stream": stream})
+            assert response.status_code == 503 and int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["code"] == "overloaded"
+        assert here.post(TEXTS, {"prompt": "a", "max_tokens": 2}).status_code == 200
+        plug.close()
+        assert here.idle()
+        assert 'snello:rejections_total{model_name="demo",reason="full"} 2.0' in here.get("/metrics").text
+
+
+# ---- the end --------------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """`snello serve demo` as a process of its own."""
+
+    def __init__(self, *words: str) -> None:
+        command = [sys.executable, "-m", "snello", "serve", "demo", "--port", "0", "--json", *words]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        assert self.process.stdout is not None
+        self.address = json.loads(self.process.stdout.readline())["address"]
+
+    def end(self) -> tuple[int, str]:
+        _, log = self.process.communicate(timeout=20)
+        return self.process.returncode, log
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_sigterm_finishes_what_runs_and_lets_nobody_in() -> None:
+    with Process() as here:
+        with httpx.stream("POST", here.address + TEXTS, json={**LONG, "stream": True}) as response:
+            pieces = response.iter_bytes()
+            first = next(pieces)
+            here.process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+            assert httpx.get(here.address + "/health/ready").status_code == 503
+            assert httpx.get(here.address + "/health/live").status_code == 200
+            refused = httpx.post(here.address + TEXTS, json={"prompt": "a"})
+            assert refused.status_code == 503 and "retry-after" in refused.headers
+            events = parse(first + b"".join(pieces))
+        assert events[-1] == "[DONE]" and events[-2]["choices"][0]["finish_reason"] == "length"
+        code, log = here.end()
+    assert code == 0
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    done = next(line for line in lines if line.get("completion_tokens") == 900)
+    assert done["status"] == 200 and done["request"] and done["caller"] == "local" and done["finish"] == ["length"]
+    assert "def f" not in log, "prompts are not in the log"
+
+
+def test_a_second_signal_ends_it_now_and_a_short_drain_says_why() -> None:
+    slow = {**LONG, "n": 16, "stream": True}
+    with Process("--max-num-seqs", "2") as here, httpx.stream("POST", here.address + TEXTS, json=slow) as response:
+        next(response.iter_bytes())
+        for _ in range(2):
+            here.process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        started = time.monotonic()
+        assert here.end()[0] == 1 and time.monotonic() - started < 5
+    with Process("--drain", "0.2s", "--max-num-seqs", "2") as here:
+        with httpx.stream("POST", here.address + TEXTS, json=slow) as response:
+            pieces = response.iter_bytes()
+            first = next(pieces)
+            here.process.send_signal(signal.SIGTERM)
+            events = parse(first + b"".join(pieces))
+        assert events[-1]["error"]["code"] == "shutting_down"
+        assert here.end()[0] == 1
+
+
+def test_a_port_in_use_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "demo", "--port", str(port)]) == 1
+        error = capsys.readouterr().err.splitlines()
+        assert error[0] == f"error: port {port} of 127.0.0.1 is in use" and error[1].startswith("hint:")
+    with pytest.raises(SnelloError, match="cannot listen"):
+        bind("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serve"], "MODEL"),
+        (["serve", "demo", "demo"], "two models are named demo"),
+        (["serve", "demo", "--host", "0.0.0.0"], "no key is asked for"),
+        (["serve", "demo", "--keys", "/nowhere"], "cannot read the keys"),
+        (["serve", "no-such-model", "--port", "0"], "no-such-model"),
+    ],
+)
+def test_what_cannot_be_served_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--port", "0"] if "--port" not in words else words) in (1, 2)
+    assert said in capsys.readouterr().err.splitlines()[0]
+
+
+def test_the_loop_is_not_held_up_by_a_step() -> None:
+    """A health check is answered while a step runs."""
+    with serving(ServeOptions(models=("demo",))) as here:
+        executor = here.app.models["demo"].llm.executor
+        run = executor.run
+
+        def slow(step: Any) -> Any:
+            time.sleep(0.5)
+            return run(step)
+
+        executor.run = slow  # type: ignore[method-assign]
+        plug = raw_request(here.address, json.dumps(LONG).encode())
+        time.sleep(0.1)
+        started = time.monotonic()
+        assert here.get("/health/live").status_code == 200
+        assert time.monotonic() - started < 0.3
+        executor.run = run  # type: ignore[method-assign]
+        plug.close()
+        assert here.idle()
+
+
+def test_a_silent_stream_gets_comments_and_its_role_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(ServeOptions(models=("demo",), keep_alive_seconds=0.05)) as here:
+        executor = here.app.models["demo"].llm.executor
+        run = executor.run
+
+        def slow(step: Any) -> Any:
+            time.sleep(0.3)
+            return run(step)
+
+        monkeypatch.setattr(executor, "run", slow)
+        with here.client.stream("POST", TEXTS, json={"prompt": "a", "max_tokens": 2, "stream": True}) as response:
+            raw = response.read()
+        assert response.headers["cache-control"] == "no-cache" and response.headers["x-accel-buffering"] == "no"
+        assert raw.count(b": the model is at work\n\n") >= 4 and raw.endswith(b"data: [DONE]\n\n")
+        assert [event for event in parse(raw) if event != "[DONE]"][-1]["choices"][0]["finish_reason"]
+
+
+def test_models_take_turns_at_the_cores() -> None:
+    turns, order = Turns(), list[str]()
+
+    def run(name: str) -> None:
+        for _ in range(20):
+            with turns:
+                order.append(name)
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(order) == 60
+    middle = "".join(order[6:-6])
+    assert "aa" not in middle and "bb" not in middle and "cc" not in middle, middle
+
+
+def test_the_log_holds_prompts_only_where_it_was_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    for told in (False, True):
+        caplog.clear()
+        with caplog.at_level("INFO", "snello.serve"), serving(ServeOptions(models=("demo",), log_prompts=told)) as here:
+            here.post(TEXTS, {"prompt": "a secret of mine", "max_tokens": 1})
+        lines = [JsonLines().format(record) for record in caplog.records if record.getMessage() == "request"]
+        assert len(lines) == 1 and ("a secret of mine" in lines[0]) == told
+        assert json.loads(lines[0])["completion_tokens"] == 1

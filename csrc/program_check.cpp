@@ -319,6 +319,8 @@ class Checker {
     if (op_->i[4] < 0 || op_->i[5] < 0) return bad("a window of %d with %d sinks", op_->i[4], op_->i[5]);
     if (op_->i[5] > 0 && op_->i[4] == 0) return bad("sinks need a window");
     if (!(op_->f[1] >= 0.0f)) return bad("the soft cap is %g", static_cast<double>(op_->f[1]));
+    if (op_->i[7] < 0) return bad("%d rows", op_->i[7]);
+    if (op_->i[7] > 0 && !reads_float(op_->out, "out")) return false;
     return writes_float(op_->out);
   }
 

@@ -136,7 +136,7 @@ enum snello_op_kind {
   /* Stores keys in1 and values in2 of these rows in the cache, then out = attention(in0).  i0 cache layer, i1 heads,
    * i2 kv heads, i3 head_dim, i4 window (0: none; row p sees positions > p - window), i5 sinks (first positions always
    * seen; with a window only), i6: 1 causal, 0 sees all positions < lengths[sequence].  f0 score scale, f1 soft cap
-   * (0: none). */
+   * (0: none).  i7: only rows at positions < i7 attend and are written, over an out that has been written; 0: all. */
   SNELLO_OP_ATTENTION = 5,
   /* out = activation(in0) * in1, or activation(in0) where in1 is -1.  i0: 0 SiLU, 1 GELU tanh, 2 GELU erf, 3 ReLU,
    * 4 ReLU squared, 5 tanh.  in0 may be out. */

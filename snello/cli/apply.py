@@ -26,6 +26,7 @@ EXAMPLES = (
     "snello apply prune demo --ffn 0.25 --text yours.txt -o lean/demo-narrow",
     "snello apply distill lean/demo-narrow --teacher demo --text yours.txt -o lean/demo-healed",
     "snello apply sparsify demo --sparsity 0.5 -o lean/demo-half",
+    "snello apply attention Qwen/Qwen3-0.6B --window 1024 --layers 0-13 -o lean/qwen3-near",
     "snello apply quantize --help",
 )
 
@@ -83,6 +84,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     terminal.clear_footer()
     before, after = (sum(file.stat().st_size for file in each.files) for each in (model, lean))
     terminal.say(f"{arguments.technique}: {numbers.size(before)} -> {numbers.size(after)}; no quality was measured")
+    if note := lean.history[-1].get("note"):
+        terminal.say(note)
     terminal.product(str(output))
     terminal.say(f"try it: snello run {output}")
     fields = {"technique": arguments.technique, "path": str(output), "bytes_before": before, "bytes_after": after}

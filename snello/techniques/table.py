@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from snello.techniques.attention import CheaperAttention
 from snello.techniques.base import Technique
 from snello.techniques.distill import Distill
 from snello.techniques.prune import Prune
@@ -10,6 +11,7 @@ from snello.techniques.sparsify import Sparsify
 from snello.techniques.trim import Trim
 
 TECHNIQUES: dict[str, type[Technique]] = {
+    "attention": CheaperAttention,
     "distill": Distill,
     "prune": Prune,
     "quantize": Quantize,

@@ -24,12 +24,14 @@ from tests.checkpoints import MIXTURES, VARIANTS, make_checkpoint
 
 EVERY = pytest.mark.parametrize("name", sorted(TECHNIQUES))
 OPTIONS: dict[str, dict[str, Any]] = {
+    "attention": {"window": 20},  # the defaults ask for nothing
     "distill": {"student": "alternate", "tokens": 96, "batch_tokens": 48},
     "trim": {"keep": 0.95},  # of a vocabulary that is hardly more than the bytes
 }
 # layers that differ cannot shrink alike, nor leave by turns
 REFUSED = {(name, variant) for name in ("distill", "prune") for variant in ("gemma2", "gemma3")}
-REFUSED |= {(name, variant) for name in ("distill", "prune", "sparsify", "trim") for variant in MIXTURES}
+REFUSED |= {("attention", "distilbert-mlm")}  # Longformer is made of BERT
+REFUSED |= {(name, variant) for name in ("attention", "distill", "prune", "sparsify", "trim") for variant in MIXTURES}
 
 
 def windows(count: int = 2, length: int = 48) -> list[np.ndarray]:

@@ -5,13 +5,17 @@
 
 writes, under the model's name, to benchmarks/results/quantize_methods.json: for each recipe the nats a token that it
 adds on the held-out windows, with a two-sided 90% interval from redrawing windows (so each end is a one-sided 95%
-bound), the mean KL divergence from the original at sampled positions, and the size of the weights. The embedded model
-brings its own text: modules of this Python that it has never seen, and others to calibrate on.
+bound), the mean KL divergence from the original at sampled positions, and the size of the weights. Every two methods in
+groups of 128 are then compared token by token: the difference with its interval, and how likely chance is as large, by
+Holm's correction over all pairs of the table. Methods that calibrate also get other draws of calibration text. The
+embedded model brings its own text: modules of this Python that it has never seen, and others to calibrate on. With
+`--only`, the named rows join those of an earlier run on the same text, without pairs and other draws.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from dataclasses import dataclass
@@ -21,18 +25,20 @@ from typing import Any
 import numpy as np
 
 from snello.engine.native import NativeExecutor
-from snello.measure.bootstrap import Clusters, mean_interval
+from snello.measure.bootstrap import Clusters, holm, mean_interval, two_sided_p
 from snello.measure.guards import kl
 from snello.models import load
 from snello.models.demo.held_out import is_held_out, read_held_out, read_source, stdlib_directory
 from snello.models.model import Model
 from snello.models.spec import Deployment
 from snello.techniques.base import Context
-from snello.techniques.quantize import Quantize
+from snello.techniques.quantize import DATA_FREE, Method, Quantize
 
 RESULTS = Path(__file__).parent / "results" / "quantize_methods.json"
 WINDOW = 512
 SAMPLED = 64  # positions of each window at which whole distributions are compared
+DRAWS = 3  # of calibration text, for the methods that read it
+ORDERED: tuple[Method, ...] = ("rtn", "hqq", "awq", "gptq")  # whose order is tested, at four bits and at three
 RECIPES = {
     "int8": Quantize(weights="int8"),
     "int8, smoothquant": Quantize(weights="int8", method="smoothquant"),
@@ -48,8 +54,11 @@ RECIPES = {
     "int4, awq": Quantize(method="awq"),
     "int4, gptq": Quantize(method="gptq"),
     "int4, gptq, groups of 32": Quantize(method="gptq", group_size=32),
-    "mixed, 5 bits, rtn": Quantize(weights="mixed", bits=5),
-    "mixed, 5 bits, gptq": Quantize(weights="mixed", bits=5, method="gptq"),
+    **{f"int3, {method}": Quantize(weights="int3", method=method) for method in ORDERED},
+    "int3, gptq, groups of 32": Quantize(weights="int3", method="gptq", group_size=32),
+    "mixed, 4 bits, gptq": Quantize(weights="mixed", budget="4 bits", method="gptq"),
+    "mixed, 5 bits, rtn": Quantize(weights="mixed", budget="5 bits"),
+    "mixed, 5 bits, gptq": Quantize(weights="mixed", budget="5 bits", method="gptq"),
 }
 
 
@@ -68,23 +77,60 @@ def main() -> None:
     parser.add_argument("--calib", type=Path, help="needed but for demo")
     parser.add_argument("--text", type=Path, help="needed but for demo")
     parser.add_argument("--windows", type=int, default=24, help="of 512 tokens, for calibration and for the loss")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=[], help="of the rows: measure these anew")
     args = parser.parse_args()
     original = load(args.model)
-    calib, held = (cut(original, text, args.windows) for text in texts(parser, args))
+    seen, unseen = texts(parser, args)
+    draws = [cut(original, seen, args.windows, draw) for draw in range(DRAWS)]
+    calib, held = draws[0], cut(original, unseen, args.windows)
     base = read(original, held)
-    rows = {}
-    for name, recipe in RECIPES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            lean = recipe.apply(original, Context(output=Path(folder) / "lean", windows=calib))
-            rows[name] = compare(base, read(lean, held))
+    rows, losses = {}, {}
+    for name in args.only or RECIPES:
+        recipe = RECIPES[name]
+        found = applied(recipe, original, calib, held)
+        rows[name], losses[name] = compare(base, found), found.losses
+        if not args.only and name in ordered_names() and recipe.method not in DATA_FREE:
+            others = [mean(applied(recipe, original, other, held).losses) for other in draws[1:]]
+            rows[name]["other_draws"] = [round(value - mean(base.losses), 5) for value in others]
         print(name, json.dumps(rows[name]), flush=True)
     command = f"python -m benchmarks.quantize_methods --model {args.model}"
     command += "" if args.model == "demo" else f" --calib {args.calib} --text {args.text}"
     tokens = {"tokens": sum(map(len, base.losses)), "calibration_tokens": sum(map(len, calib))}
-    facts = {"command": command, **tokens, "original_nats": mean(base.losses)}
+    facts = {"command": command, **tokens, "original_nats": mean(base.losses), "original_bytes": base.weights_bytes}
     measured = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    measured[Path(args.model).name] = {**facts, "original_bytes": base.weights_bytes, "rows": rows}
+    earlier = measured.get(Path(args.model).name, {})
+    if not args.only:
+        measured[Path(args.model).name] = {**facts, "rows": rows, "pairs": pairs(losses)}
+    elif earlier and all(earlier[fact] == value for fact, value in facts.items()):
+        joined = earlier["rows"] | rows
+        earlier["rows"] = {name: joined[name] for name in RECIPES if name in joined}
+    else:
+        parser.error("no earlier run on the same text with the same original: measure all rows")
     RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def applied(recipe: Quantize, original: Model, calib: list[np.ndarray], held: list[np.ndarray]) -> Reading:
+    with tempfile.TemporaryDirectory() as folder:
+        return read(recipe.apply(original, Context(output=Path(folder) / "lean", windows=calib)), held)
+
+
+def ordered_names() -> list[str]:
+    return [f"{weights}, {method}" for weights in ("int4", "int3") for method in ORDERED]
+
+
+def pairs(losses: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
+    """Every two methods at the same bits: what the second loses beyond the first, in nats a token."""
+    names, found = ordered_names(), []
+    for first, second in itertools.combinations(names, 2):
+        if first.split(",")[0] != second.split(",")[0]:
+            continue
+        differences = [after - before for before, after in zip(losses[first], losses[second], strict=True)]
+        clusters = Clusters.of(differences, list(range(len(differences))))
+        bounds = {name: round(value, 5) for name, value in mean_interval(clusters, seed=0).to_json().items()}
+        found.append({"first": first, "second": second, "difference_nats": bounds, "p": two_sided_p(clusters, seed=0)})
+    for row, corrected in zip(found, holm([row["p"] for row in found]), strict=True):
+        row["p_holm"] = corrected
+    return found
 
 
 def texts(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[str, str]:
@@ -107,10 +153,11 @@ def windows(model: Model, path: Path, count: int) -> list[np.ndarray]:
     return cut(model, path.read_text(encoding="utf-8"), count)
 
 
-def cut(model: Model, text: str, count: int) -> list[np.ndarray]:
-    """This many windows, spread over the first two million characters."""
+def cut(model: Model, text: str, count: int, draw: int = 0) -> list[np.ndarray]:
+    """This many windows, spread over the first two million characters; another draw has the windows that follow."""
     ids = np.array(model.tokenizer.encode(text[:2_000_000]), np.int32)
-    return [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW, len(ids) // count)][:count]
+    first = draw * WINDOW
+    return [ids[start : start + WINDOW] for start in range(first, len(ids) - WINDOW, len(ids) // count)][:count]
 
 
 def read(model: Model, held: list[np.ndarray]) -> Reading:

@@ -26,8 +26,8 @@ constexpr int rows_of_tile(int tile, int top_rows, int bottom_rows) {
 }
 
 constexpr bool by_channel(int format) { return format == SNELLO_INT8_CHANNELS || format == SNELLO_INT4_CHANNELS; }
-constexpr bool is_format(int format) { return (format >= SNELLO_F32 && format <= SNELLO_INT4) || by_channel(format); }
-// INT8 or INT4, however the matrix is stored.
+constexpr bool is_format(int format) { return (format >= SNELLO_F32 && format <= SNELLO_INT3) || by_channel(format); }
+// INT8, INT4 or INT3, however the matrix is stored.
 constexpr int integers_of(int format) {
   return format == SNELLO_INT8_CHANNELS ? SNELLO_INT8 : format == SNELLO_INT4_CHANNELS ? SNELLO_INT4 : format;
 }

@@ -114,7 +114,7 @@ void fill_channels(const Shape& s, uint8_t* data) {
 
 int check_matrix(const snello_tensor* t, const void* packed, bool channels) {
   if (!t || !packed || !t->data) return fail("a matrix or its place is NULL");
-  if (channels != by_channel(t->format) || t->format < SNELLO_INT8)
+  if (channels != by_channel(t->format) || t->format < SNELLO_INT8 || t->format == SNELLO_INT3)
     return fail("format %d is not an integer matrix stored by %s", t->format, channels ? "channel" : "panel");
   const uint64_t expected = packed_bytes(t->format, t->rows, t->columns, t->group_size);
   if (expected == 0) return -1;

@@ -63,13 +63,13 @@ struct Operands {
     weights = {weights_memory.data(), weights_memory.bytes(), format, kOutputs, kColumns, group_size(format)};
     task = {};
     task.weights = &weights;
-    task.quantized = format == SNELLO_INT8 || format == SNELLO_INT4;
+    task.quantized = format >= SNELLO_INT8;
     task.quant = {reinterpret_cast<int8_t*>(rows.data()), scale.data(), sums.data(), kColumns, kColumns};
     task.input = {reinterpret_cast<float*>(rows.data()), kColumns};
     task.output = {reinterpret_cast<float*>(outputs.data()), kOutputs};
     task.num_rows = kRows;
   }
-  static int group_size(int format) { return format == SNELLO_INT4 ? 128 : 0; }
+  static int group_size(int format) { return format > SNELLO_INT8 ? 128 : 0; }
   static uint64_t bytes_of(int format) { return packed_bytes(format, kOutputs, kColumns, group_size(format)); }
 
   Memory weights_memory, rows, outputs;
@@ -115,7 +115,7 @@ double snello_probe_bandwidth(snello_pool* pool, uint64_t bytes, int32_t repeats
 
 double snello_probe_compute(snello_pool* pool, int32_t format, int32_t repeats) {
   if (pool == nullptr || repeats < 1) return snello::fail("probe: no pool or repeats");
-  if (format < SNELLO_F32 || format > SNELLO_INT4) return snello::fail("probe: format %d", format);
+  if (format < SNELLO_F32 || format > SNELLO_INT3) return snello::fail("probe: format %d", format);
   const std::lock_guard<std::mutex> lock(pool->pool.mutex());
   try {
     return snello::compute(pool->pool, format, repeats);

@@ -569,17 +569,20 @@ AttentionTask snello_program::attention_task(const snello_op& o, const Rows& r) 
   return task;
 }
 
-// Blocks of rows that attention treats at once: of one sequence, and not across a tile's edge.
-void snello_program::divide_rows(int rows_per_block) {
-  if (blocks_for_ == rows_per_block) return;
+// Blocks of rows at positions below `before` that attention treats at once: of one sequence, and not across a tile's
+// edge.
+void snello_program::divide_rows(int rows_per_block, int before) {
+  if (blocks_for_ == rows_per_block && blocks_before_ == before) return;
   blocks_for_ = rows_per_block;
+  blocks_before_ = before;
   blocks_.clear();
   for (int m = 0; m < batch_->num_rows;) {
     int end = m + 1;
     while (end < batch_->num_rows && end < m + rows_per_block && batch_->sequences[end] == batch_->sequences[m] &&
+           batch_->positions[end] < before &&
            batch_->positions[end] / snello::kPage == batch_->positions[m] / snello::kPage)
       ++end;
-    blocks_.push_back({m, end});
+    if (batch_->positions[m] < before) blocks_.push_back({m, end});
     m = end;
   }
 }
@@ -587,7 +590,8 @@ void snello_program::divide_rows(int rows_per_block) {
 void snello_program::run_attend(const snello_op& o, const Rows& r) {
   const AttentionTask task = attention_task(o, r);
   const int kv_heads = o.i[2], group = o.i[1] / kv_heads;
-  divide_rows(std::max(1, snello::kAttendVectors / group));
+  divide_rows(std::max(1, snello::kAttendVectors / group), o.i[7] > 0 ? o.i[7] : std::numeric_limits<int>::max());
+  if (blocks_.empty()) return;
   const auto blocks = static_cast<int64_t>(blocks_.size()), items = blocks * kv_heads;
   const int64_t work = 2 * positions_seen_ * o.i[1] * o.i[3];
   const snello::Kernels& k = snello::kernels();

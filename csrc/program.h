@@ -138,7 +138,7 @@ struct snello_program {
   snello::LinearTask linear_task(const snello_op& op, const Rows& rows) const;
   snello::TransformTask transform_task(const snello_op& op, const Rows& rows) const;
   snello::AttentionTask attention_task(const snello_op& op, const Rows& rows) const;
-  void divide_rows(int rows_per_block);
+  void divide_rows(int rows_per_block, int before);
   int64_t row_cost(const snello::Part& part, const snello::Stage& stage) const;
   void flag_infinite_outputs(const Rows& rows);
   int spread_not_finite(const snello_batch& batch);
@@ -164,7 +164,8 @@ struct snello_program {
   std::vector<int32_t> zeros_;
   std::vector<std::vector<int32_t>> shifted_positions_;  // per op: EMBED of positions + i1
   std::vector<snello::RowBlock> blocks_;
-  int blocks_for_ = 0;  // rows per block that blocks_ was made for; 0: none
+  int blocks_for_ = 0;     // rows per block that blocks_ was made for; 0: none
+  int blocks_before_ = 0;  // and the position before which rows are in them
   std::vector<snello::LinearShare> shares_;
 
   // Of the DISPATCH under way; sized once. `source_`: the row that a dispatched one comes from; `places_`: where the

@@ -182,7 +182,7 @@ class Checker {
       return bad("tensor %d is %d x %d", id, t.rows, t.columns);
     if (integer(t) && t.columns % kBlock != 0)
       return bad("tensor %d is an integer matrix of %d columns: it must be a multiple of %d", id, t.columns, kBlock);
-    if (integers_of(t.format) == SNELLO_INT4 && t.group_size != 32 && t.group_size != 64 && t.group_size != 128)
+    if (integers_of(t.format) > SNELLO_INT8 && t.group_size != 32 && t.group_size != 64 && t.group_size != 128)
       return bad("tensor %d has groups of %d columns: 32, 64 or 128", id, t.group_size);
     const uint64_t bytes = packed_bytes(t.format, t.rows, t.columns, t.group_size);
     if (t.bytes != bytes)
@@ -325,6 +325,8 @@ class Checker {
     if (op_->i[4] < 0 || op_->i[5] < 0) return bad("a window of %d with %d sinks", op_->i[4], op_->i[5]);
     if (op_->i[5] > 0 && op_->i[4] == 0) return bad("sinks need a window");
     if (!(op_->f[1] >= 0.0f)) return bad("the soft cap is %g", static_cast<double>(op_->f[1]));
+    if (op_->i[7] < 0) return bad("%d rows", op_->i[7]);
+    if (op_->i[7] > 0 && !reads_float(op_->out, "out")) return false;
     return writes_float(op_->out);
   }
 

@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 2
+#define SNELLO_ABI_VERSION 4
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
@@ -31,6 +31,7 @@ enum snello_format {
   SNELLO_BF16 = 2,
   SNELLO_INT8 = 3,
   SNELLO_INT4 = 4,
+  SNELLO_INT3 = 5,
   /* The same integers, stored channel by channel: a channel whose inputs are all 0 is not read. */
   SNELLO_INT8_CHANNELS = 6,
   SNELLO_INT4_CHANNELS = 7
@@ -44,7 +45,7 @@ typedef struct snello_tensor {
   int32_t format;     /* enum snello_format */
   int32_t rows;       /* N: outputs */
   int32_t columns;    /* K: inputs */
-  int32_t group_size; /* INT4: 32, 64 or 128; else 0 */
+  int32_t group_size; /* INT4, INT3: 32, 64 or 128; else 0 */
 } snello_tensor;
 
 SNELLO_API int32_t snello_abi_version(void);
@@ -73,8 +74,11 @@ SNELLO_API int32_t snello_pack_int8(const int8_t* q, const float* row_scale, int
 /* q [rows, columns] in 0..15, group_scale [rows, ceil(columns / group_size)] in 1..15, row_scale [rows]. */
 SNELLO_API int32_t snello_pack_int4(const uint8_t* q, const uint8_t* group_scale, const float* row_scale, int32_t rows,
                                     int32_t columns, int32_t group_size, void* packed);
+/* q [rows, columns] in 0..7, group_scale [rows, ceil(columns / group_size)] in -15..15 but not 0, row_scale [rows]. */
+SNELLO_API int32_t snello_pack_int3(const uint8_t* q, const int8_t* group_scale, const float* row_scale, int32_t rows,
+                                    int32_t columns, int32_t group_size, void* packed);
 /* The inverses, of what is stored by panel; any output pointer may be NULL. `values` [rows, columns] FP32 is the
- * dequantized matrix. */
+ * dequantized matrix; q4 and group_scale (of INT3 as signed bytes) are those of INT4 and INT3. */
 SNELLO_API int32_t snello_unpack(const snello_tensor* tensor, float* values, int8_t* q8, uint8_t* q4,
                                  uint8_t* group_scale, float* row_scale);
 
@@ -141,7 +145,7 @@ enum snello_op_kind {
   /* Stores keys in1 and values in2 of these rows in the cache, then out = attention(in0).  i0 cache layer, i1 heads,
    * i2 kv heads, i3 head_dim, i4 window (0: none; row p sees positions > p - window), i5 sinks (first positions always
    * seen; with a window only), i6: 1 causal, 0 sees all positions < lengths[sequence].  f0 score scale, f1 soft cap
-   * (0: none). */
+   * (0: none).  i7: only rows at positions < i7 attend and are written, over an out that has been written; 0: all. */
   SNELLO_OP_ATTENTION = 5,
   /* out = activation(in0) * in1, or activation(in0) where in1 is -1.  i0: 0 SiLU, 1 GELU tanh, 2 GELU erf, 3 ReLU,
    * 4 ReLU squared, 5 tanh.  in0 may be out. */

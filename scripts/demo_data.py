@@ -10,7 +10,6 @@ import hashlib
 import json
 import platform
 import tokenize
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,19 +158,26 @@ def epoch_rows(corpus: Corpus, seed: int, epoch: int) -> Tokens:
     return rows[generator.permutation(len(rows))]
 
 
-def batches(corpus: Corpus, seed: int, size: int, first_row: int) -> Iterator[torch.Tensor]:
-    """Batches for ever, from a position that is counted in rows over all epochs."""
-    rows_per_epoch = len(epoch_rows(corpus, seed, 0))
-    epoch, row = divmod(first_row, rows_per_epoch)
-    rows = epoch_rows(corpus, seed, epoch)
-    while True:
-        batch = [rows[row : row + size]]
-        row += size
-        if row >= len(rows):
-            epoch, row = epoch + 1, row - len(rows)
-            rows = epoch_rows(corpus, seed, epoch)
-            batch.append(rows[:row])
-        yield torch.from_numpy(np.concatenate(batch).astype(np.int64))
+class DemoRows:
+    """The batch of any step: `size` rows, counted over all epochs; each epoch has its own order."""
+
+    def __init__(self, corpus: Corpus, seed: int, size: int) -> None:
+        self.corpus, self.seed, self.size = corpus, seed, size
+        self.epoch, self.rows = 0, epoch_rows(corpus, seed, 0)
+        self.rows_per_epoch = len(self.rows)
+        self.tokens_per_step = float(size * CONTEXT)
+        self.digest = f"{corpus.facts['sha256']} {seed} {size}"
+
+    def at(self, step: int) -> dict[str, torch.Tensor]:
+        batch = [self._row(position) for position in range(step * self.size, (step + 1) * self.size)]
+        return {"tokens": torch.from_numpy(np.stack(batch).astype(np.int64))}
+
+    def _row(self, position: int) -> Tokens:
+        epoch, place = divmod(position, self.rows_per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.rows = epoch, epoch_rows(self.corpus, self.seed, epoch)
+        row: Tokens = self.rows[place]
+        return row
 
 
 # --- The held-out windows ----------------------------------------------------------------------------

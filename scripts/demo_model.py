@@ -1,9 +1,8 @@
-"""What `demo` is and how it learns: its shape, its two optimizers as one, its loss and the measure of it."""
+"""What `demo` is and how it learns: its shape, its two optimizers, its loss and the measure of it."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,36 +45,20 @@ def new_model(seed: int) -> LlamaForCausalLM:
     return model
 
 
-class Optimizer:
-    """Muon for the matrices of the blocks, AdamW for the embedding and the gains, stepped as one.
+def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for the embedding and the gains.
 
     Muon (Jordan et al. 2024) orthogonalizes the momentum of a matrix; on a small budget of tokens it reaches a loss
     with far fewer of them than AdamW. Its rate is matched to AdamW's update size (Liu et al. 2025), so both share one
     schedule.
     """
-
-    def __init__(self, model: LlamaForCausalLM) -> None:
-        named = dict(model.named_parameters())
-        matrices = [value for name, value in named.items() if value.ndim == 2 and "embed" not in name]
-        others = [value for name, value in named.items() if value.ndim != 2 or "embed" in name]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=PEAK_RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
-        ]
-
-    def step(self, rate: float) -> None:
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = rate
-            part.step()
-            part.zero_grad()
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+    named = dict(model.named_parameters())
+    matrices = [value for name, value in named.items() if value.ndim == 2 and "embed" not in name]
+    others = [value for name, value in named.items() if value.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=PEAK_RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
 
 
 def losses(model: LlamaForCausalLM, rows: torch.Tensor, bf16: bool) -> torch.Tensor:

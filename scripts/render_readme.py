@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CACHED = "-kv-int8"  # rows whose keys and values have as many bits as OpenVINO's default
 LEAST_ANSWER = 8  # tokens: below, the row was about its prompt
+PEERS_HEAD = (
+    "| shape | weights | tokens a second | of the memory's limit | over llama.cpp (95%) | over OpenVINO (95%) |"
+)
 WEIGHTS = {"snello-int4": "INT4, head INT8", "snello-int4-all": "INT4", "snello-int8": "INT8"}
 
 
@@ -40,14 +43,19 @@ def peers() -> str:
         return "`python -m benchmarks.decode_vs_peers` measures Snello and its peers in turn, on your machine."
     one = next(iter(whole.values()))
     said = f"One stream, {one['threads']} threads, {one['processor']}, {one['when']}; each shape in turn in one run."
-    lines = [
-        "| shape | weights | tokens a second | of the memory's limit | over llama.cpp (95%) | over OpenVINO (95%) |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+    lines = [PEERS_HEAD, "|---|---|---:|---:|---:|---:|"]
     for shape, result in sorted(whole.items(), reverse=True):
-        measured_weights = [(ours, bits) for ours, bits in WEIGHTS.items() if ours in result["rows"]]
-        lines += [f"| {shape} | {_pairs(result['rows'], ours, bits)} |" for ours, bits in measured_weights]
+        lines.append(f"| {shape} | {_pairs(result['rows'], 'snello-int4', WEIGHTS['snello-int4'])} |")
     return "\n".join([said, "", *lines, "", f"Ratios at the same bits, the other at its best settings. {_many()}"])
+
+
+def one_stream() -> str:
+    """Every number of bits, those that we lose included."""
+    lines = [PEERS_HEAD, "|---|---|---:|---:|---:|---:|"]
+    for shape, result in sorted(_read("decode_vs_peers.json").items(), reverse=True):
+        measured = [(ours, bits) for ours, bits in WEIGHTS.items() if ours in result["rows"]]
+        lines += [f"| {shape} | {_pairs(result['rows'], ours, bits)} |" for ours, bits in measured]
+    return "\n".join(lines)
 
 
 def _many() -> str:
@@ -185,11 +193,87 @@ def _methods(model: str, measured: Mapping[str, Any]) -> str:
     lines = [f"| {model} | added loss (95% bounds) | KL from the original | weights |", "|---|---:|---:|---:|"]
     lines.append(f"| original, BF16 | | | {measured['original_bytes'] / 1e6:.1f} MB |")
     lines += [
-        f"| {name} | {_added(row)} | {row['kl_nats']:.4f} | {row['weights_bytes'] / 1e6:.1f} MB |"
+        f"| {name} | {_added(row)}{_draws(row)} | {row['kl_nats']:.4f} | {row['weights_bytes'] / 1e6:.1f} MB |"
         for name, row in measured["rows"].items()
     ]
     told = f"{measured['tokens']:,} held-out tokens, {measured['calibration_tokens']:,} of calibration"
-    return "\n".join([f"{told}; `{measured['command']}`:", "", *lines])
+    return "\n".join([f"{told}; `{measured['command']}`:", "", *lines, *_pairs_of_methods(measured.get("pairs", []))])
+
+
+def _draws(row: Mapping[str, Any]) -> str:
+    """Other draws of calibration text, where there were any."""
+    others = row.get("other_draws", [])
+    return f"; other text {', '.join(f'{value:+.4f}' for value in others)}" if others else ""
+
+
+def _pairs_of_methods(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the second loses beyond the first; p over all pairs of the table together."""
+    lines = (
+        []
+        if not pairs
+        else ["", "| in groups of 128 | the second loses more by (95% bounds) | p, Holm |", "|---|---:|---:|"]
+    )
+    for pair in pairs:
+        bounds = pair["difference_nats"]
+        said = f"{bounds['mid']:+.4f} ({bounds['low']:+.4f} to {bounds['high']:+.4f})"
+        lines.append(f"| {pair['first']}; {pair['second'].split(', ')[1]} | {said} | {pair['p_holm']:.4f} |")
+    return lines
+
+
+def three_bits() -> str:
+    """INT3 beside INT4: one matrix, then whole decodes."""
+    found = _read("int3_beside_int4.json")
+    lines = ["| in turn | INT4 | INT3 | INT3, times as fast (range) |", "|---|---:|---:|---:|"]
+    for rows, row in found["products"].items():
+        speeds = " | ".join(f"{row[f'{name}_gigaops']:.0f} GOP/s" for name in ("int4", "int3"))
+        lines.append(
+            f"| product of {rows} row{'s' if rows != '1' else ''} | {speeds} | {_range(row['int3_over_int4_speed'])} |"
+        )
+    for streams, row in found["decode"].items():
+        speeds = " | ".join(f"{row[f'{name}_tokens_per_second']:.1f} tokens/s" for name in ("int4", "int3"))
+        name = f"decode, {streams} stream{'s' if streams != '1' else ''}"
+        lines.append(f"| {name} | {speeds} | {_range(row['int3_over_int4_speed'])} |")
+    one = found["decode"]["1"]
+    size = " and ".join(f"{one[f'{name}_bytes_per_token'] / 1e6:.0f}" for name in ("int4", "int3"))
+    told = f"{found['processor']}; {found['matrix'][0]:,} x {found['matrix'][1]:,} on one thread, {found['shape']} on"
+    told += f" {found['threads']} ({size} MB a token); `{found['command']}`:"
+    return "\n".join([told, "", *lines])
+
+
+def headline() -> str:
+    """INT8 beside FP32, our own and Transformers', a table for each model."""
+    parts = []
+    for model, found in _read("int8_headline.json").items():
+        told = f"`{model}`, prompt {found['prompt']}, answer {found['generate']}, {found['threads']} threads,"
+        told += f" {found['processor']}; {found['tokens']:,} held-out tokens; `{found['command']}`:"
+        parts += [told, "", "| | weights | first token | INT8, times as fast (range) | tokens/s |"]
+        parts[-1] += " INT8, times as fast (range) | added loss (95% bounds) |"
+        parts += ["|---|---:|---:|---:|---:|---:|---:|"]
+        for name, row in found["rows"].items():
+            ours = name == "int8"
+            ratios = [row[f"int8_{part}_times_as_fast"] for part in ("first_token", "decode")]
+            first, decode = ("-" if ours else _range(ratio) for ratio in ratios)
+            size, seconds = f"{row['weights_bytes'] / 1e6:.1f} MB", f"{1e3 * row['first_token_seconds']:.0f} ms"
+            rate = f"{row['tokens_per_second']:.0f}"
+            parts.append(f"| {name} | {size} | {seconds} | {first} | {rate} | {decode} | {_added(row)} |")
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def scale() -> str:
+    """Seconds and memory of quantizing published sizes."""
+    lines = ["| | calibration | time | peak, anonymous | peak, resident | bound |", "|---|---:|---:|---:|---:|---:|"]
+    for name, row in _read("quantize_scale.json").items():
+        seen = f"{row['calibration_tokens']:,} tokens" if row["calibration_tokens"] else "-"
+        shared = ", cores shared" if row["cores_shared_with_others"] else ""
+        kinds = ("peak_anonymous_bytes", "peak_resident_bytes", "bound_bytes")
+        sizes = " | ".join(f"{row[kind] / 1e9:.2f} GB" for kind in kinds)
+        lines.append(f"| {name} | {seen} | {row['seconds'] / 60:.1f} min{shared} | {sizes} |")
+    return "\n".join(lines)
+
+
+def _range(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
 
 
 def outliers() -> str:
@@ -263,6 +347,35 @@ def skipping() -> str:
     return "\n".join(parts).rstrip()
 
 
+def healed() -> str:
+    """A table for each model: pruned, healed and from scratch, beside the original and its control."""
+    parts = []
+    for model, measured in _read("distill_after_prune.json").items():
+        text = measured["text"]
+        told = f"{text['held_tokens']:,} held-out tokens, {text['train_tokens']:,} of training text"
+        parts += [f"`{model}`, {told}; `{measured['command']}`:", ""]
+        parts += ["| model | nats a token | over the original (95% bounds) | over the better of original and control |"]
+        parts[-1] += " parameters | trained on | minutes | decode, times as fast |"
+        parts += ["|---|---:|---:|---:|---:|---:|---:|---:|"]
+        for name, row in measured["rows"].items():
+            if "refused" in row:
+                parts.append(f"| {name} | refused: {row['refused']} | | | | | | |")
+                continue
+            fast = row.get("decode_speedup")
+            cells = [
+                f"{row['nats']:.4f}",
+                _added(row),
+                _added({"increase_nats": row["over_the_better"]}),
+                f"{row['parameters'] / 1e6:.1f} M",
+                f"{row['train_tokens']:,}" if "train_tokens" in row else "",
+                f"{row['minutes']:.1f}" if "minutes" in row else "",
+                f"{fast['median']:.2f} ({fast['low']:.2f}-{fast['high']:.2f})" if fast else "",
+            ]
+            parts.append(f"| {name} | {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
@@ -274,8 +387,15 @@ def _added(row: Mapping[str, Any]) -> str:
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": demo, "peers": peers},
-    "docs/compare.md": {"streams": streams, "quality": quality, "mixed": mixed, "speculation": speculation},
-    "docs/quantize.md": {"methods": methods, "outliers": outliers},
+    "docs/compare.md": {
+        "one": one_stream,
+        "streams": streams,
+        "quality": quality,
+        "mixed": mixed,
+        "speculation": speculation,
+    },
+    "docs/quantize.md": {"methods": methods, "three_bits": three_bits, "outliers": outliers},
+    "docs/distill.md": {"healed": healed},
     "docs/prune.md": {"pruned": pruned},
     "docs/skip.md": {"skipping": skipping},
     "docs/sparsify.md": {"zeros": zeros},

@@ -1,6 +1,6 @@
-"""Trains the embedded model `demo`: owns its schedule, its run and what is written at the end.
+"""Trains the embedded model `demo`: owns its schedule and what is written at the end; the loop is `snello.training`.
 
-`demo_data` has the text, the tokenizer and the rows, `demo_model` the shape, the optimizer and the loss.
+`demo_data` has the text, the tokenizer and the rows, `demo_model` the shape, the optimizers and the loss.
 
 The model is shipped, so anyone must be able to make it again: the data is the standard library of the
 running Python, the order follows from a seed, and every number that matters is a constant below or an
@@ -20,140 +20,65 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import signal
+import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from scripts.demo_data import CONTEXT, END_ID, END_TOKEN, Corpus, HeldOut, batches, load_held_out, prepare
-from scripts.demo_model import PEAK_RATE, Optimizer, losses, measure, new_model
+from scripts.demo_data import CONTEXT, END_ID, END_TOKEN, Corpus, DemoRows, HeldOut, load_held_out, prepare
+from scripts.demo_model import PEAK_RATE, losses, measure, new_model, optimizers
+from snello.training import Trained, TrainOptions, train
+from snello.training.checkpoint import saved_step
+from snello.training.data import Batch
 
 WARM_UP_STEPS = 40
-CLIP_NORM = 1.0
-SAVE_EVERY = 200
-LOG_EVERY = 20
+LOG_SECONDS = 20.0
+LAST_STEPS = 20  # whose mean loss is in the record
 
 
 # --- The run -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Schedule:
+def schedule(steps: int, decay_steps: int, seed: int, threads: int) -> TrainOptions:
     """Warm-up, constant, linear decay to zero over the last `decay_steps` of `steps`."""
-
-    steps: int
-    decay_steps: int
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, the first being 0; the last step still learns a little."""
-        warm = min(1.0, (step + 1) / WARM_UP_STEPS)
-        decay = min(1.0, (self.steps - step) / max(1, self.decay_steps))
-        return PEAK_RATE * min(warm, decay)
-
-
-@dataclass
-class Run:
-    """What a checkpoint holds: weights, optimizer, and how far the run has come."""
-
-    model: LlamaForCausalLM
-    optimizer: Optimizer
-    seed: int
-    step: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-    train_loss: float = math.nan
-
-    def save(self, path: Path) -> None:
-        """Write beside, then rename: a run that is cut while saving still has its older checkpoint."""
-        beside = path.with_suffix(".new")
-        state = {name: getattr(self, name) for name in ("seed", "step", "rows", "seconds", "train_loss")}
-        state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state | {"rng": torch.get_rng_state()}, beside)
-        os.replace(beside, path)
-
-    def load(self, path: Path) -> None:
-        """Continue from a checkpoint."""
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        for name in ("seed", "step", "rows", "seconds", "train_loss"):
-            setattr(self, name, state[name])
+    return TrainOptions(
+        steps=steps,
+        rate=PEAK_RATE,
+        schedule="constant",
+        warmup_steps=WARM_UP_STEPS - 1,
+        decay_steps=decay_steps,
+        seed=seed,
+        precision="bf16",
+        threads=threads,
+    )
 
 
-class StopRequest:
-    """Turns SIGTERM and SIGINT into a flag that the loop reads between steps."""
+def step_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Mean nats a token of one batch."""
+    assert isinstance(model, LlamaForCausalLM)
+    return losses(model, batch["tokens"], bf16=True).mean()
+
+
+class Log:
+    """The loop's progress as lines with the time of day, now and then."""
 
     def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
-        signal.signal(signal.SIGINT, self._ask)
+        self.last = -LOG_SECONDS
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-
-def one_step(run: Run, rows: torch.Tensor, rate: float) -> float:
-    """One update; returns the mean nats per token before it."""
-    loss = losses(run.model, rows, bf16=True).mean()
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(run.model.parameters(), CLIP_NORM)
-    run.optimizer.step(rate)
-    run.step += 1
-    run.rows += len(rows)
-    return float(loss.detach())
+    def __call__(self, message: str, fraction: float) -> None:
+        now = time.monotonic()
+        if now - self.last >= LOG_SECONDS or fraction == 1.0:
+            self.last = now
+            say(message)
 
 
 def say(text: str) -> None:
     """One log line with the time of day."""
     print(time.strftime("%H:%M:%S"), text, flush=True)
-
-
-def train(run: Run, corpus: Corpus, held: HeldOut, plan: Schedule, batch: int, checkpoint: Path) -> bool:
-    """Train to the end of the schedule; False when a signal ended it early, with a checkpoint saved."""
-    stop = StopRequest()
-    supply = batches(corpus, run.seed, batch, run.rows)
-    recent: list[float] = []
-    mark = time.monotonic()
-    while run.step < plan.steps and not stop.asked:
-        rate = plan.rate(run.step)
-        recent.append(one_step(run, next(supply), rate))
-        if run.step % LOG_EVERY == 0 or run.step == plan.steps:
-            now = time.monotonic()
-            spent, mark = now - mark, now
-            run.seconds += spent
-            run.train_loss = sum(recent) / len(recent)
-            say(progress(run, plan, rate, spent / len(recent), len(recent) * batch * CONTEXT / spent))
-            recent = []
-        if run.step % SAVE_EVERY == 0 and run.step < plan.steps:
-            report_and_save(run, held, checkpoint)
-            run.seconds, mark = run.seconds + time.monotonic() - mark, time.monotonic()
-    run.save(checkpoint)
-    return run.step >= plan.steps
-
-
-def progress(run: Run, plan: Schedule, rate: float, seconds_per_step: float, speed: float) -> str:
-    """The line that says how the run is doing."""
-    left = (plan.steps - run.step) * seconds_per_step / 60
-    return (
-        f"step {run.step}/{plan.steps} loss {run.train_loss:.4f} rate {rate:.2e} "
-        f"{speed:.0f} tokens/s left {left:.0f} min"
-    )
-
-
-def report_and_save(run: Run, held: HeldOut, checkpoint: Path) -> None:
-    """Checkpoint first, since it is what matters if the run is cut; then measure on the openings."""
-    run.save(checkpoint)
-    result = measure(run.model, held.openings, held.token_bytes, bf16=True)
-    say(f"step {run.step} held-out openings {result['bits_per_byte']:.4f} bits/byte, checkpoint saved")
 
 
 # --- The result --------------------------------------------------------------------------------------
@@ -173,26 +98,35 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def export(run: Run, tokenizer: Tokenizer, corpus: Corpus, held: HeldOut, plan: Schedule, out: Path) -> None:
+def export(
+    model: LlamaForCausalLM,
+    done: Trained,
+    plan: TrainOptions,
+    tokenizer: Tokenizer,
+    corpus: Corpus,
+    held: HeldOut,
+    out: Path,
+) -> None:
     """Write the model in BF16 with its tokenizer and its record; the record measures what was written."""
     out.mkdir(parents=True, exist_ok=True)
-    run.model.generation_config = GenerationConfig(bos_token_id=END_ID, eos_token_id=END_ID)
-    run.model.to(torch.bfloat16).save_pretrained(out)
+    model.generation_config = GenerationConfig(bos_token_id=END_ID, eos_token_id=END_ID)
+    model.to(torch.bfloat16).save_pretrained(out)
     # The weights are written readable by their owner only; a file that is shipped is for everyone.
     (out / "model.safetensors").chmod(0o644)
     write_tokenizer(tokenizer, out)
     shipped = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
     result = measure(shipped, held.windows, held.token_bytes, bf16=False)
+    last = done.losses[-LAST_STEPS:]
     facts = {
         **corpus.facts,
         "parameters": sum(p.numel() for p in shipped.parameters()),
         "context": CONTEXT,
-        "seed": run.seed,
-        "steps": run.step,
+        "seed": plan.seed,
+        "steps": done.steps,
         "decay_steps": plan.decay_steps,
-        "tokens_seen": run.rows * CONTEXT,
-        "seconds": round(run.seconds),
-        "train_nats_per_token": run.train_loss,
+        "tokens_seen": done.tokens,
+        "seconds": round(done.seconds),
+        "train_nats_per_token": sum(last) / len(last),
         "held_out": result,
     }
     (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -218,23 +152,23 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Train, or continue, and write the model when the schedule is complete."""
     options = parse_arguments(arguments)
-    torch.set_num_threads(options.threads)
+    folder = options.work / "training"
+    if not options.resume:
+        shutil.rmtree(folder, ignore_errors=True)
     options.work.mkdir(parents=True, exist_ok=True)
-    checkpoint = options.work / "checkpoint.pt"
     tokenizer, corpus = prepare(options.work)
-    held = load_held_out(tokenizer)
-    model = new_model(options.seed)
-    run = Run(model, Optimizer(model), options.seed)
-    if options.resume:
-        run.load(checkpoint)
-    plan = Schedule(options.steps, options.decay_steps)
+    model, rows = new_model(options.seed), DemoRows(corpus, options.seed, options.batch)
+    plan = schedule(options.steps, options.decay_steps, options.seed, options.threads)
     if options.decay_now is not None:
-        plan = Schedule(run.step + options.decay_now, options.decay_now)
-    say(f"{corpus.facts} from step {run.step} to {plan.steps}, decay over {plan.decay_steps}")
-    if run.step < plan.steps and not train(run, corpus, held, plan, options.batch, checkpoint):
-        say(f"stopped at step {run.step}, checkpoint saved")
+        reached = saved_step(folder) or 0
+        plan = schedule(reached + options.decay_now, options.decay_now, options.seed, options.threads)
+    say(f"{corpus.facts} to step {plan.steps}, decay over {plan.decay_steps}")
+    try:
+        done = train(model, rows, step_loss, plan, progress=Log(), checkpoint_dir=folder, optimizers=optimizers)
+    except KeyboardInterrupt:
+        say(f"stopped at step {saved_step(folder)}, checkpoint saved")
         return 0
-    export(run, tokenizer, corpus, held, plan, options.out)
+    export(model, done, plan, tokenizer, corpus, load_held_out(tokenizer), options.out)
     return 0
 
 

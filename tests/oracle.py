@@ -66,21 +66,28 @@ class Int8Matrix:
 
 
 @dataclass(frozen=True)
-class Int4Matrix:
+class GroupedMatrix:
+    """INT4, or INT3, whose group scales are signed."""
+
     q: NDArray[np.uint8]
-    group_scale: NDArray[np.uint8]
+    group_scale: NDArray[Any]
     row_scale: F32
     group_size: int
+    bits: int = 4
 
-    def padded(self) -> Int4Matrix:
-        q = pad(self.q, 1, BLOCK, 8)
+    @property
+    def offset(self) -> int:
+        return 8 if self.bits == 4 else 4
+
+    def padded(self) -> GroupedMatrix:
+        q = pad(self.q, 1, BLOCK, self.offset)
         groups = -(-q.shape[1] // self.group_size)
         scale = np.pad(self.group_scale, ((0, 0), (0, groups - self.group_scale.shape[1])), constant_values=1)
-        return Int4Matrix(q, scale, self.row_scale, self.group_size)
+        return GroupedMatrix(q, scale, self.row_scale, self.group_size, self.bits)
 
     def integers(self) -> NDArray[np.int64]:
         scale = np.repeat(self.group_scale.astype(np.int64), self.group_size, axis=1)[:, : self.q.shape[1]]
-        return scale * (self.q.astype(np.int64) - 8)
+        return scale * (self.q.astype(np.int64) - self.offset)
 
     def values(self) -> F32:
         return self.integers().astype(np.float32) * self.row_scale[:, None]
@@ -108,17 +115,30 @@ def pack_int8(matrix: Int8Matrix) -> Bytes:
     return np.concatenate([scale.view(np.uint8), sums.view(np.uint8), lines], axis=1).ravel()
 
 
-def pack_int4(matrix: Int4Matrix) -> Bytes:
+def pack_grouped(matrix: GroupedMatrix) -> Bytes:
     rows = matrix.q.shape[0]
     matrix = matrix.padded()
-    q = pad(matrix.q, LANES, 1, 8)
+    q = pad(matrix.q, LANES, 1, matrix.offset)
     panels = q.shape[0] // LANES
     scale = np.pad(matrix.row_scale, (0, -rows % LANES)).reshape(panels, LANES)
     groups = pad(matrix.group_scale, LANES, 1, 1).reshape(panels, LANES, -1).transpose(0, 2, 1)
     group_bytes = pad(np.ascontiguousarray(groups).reshape(panels, -1), 1, BLOCK, 0)
-    lines = lines_of(q).reshape(panels, -1, 2, 8, LANES, 4)
-    nibbles = lines[:, :, 0] | lines[:, :, 1] << 4
-    return np.concatenate([scale.view(np.uint8), group_bytes, nibbles.reshape(panels, -1)], axis=1).ravel()
+    lines = lines_of(q)
+    codes = (nibbles if matrix.bits == 4 else octals)(lines).reshape(panels, -1)
+    return np.concatenate([scale.view(np.uint8), group_bytes.view(np.uint8), codes], axis=1).ravel()
+
+
+def nibbles(lines: Bytes) -> Bytes:
+    """Per 64 columns: the first 32 low, the others high."""
+    halves = lines.reshape(len(lines), -1, 2, 8, LANES, 4)
+    return halves[:, :, 0] | halves[:, :, 1] << 4
+
+
+def octals(lines: Bytes) -> Bytes:
+    """Per 32 columns, 8 lines of codes in 3: two whole ones each, and the rest in the two high bits."""
+    a, b, c, d, e, f, g, h = np.moveaxis(lines.reshape(len(lines), -1, 8, LANES, 4), 2, 0)
+    packed = a | b << 3 | (g & 3) << 6, c | d << 3 | (h & 3) << 6, e | f << 3 | (g >> 2) << 6 | (h >> 2) << 7
+    return np.stack(packed, axis=2)
 
 
 # ---- activations ----
@@ -170,7 +190,7 @@ def finish(y: F32, bias: F32 | None, onto: F32 | None) -> F32:
 
 
 def linear_integer(
-    rows: Rows, matrix: Int8Matrix | Int4Matrix, bias: F32 | None = None, onto: F32 | None = None
+    rows: Rows, matrix: Int8Matrix | GroupedMatrix, bias: F32 | None = None, onto: F32 | None = None
 ) -> F32:
     """Quantized activations: an exact integer sum, then three roundings."""
     acc = rows.q.astype(np.int64) @ matrix.padded().integers().T
@@ -193,7 +213,7 @@ def linear_float(x: F32, w: F32, bias: F32 | None = None, onto: F32 | None = Non
 
 
 def linear_weight_only(
-    x: F32, matrix: Int8Matrix | Int4Matrix, bias: F32 | None = None, onto: F32 | None = None
+    x: F32, matrix: Int8Matrix | GroupedMatrix, bias: F32 | None = None, onto: F32 | None = None
 ) -> F32:
     """FP32 activations and integer weights: the chain over the integers, then the row scale."""
     w = matrix.padded()

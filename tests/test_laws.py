@@ -31,7 +31,12 @@ LAYERS = {  # a module imports from lower layers, and from its own part
     "__main__": 7,
     "__init__": 7,
 }
-ACROSS = {("optimize", "measure"), ("cli", "terminal")}  # the same layer, one direction
+ACROSS = {  # the same layer, one direction
+    ("optimize", "measure"),
+    ("cli", "terminal"),
+    ("serve", "report"),
+    ("techniques", "training"),
+}
 HEAVY = {"torch", "transformers", "accelerate"}
 # Whole files that are about torch; everywhere else it is imported inside the function that needs it.
 ABOUT_TORCH = (

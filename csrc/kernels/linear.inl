@@ -55,7 +55,7 @@ inline Panel panel_at(const snello_tensor& w, int p) {
   const uint8_t* base = static_cast<const uint8_t*>(w.data) + p * bytes;
   int header = 0;
   if (w.format == SNELLO_INT8) header = 2 * kLineBytes;  // scales, sums
-  if (w.format == SNELLO_INT4) {
+  if (w.format > SNELLO_INT8) {
     const int groups = (w.columns + w.group_size - 1) / w.group_size;
     header = kLineBytes + (groups * kPanel + kLineBytes - 1) / kLineBytes * kLineBytes;
   }
@@ -94,7 +94,7 @@ inline void finish_integer(const LinearTask& task, int m, int p, const Panel& pa
 }
 
 inline void finish_float(const LinearTask& task, int m, int p, const Panel& panel, F32 acc) {
-  const bool scaled = panel.format == SNELLO_INT8 || panel.format == SNELLO_INT4;
+  const bool scaled = panel.format >= SNELLO_INT8;
   write_output(task, m, p, scaled ? mul(acc, load(panel.row_scale())) : acc);
 }
 
@@ -140,9 +140,31 @@ inline void direct_int8(const LinearTask& task, int p) {
   }
 }
 
+// A block of 64 columns as unsigned codes: how many lines it has, what a code of zero weight is, products of a half.
+struct CodesInt4 {
+  static constexpr int kLines = 8, kOffset = 8;
+  Nibbles block;
+  static LANES CodesInt4 at(const uint8_t* lines) { return {load_nibbles(lines)}; }
+  static LANES I32 scale(const uint8_t* p) { return load_u8(p); }
+  template <int half>
+  LANES I32 dot(I32 acc, const int8_t* x) const {
+    return dot_nibbles<half>(acc, block, x);
+  }
+};
+struct CodesInt3 {
+  static constexpr int kLines = 6, kOffset = 4;
+  Octals low, high;
+  static LANES CodesInt3 at(const uint8_t* lines) { return {load_octals(lines), load_octals(lines + 3 * kLineBytes)}; }
+  static LANES I32 scale(const uint8_t* p) { return load_s8(reinterpret_cast<const int8_t*>(p)); }
+  template <int half>
+  LANES I32 dot(I32 acc, const int8_t* x) const {
+    return dot_octals(acc, half ? high : low, x);
+  }
+};
+
 // Groups of 32 columns are one half of a block; larger groups take both halves before they meet their scale.
-template <int rows, bool halves>
-inline void direct_int4(const LinearTask& task, int p) {
+template <class Codes, int rows, bool halves>
+inline void direct_codes(const LinearTask& task, int p) {
   const Panel panel = panel_at(*task.weights, p);
   const int blocks = task.quant.width / kSumColumns;
   const int8_t* a = task.quant.q;
@@ -151,23 +173,24 @@ inline void direct_int4(const LinearTask& task, int p) {
   I32 acc[rows];
   for (I32& row : acc) row = set1(0);
   for (int k = 0; k < task.weights->columns; k += kBlock) {
-    const uint8_t* at = panel.lines + static_cast<int64_t>(k / kBlock) * 8 * kLineBytes;
+    const uint8_t* at = panel.lines + static_cast<int64_t>(k / kBlock) * Codes::kLines * kLineBytes;
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) prefetch(at + (rows == 1 ? kPrefetchBytesOneRow : kPrefetchBytes) + kLineBytes * i);
-    const Nibbles block = load_nibbles(at);
-    const I32 low_scale = load_u8(panel.group_scale(k));
-    const I32 high_scale = halves ? load_u8(panel.group_scale(k + kSumColumns)) : low_scale;
+    for (int i = 0; i < Codes::kLines; ++i)
+      prefetch(at + (rows == 1 ? kPrefetchBytesOneRow : kPrefetchBytes) + kLineBytes * i);
+    const Codes block = Codes::at(at);
+    const I32 low_scale = Codes::scale(panel.group_scale(k));
+    const I32 high_scale = halves ? Codes::scale(panel.group_scale(k + kSumColumns)) : low_scale;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const int8_t* x = a + r * stride + k;
       const int32_t* sum = sums + static_cast<int64_t>(r) * blocks + k / kSumColumns;
       if constexpr (halves) {
-        const I32 low = dot_nibbles<0>(set1(-8 * sum[0]), block, x);
-        const I32 high = dot_nibbles<1>(set1(-8 * sum[1]), block, x + kSumColumns);
+        const I32 low = block.template dot<0>(set1(-Codes::kOffset * sum[0]), x);
+        const I32 high = block.template dot<1>(set1(-Codes::kOffset * sum[1]), x + kSumColumns);
         acc[r] = add(acc[r], add(mul(low, low_scale), mul(high, high_scale)));
       } else {
-        const I32 low = dot_nibbles<0>(set1(-8 * (sum[0] + sum[1])), block, x);
-        acc[r] = add(acc[r], mul(dot_nibbles<1>(low, block, x + kSumColumns), low_scale));
+        const I32 low = block.template dot<0>(set1(-Codes::kOffset * (sum[0] + sum[1])), x);
+        acc[r] = add(acc[r], mul(block.template dot<1>(low, x + kSumColumns), low_scale));
       }
     }
   }
@@ -182,11 +205,16 @@ struct DirectInteger {
   void run() const {
     if (task.weights->format == SNELLO_INT8) {
       if constexpr (rows <= kDirectRowsInt8) direct_int8<rows>(task, p);
-    } else if (task.weights->group_size == kSumColumns) {
-      direct_int4<rows, true>(task, p);
+    } else if (task.weights->format == SNELLO_INT4) {
+      run_codes<CodesInt4, rows>();
     } else {
-      direct_int4<rows, false>(task, p);
+      run_codes<CodesInt3, rows>();
     }
+  }
+  template <class Codes, int rows>
+  void run_codes() const {
+    if (task.weights->group_size == kSumColumns) return direct_codes<Codes, rows, true>(task, p);
+    direct_codes<Codes, rows, false>(task, p);
   }
 };
 
@@ -227,11 +255,29 @@ inline const uint8_t* unpack_channels(const Panel& panel, int k, int count, uint
   return out;
 }
 
+// The 32 columns from k on of a panel of INT3, as 8 lines of signed bytes.
+template <int line = 0>
+LANES void store_octals(const Octals& octals, const OctalScale& scale, uint8_t* out) {
+  store_quads(out + line * kLineBytes, scaled_octals<line>(octals, scale));
+  if constexpr (line < 7) store_octals<line + 1>(octals, scale, out);
+}
+template <int fetch_bytes>
+LANES void unpack_octals(const Panel& panel, int k, uint8_t* out) {
+  const uint8_t* at = panel.lines + static_cast<int64_t>(k / kSumColumns) * 3 * kLineBytes;
+  if constexpr (fetch_bytes > 0)
+    for (int i = 0; i < 3; ++i) prefetch(at + fetch_bytes + i * kLineBytes);
+  store_octals(load_octals(at), octal_scale(panel.group_scale(k)), out);
+}
+
 // Columns [k, k + count) of a panel as signed bytes; INT8 weights are used where they are.
 template <int fetch_bytes>
 inline const uint8_t* unpack_integer(const Panel& panel, int k, int count, uint8_t* out) {
   if (panel.stride) return unpack_channels(panel, k, count, out);
   if (panel.format == SNELLO_INT8) return panel.lines + static_cast<int64_t>(k) * kPanel;
+  if (panel.format == SNELLO_INT3) {
+    for (int b = 0; b < count; b += kSumColumns) unpack_octals<fetch_bytes>(panel, k + b, out + b * kPanel);
+    return out;
+  }
   for (int b = 0; b < count; b += kBlock) {
     const uint8_t* at = panel.lines + static_cast<int64_t>((k + b) / kBlock) * 8 * kLineBytes;
     const NibbleScale low = nibble_scale(panel.group_scale(k + b));
@@ -310,7 +356,9 @@ inline IntegerChunk chunk_at(const snello_tensor& w, IntegerScratch& scratch, in
   IntegerChunk chunk;
   chunk.columns = count;
   if (by_channel(w.format)) return chunk_by_channel(w, scratch, p, panels, k, count);
-  chunk.next_bytes = w.format == SNELLO_INT8 ? kLineBytes : kLineBytes / 2;
+  chunk.next_bytes = w.format == SNELLO_INT8   ? kLineBytes
+                     : w.format == SNELLO_INT4 ? kLineBytes / 2
+                                               : kLineBytes * 3 / 8;
   for (int i = 0; i < panels; ++i) {
     const Panel panel = panel_at(w, p + i);
     chunk.weights[i] = unpack_integer<0>(panel, k, count, scratch.weights[i]);
@@ -461,6 +509,19 @@ LANES void multiply_all(FloatSums<rows, panels>& acc, const Panel (&w)[panels], 
   multiply_columns(acc, source, x, stride, count);
 }
 
+// Codes of three bits come out of a line eight at a time, so they are unpacked to bytes first.
+template <int rows, int panels>
+LANES void multiply_octals(FloatSums<rows, panels>& acc, const Panel (&w)[panels], const float* x, int64_t stride,
+                           int count) {
+  alignas(64) uint8_t lines[panels][kSumColumns * kPanel];
+  SourceInt8 source[panels];
+  for (int p = 0; p < panels; ++p) source[p] = {lines[p]};
+  for (int k = 0; k < count; k += kSumColumns) {
+    for (int p = 0; p < panels; ++p) unpack_octals<0>(w[p], k, lines[p]);
+    multiply_columns(acc, source, x + k, stride, kSumColumns);
+  }
+}
+
 struct DirectFloat {
   const LinearTask& task;
   int p0, p1;
@@ -493,6 +554,7 @@ struct DirectFloat {
     if (w[0].format == SNELLO_F16) return multiply_all<SourceF16>(acc, w, x, stride, count);
     if (w[0].format == SNELLO_BF16) return multiply_all<SourceBf16>(acc, w, x, stride, count);
     if (w[0].format == SNELLO_INT8) return multiply_all<SourceInt8>(acc, w, x, stride, count);
+    if (w[0].format == SNELLO_INT3) return multiply_octals(acc, w, x, stride, count);
     for (int k = 0; k < count; k += kBlock) {
       multiply_half_block<0>(acc, w, x, stride, k);
       multiply_half_block<1>(acc, w, x, stride, k);
@@ -526,6 +588,13 @@ inline const float* widen_panel(const Panel& panel, int k, int count, float* out
   if (panel.format == SNELLO_F16) widen_columns(source_of<SourceF16>(panel, k), count, out);
   if (panel.format == SNELLO_BF16) widen_columns(source_of<SourceBf16>(panel, k), count, out);
   if (panel.format == SNELLO_INT8) widen_columns(source_of<SourceInt8>(panel, k), count, out);
+  if (panel.format == SNELLO_INT3) {
+    alignas(64) uint8_t lines[kSumColumns * kPanel];
+    for (int b = 0; b < count; b += kSumColumns) {
+      unpack_octals<0>(panel, k + b, lines);
+      widen_columns(SourceInt8{lines}, kSumColumns, out + b * kPanel);
+    }
+  }
   if (panel.format == SNELLO_INT4) {
     for (int b = 0; b < count; b += kBlock) {
       widen_columns(int4_source<0>(panel, k + b), kSumColumns, out + b * kPanel);

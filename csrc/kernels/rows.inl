@@ -56,6 +56,16 @@ inline void gather_row(const snello_tensor& w, int row, int k0, int n, float* ou
   const int groups = (w.columns + w.group_size - 1) / w.group_size;
   const uint8_t* scales = panel + kPanel * 4 + lane;
   const uint8_t* lines = panel + kPanel * 4 + (groups * kPanel + 63) / 64 * 64 + lane * 4;
+  if (w.format == SNELLO_INT3) {
+    for (int i = 0; i < n; ++i) {
+      const int k = k0 + i, quad = k % kSumColumns / 4;
+      const uint8_t* at = lines + static_cast<int64_t>(k / kSumColumns) * 192 + k % 4;
+      const int q =
+          quad < 6 ? at[quad / 2 * 64] >> 3 * (quad % 2) & 7 : at[(quad - 6) * 64] >> 6 | (at[128] >> quad & 1) << 2;
+      out[i] = static_cast<float>(static_cast<int8_t>(scales[k / w.group_size * kPanel]) * (q - 4)) * row_scale;
+    }
+    return;
+  }
   for (int i = 0; i < n; ++i) {
     const int k = k0 + i, quad = k % kBlock / 4;
     const uint8_t byte = lines[static_cast<int64_t>(k / kBlock) * 512 + quad % 8 * 64 + k % 4];

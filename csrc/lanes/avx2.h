@@ -313,3 +313,38 @@ template <int index>
 LANES F32 byte_to_float(I32 line) {
   return to_float(shift_right<24>(shift_left<24 - 8 * index>(line)));
 }
+
+// ---- octals ----
+
+struct Octals {
+  const uint8_t* lines;
+};
+LANES Octals load_octals(const uint8_t* lines) { return {lines}; }
+template <int line>
+LANES __m256i octal_half(const uint8_t* lines) {
+  if constexpr (line < 6) {
+    const __m256i both = load_half(lines + 64 * (line / 2));
+    return _mm256_and_si256(line % 2 ? _mm256_srli_epi16(both, 3) : both, _mm256_set1_epi8(7));
+  } else {
+    const __m256i low = _mm256_srli_epi16(load_half(lines + 64 * (line - 6)), 6);
+    const __m256i high = _mm256_srli_epi16(load_half(lines + 128), line - 2);
+    return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi8(3)), _mm256_and_si256(high, _mm256_set1_epi8(4)));
+  }
+}
+// As of nibbles, with |s|; where s is negative, 7 - q takes the place of q: s * (q - 4) = |s| * (7 - q - 3).
+struct OctalScale {
+  I32 scale, offset, flip;
+};
+LANES OctalScale octal_scale(const uint8_t* scale) {
+  const I32 s = load_s8(reinterpret_cast<const int8_t*>(scale)), size = max(s, sub(set1(0), s));
+  const I32 negative = shift_right<31>(s), bytes = mul(size, set1(0x01010101));
+  const I32 offset = sub(shift_left<2>(bytes), bit_and(bytes, negative));  // no byte borrows: 4 |s| is more than |s|
+  return {mul(size, set1(0x00010001)), offset, bit_and(negative, set1(0x07070707))};
+}
+template <int line>
+LANES Quads scaled_octals(const Octals& octals, const OctalScale& s) {
+  const __m256i lo = _mm256_xor_si256(octal_half<line>(octals.lines), s.flip.lo);
+  const __m256i hi = _mm256_xor_si256(octal_half<line>(octals.lines + 32), s.flip.hi);
+  return {_mm256_sub_epi8(_mm256_mullo_epi16(lo, s.scale.lo), s.offset.lo),
+          _mm256_sub_epi8(_mm256_mullo_epi16(hi, s.scale.hi), s.offset.hi)};
+}

@@ -256,3 +256,45 @@ template <int index>
 LANES F32 byte_to_float(I32 line) {
   return to_float(shift_right<24>(shift_left<24 - 8 * index>(line)));
 }
+
+// ---- octals ----
+
+struct Octals {
+  __m512i v[3];
+};
+LANES Octals load_octals(const uint8_t* lines) {
+  return {{_mm512_loadu_si512(lines), _mm512_loadu_si512(lines + 64), _mm512_loadu_si512(lines + 128)}};
+}
+template <int line>
+LANES Quads octal_line(const Octals& octals) {
+  if constexpr (line < 6) {
+    const __m512i both = octals.v[line / 2];
+    return {_mm512_and_si512(line % 2 ? _mm512_srli_epi16(both, 3) : both, _mm512_set1_epi8(7))};
+  } else {
+    const __m512i low = _mm512_and_si512(_mm512_srli_epi16(octals.v[line - 6], 6), _mm512_set1_epi8(3));
+    const __m512i high = _mm512_srli_epi16(octals.v[2], line - 2);
+    return {_mm512_ternarylogic_epi32(low, high, _mm512_set1_epi8(4), 0xf8)};  // low | high & 4
+  }
+}
+template <int line = 0>
+LANES I32 dot_octals(I32 acc, const Octals& octals, const int8_t* activations) {
+  acc = dot_us(acc, octal_line<line>(octals), set1_quad(activations + 4 * line));
+  if constexpr (line < 7) acc = dot_octals<line + 1>(acc, octals, activations);
+  return acc;
+}
+// As of nibbles, with |s|; where s is negative, 7 - q takes the place of q: s * (q - 4) = |s| * (7 - q - 3).
+struct OctalScale {
+  __m512i scale, offset, flip;
+};
+LANES OctalScale octal_scale(const uint8_t* scale) {
+  const __m512i s = load_s8(reinterpret_cast<const int8_t*>(scale)).v, size = _mm512_abs_epi32(s);
+  const __m512i negative = _mm512_srai_epi32(s, 31), bytes = _mm512_mullo_epi32(size, _mm512_set1_epi32(0x01010101));
+  const __m512i offset = _mm512_sub_epi8(_mm512_slli_epi32(bytes, 2), _mm512_and_si512(bytes, negative));
+  return {_mm512_mullo_epi32(size, _mm512_set1_epi32(0x00010001)), offset,
+          _mm512_and_si512(negative, _mm512_set1_epi8(7))};
+}
+template <int line>
+LANES Quads scaled_octals(const Octals& octals, const OctalScale& s) {
+  const __m512i q = _mm512_xor_si512(octal_line<line>(octals).v, s.flip);
+  return {_mm512_sub_epi8(_mm512_mullo_epi16(q, s.scale), s.offset)};
+}

@@ -43,3 +43,18 @@ LANES I32 dot_nibbles(I32 acc, Nibbles block, const int8_t* activations) {
   return {dot_nibbles_half<half>(acc.lo, block.lines, activations),
           dot_nibbles_half<half>(acc.hi, block.lines + 32, activations)};
 }
+
+template <int line = 0>
+LANES __m256i pairs_of_octals(__m256i pairs, const uint8_t* lines, const int8_t* activations) {
+  const __m256i products = _mm256_maddubs_epi16(octal_half<line>(lines), set1_quad(activations + 4 * line).lo);
+  pairs = _mm256_add_epi16(pairs, products);
+  if constexpr (line < 7) pairs = pairs_of_octals<line + 1>(pairs, lines, activations);
+  return pairs;
+}
+LANES __m256i dot_octals_half(__m256i acc, const uint8_t* lines, const int8_t* activations) {
+  const __m256i pairs = pairs_of_octals(_mm256_setzero_si256(), lines, activations);
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+LANES I32 dot_octals(I32 acc, Octals octals, const int8_t* activations) {
+  return {dot_octals_half(acc.lo, octals.lines, activations), dot_octals_half(acc.hi, octals.lines + 32, activations)};
+}

@@ -31,3 +31,13 @@ LANES I32 dot_nibbles(I32 acc, Nibbles block, const int8_t* activations) {
   return {dot_nibbles_half<half>(acc.lo, block.lines, activations),
           dot_nibbles_half<half>(acc.hi, block.lines + 32, activations)};
 }
+
+template <int line = 0>
+LANES __m256i dot_octals_half(__m256i acc, const uint8_t* lines, const int8_t* activations) {
+  acc = dpbusd(acc, octal_half<line>(lines), set1_quad(activations + 4 * line).lo);
+  if constexpr (line < 7) acc = dot_octals_half<line + 1>(acc, lines, activations);
+  return acc;
+}
+LANES I32 dot_octals(I32 acc, Octals octals, const int8_t* activations) {
+  return {dot_octals_half(acc.lo, octals.lines, activations), dot_octals_half(acc.hi, octals.lines + 32, activations)};
+}

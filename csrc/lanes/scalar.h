@@ -430,3 +430,43 @@ template <int index>
 inline F32 byte_to_float(I32 line) {
   return each<F32>([&](int i) { return static_cast<float>(static_cast<int8_t>(line.v[i] >> (8 * index))); });
 }
+
+// ---- octals: 3 lines of 64 bytes, 32 columns of INT3 weights of 16 rows ----
+//
+// Two codes lie in the six low bits of each line; the two bits above them, of the first and second line, are the low
+// bits of the last two codes, and their high bits are the two bits above in the third.
+
+struct Octals {
+  Quads v[3];
+};
+inline Octals load_octals(const uint8_t* lines) {
+  return {{load_quads(lines), load_quads(lines + 64), load_quads(lines + 128)}};
+}
+// Four columns of 16 rows: codes in 0..7.
+template <int line>
+inline Quads octal_line(const Octals& octals) {
+  Quads q;
+  for (int i = 0; i < 4 * kLanes; ++i) {
+    const int together = octals.v[line / 2 % 3].v[i] >> 3 * (line % 2);
+    const int apart = octals.v[line % 2].v[i] >> 6 | (octals.v[2].v[i] >> line & 1) << 2;
+    q.v[i] = static_cast<uint8_t>(line < 6 ? together & 7 : apart);
+  }
+  return q;
+}
+template <int line = 0>
+inline I32 dot_octals(I32 acc, const Octals& octals, const int8_t* activations) {
+  acc = dot_us(acc, octal_line<line>(octals), set1_quad(activations + 4 * line));
+  if constexpr (line < 7) acc = dot_octals<line + 1>(acc, octals, activations);
+  return acc;
+}
+// A line as signed weights s * (q - 4); scale: 16 group scales s.
+struct OctalScale {
+  I32 scale;
+};
+inline OctalScale octal_scale(const uint8_t* scale) { return {load_s8(reinterpret_cast<const int8_t*>(scale))}; }
+template <int line>
+inline Quads scaled_octals(const Octals& octals, const OctalScale& s) {
+  Quads q = octal_line<line>(octals);
+  for (int i = 0; i < 4 * kLanes; ++i) q.v[i] = static_cast<uint8_t>((q.v[i] - 4) * s.scale.v[i / 4]);
+  return q;
+}

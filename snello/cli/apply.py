@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from snello.cli.opening import open_model
 from snello.cli.options import Parser, add_options, build
-from snello.cli.techniques import lookup, require_torch
+from snello.cli.techniques import lookup, names, require_torch
 from snello.errors import SnelloError
 from snello.report import numbers
 from snello.terminal import Terminal, bar
@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     import numpy as np
 
     from snello.models.model import Model
+    from snello.techniques.base import Technique
 
 EXAMPLES = (
     "snello apply quantize demo --weights int8 -o lean/demo-int8",
     "snello apply quantize Qwen/Qwen3-0.6B --method gptq --text yours.txt -o lean/qwen3",
     "snello apply prune demo --ffn 0.25 --text yours.txt -o lean/demo-narrow",
+    "snello apply distill lean/demo-narrow --teacher demo --text yours.txt -o lean/demo-healed",
     "snello apply skip lean/demo-int8 --share 0.25 --text yours.txt -o lean/demo-skip",
     "snello apply sparsify demo --sparsity 0.5 -o lean/demo-half",
+    "snello apply attention Qwen/Qwen3-0.6B --window 1024 --layers 0-13 -o lean/qwen3-near",
     "snello apply quantize --help",
 )
 
@@ -34,7 +37,7 @@ def choose(parser: Parser, words: Sequence[str]) -> list[str]:
     name = next((word for word in words if not word.startswith("-")), None)
     if name is None:
         if "-h" in words or "--help" in words:
-            parser.add_argument("technique", metavar="TECHNIQUE", help="prune, quantize, skip, sparsify or trim")
+            parser.add_argument("technique", metavar="TECHNIQUE", help=names())
             return list(words)
         raise SnelloError("which technique?", "snello apply quantize MODEL -o DIR", exit_code=2)
     technique = lookup(name)
@@ -49,7 +52,9 @@ def choose(parser: Parser, words: Sequence[str]) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face name, or demo")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the lean folder goes")
-    parser.add_argument("--text", type=Path, action="append", default=[], help="calibration text; repeatable")
+    parser.add_argument(
+        "--text", type=Path, action="append", default=[], help="text to calibrate or train on; repeatable"
+    )
     parser.add_argument("--seed", type=int, default=0, help="[0]")
     parser.add_argument("--threads", type=int, help="[the physical cores]")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
@@ -71,7 +76,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
 
     context = Context(
         output=output,
-        windows=_calibration(arguments.text, model, getattr(technique, "counted_tokens", 0)),
+        windows=_calibration(arguments.text, model, _useful(technique)),
         seed=arguments.seed,
         threads=arguments.threads,
         progress=progress,
@@ -80,25 +85,33 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     terminal.clear_footer()
     before, after = (sum(file.stat().st_size for file in each.files) for each in (model, lean))
     terminal.say(f"{arguments.technique}: {numbers.size(before)} -> {numbers.size(after)}; no quality was measured")
+    if note := lean.history[-1].get("note"):
+        terminal.say(note)
     terminal.product(str(output))
     terminal.say(f"try it: snello run {output}")
     fields = {"technique": arguments.technique, "path": str(output), "bytes_before": before, "bytes_after": after}
     return {**fields, "digest": lean.digest}
 
 
-def _calibration(paths: Sequence[Path], model: Model, counted: int) -> list[np.ndarray]:
-    """All of these texts as calibration windows: alone, a step holds nothing back to judge itself.
+def _useful(technique: Technique) -> int:
+    """As many tokens as a technique has a use for, to train on or to count."""
+    from snello.techniques.base import wanted_tokens
 
-    `counted`: as many tokens as a technique has a use for, if that is more than a calibration's.
+    return max(wanted_tokens(technique), getattr(technique, "counted_tokens", 0))
+
+
+def _calibration(paths: Sequence[Path], model: Model, wanted: int) -> list[np.ndarray]:
+    """As much of these texts as is useful, as windows: alone, a step holds nothing back to judge itself.
+
+    `wanted`: tokens, if that is more than a calibration's.
     """
     import numpy as np
 
     from snello.measure.documents import read_source
     from snello.measure.text import Limits
 
-    limits, window = Limits(), min(Limits().calib_window, model.spec.max_positions)
+    most, window = max(Limits().calib, wanted), min(Limits().calib_window, model.spec.max_positions)
     ids: list[int] = []
-    most = max(limits.calib, counted)
     for document in (document for path in paths for document in read_source(path)):
         ids += model.tokenizer.encode(document.text)
         if len(ids) >= most:

@@ -38,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        choices=("bf16", "int8", "int4", "int4-all"),
+        choices=("bf16", "int8", "int4", "int4-all", "int3"),
         default="int4",
-        help="of --shape [int4, whose head is INT8]",
+        help="of --shape [int4, whose head is INT8, as int3's is]",
     )
     parser.add_argument("--cache", choices=("int8",), help="keys and values of --shape [as the shape has them, BF16]")
     parser.add_argument("--prompt", type=at_least(1), metavar="N", help="prompt tokens [512, or what fits]")

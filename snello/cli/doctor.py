@@ -30,29 +30,29 @@ AMX = {
 }
 KERNELS = {  # instruction set -> (operation, how)
     "amx": (
-        ("int4 and int8 linears, 5 rows or more", "AMX tiles, 32 rows and 32 outputs at once"),
-        ("int4 and int8 linears, fewer rows", "VNNI dot products, 16 rows of weights at once"),
+        ("int3, int4 and int8 linears, 5 rows or more", "AMX tiles, 32 rows and 32 outputs at once"),
+        ("int3, int4 and int8 linears, fewer rows", "VNNI dot products, 16 rows of weights at once"),
         ("fp32, fp16, bf16 linears", "AVX-512 fused multiply-add, widened exactly"),
         ("attention, int8 keys and values", "VNNI dot products"),
         ("attention, float keys and values", "AVX-512 fused multiply-add"),
         ("norms, activations, rotations, sampling", "AVX-512"),
     ),
     "avx512vnni": (
-        ("int4 and int8 linears", "VNNI dot products, 16 rows of weights at once"),
+        ("int3, int4 and int8 linears", "VNNI dot products, 16 rows of weights at once"),
         ("fp32, fp16, bf16 linears", "AVX-512 fused multiply-add, widened exactly"),
         ("attention, int8 keys and values", "VNNI dot products"),
         ("attention, float keys and values", "AVX-512 fused multiply-add"),
         ("norms, activations, rotations, sampling", "AVX-512"),
     ),
     "avxvnni": (
-        ("int4 and int8 linears", "VNNI dot products in 256 bits"),
+        ("int3, int4 and int8 linears", "VNNI dot products in 256 bits"),
         ("fp32, fp16, bf16 linears", "AVX2 fused multiply-add, widened exactly"),
         ("attention, int8 keys and values", "VNNI dot products in 256 bits"),
         ("attention, float keys and values", "AVX2 fused multiply-add"),
         ("norms, activations, rotations, sampling", "AVX2"),
     ),
     "avx2": (
-        ("int4 and int8 linears", "AVX2 integer products, exact"),
+        ("int3, int4 and int8 linears", "AVX2 integer products, exact"),
         ("fp32, fp16, bf16 linears", "AVX2 fused multiply-add, widened exactly"),
         ("attention, int8 keys and values", "AVX2 integer products, exact"),
         ("attention, float keys and values", "AVX2 fused multiply-add"),

@@ -7,14 +7,14 @@ import inspect
 from typing import Any
 
 from snello.cli.options import option_rows
-from snello.cli.techniques import lookup
+from snello.cli.techniques import lookup, names
 from snello.terminal import Terminal, table
 
 EXAMPLES = ("snello explain quantize",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("technique", metavar="TECHNIQUE", help="prune, quantize, skip, sparsify or trim")
+    parser.add_argument("technique", metavar="TECHNIQUE", help=names())
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
     add("--max-num-seqs", type=at_least(1), default=32, metavar="N", help="answers that run at the same time [32]")
     add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, or a smaller model")
+    add("--cache", type=Path, metavar="FOLDER", help="answers and prefixes on disk, kept across restarts [none]")
+    add("--cache-bytes", type=at_least(1), default=4_000_000_000, metavar="N", help="of each of the two [4000000000]")
     group = parser.add_argument_group("limits")
     group.add_argument("--queue-tokens", type=at_least(1), metavar="N", help="asked for at once [3 x the cache]")
     group.add_argument("--timeout", type=duration, default=600.0, metavar="TIME", help="of one request [10m]")
@@ -40,7 +42,18 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     from snello.serve.options import Limits, ServeOptions
     from snello.serve.server import serve
 
-    names = ("host", "port", "keys", "open", "context", "threads", "max_num_seqs", "speculate", "log_prompts")
+    names: tuple[str, ...] = (
+        "host",
+        "port",
+        "keys",
+        "open",
+        "context",
+        "threads",
+        "max_num_seqs",
+        "speculate",
+        "log_prompts",
+    )
+    names += ("cache", "cache_bytes")
     options = ServeOptions(
         models=tuple(arguments.models),
         drain_seconds=arguments.drain,

@@ -27,6 +27,14 @@ def lookup(name: str) -> type[Any]:
     return TECHNIQUES[name]
 
 
+def names() -> str:
+    """ "prune, quantize or sparsify"."""
+    from snello.techniques.table import TECHNIQUES
+
+    *others, last = TECHNIQUES
+    return f"{', '.join(others)} or {last}"
+
+
 def require_torch(purpose: str) -> None:
     """Calibration and training use torch, which the base install leaves out.
 

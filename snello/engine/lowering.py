@@ -8,20 +8,31 @@ name fails here and not in the core. Shapes: T rows, D hidden size, H heads, E h
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from snello.errors import SnelloError, Unsupported
 from snello.models.packed import PackedWeights
 from snello.models.rope import rope_tables
-from snello.models.spec import Attention, FeedForward, Format, Layer, Norm, Spec, input_name, linear_shape
+from snello.models.spec import (
+    GLOBAL,
+    INTEGER,
+    Attention,
+    FeedForward,
+    Format,
+    Layer,
+    Norm,
+    Spec,
+    input_name,
+    linear_shape,
+)
 from snello.native import core
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "tanh": 5}
 BLOCK = 64  # integer matrices pad their columns to this
 PARTS = {core.OpKind.TRANSFORM: "rotate, round"}  # what an op is called in a profile, where its name does not say it
-JOINED = {"q": "q, k, v", "k": "q, k, v", "v": "q, k, v", "up": "up, gate", "gate": "up, gate"}  # linears of one input
+JOINED = dict.fromkeys(("q", "k", "v", *GLOBAL), "q, k, v") | dict.fromkeys(("up", "gate"), "up, gate")  # of one input
 
 
 @dataclass
@@ -165,9 +176,15 @@ class _Builder:
         self.rope(mixer, k, mixer.num_kv_heads)
         mixed = self.register("mixed", mixer.num_heads * mixer.head_dim)
         self.attend(mixer, q, k, v, mixed)
+        if mixer.global_rows:
+            for part, register in zip(GLOBAL, (q, k, v), strict=True):
+                self.linear(f"{name}.{part}", x, register, bias=mixer.qkv_bias)
+            everywhere = replace(mixer, window=None, sinks=0)
+            self.attend(everywhere, q, k, v, mixed, rows=mixer.global_rows)
         self.linear(f"{name}.o", mixed, out, bias=mixer.out_bias, accumulate=self.accumulates(index))
 
-    def attend(self, mixer: Attention, q: int, k: int, v: int, mixed: int) -> None:
+    def attend(self, mixer: Attention, q: int, k: int, v: int, mixed: int, *, rows: int = 0) -> None:
+        """`rows`: only the first of each sequence are written; 0: all."""
         layer = len(self.lowered.cache_layers)
         self.lowered.cache_layers.append(
             core.CacheLayer(
@@ -175,7 +192,7 @@ class _Builder:
             )
         )
         heads = (layer, mixer.num_heads, mixer.num_kv_heads, mixer.head_dim)
-        numbers = (*heads, mixer.window or 0, mixer.sinks, int(mixer.causal))
+        numbers = (*heads, mixer.window or 0, mixer.sinks, int(mixer.causal), rows)
         scale = (mixer.score_scale, mixer.soft_cap or 0.0)
         self.op(core.OpKind.ATTENTION, q, k, v, out=mixed, i=numbers, f=scale)
 
@@ -387,7 +404,7 @@ def _needs_preparing(fmt: Format, width: int) -> bool:
 
 
 def _integer(fmt: Format) -> bool:
-    return fmt.weights in ("int8", "int4")
+    return fmt.weights in INTEGER
 
 
 def _padded(width: int) -> int:

@@ -340,7 +340,13 @@ class Session:
 
 
 def _cache_layers(spec: Spec) -> list[core.CacheLayer]:
-    mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
+    """Global rows have keys and values of their own."""
+    mixers = [
+        layer.mixer
+        for layer in spec.layers
+        if isinstance(layer.mixer, Attention)
+        for _ in range(2 if layer.mixer.global_rows else 1)
+    ]
     number = core.FORMATS[spec.cache_format]
     return [core.CacheLayer(num_kv_heads=m.num_kv_heads, head_dim=m.head_dim, format=number) for m in mixers]
 

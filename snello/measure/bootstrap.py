@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,31 @@ def mean_interval(clusters: Clusters, *, seed: int, draws: int = DRAWS, confiden
     scores = _scores(clusters, seed, draws)
     low, high = np.quantile(scores, [1 - confidence, confidence])
     return Interval(mean - float(high) * error, mean, mean - float(low) * error)
+
+
+def two_sided_p(clusters: Clusters, *, seed: int, draws: int = DRAWS) -> float:
+    """How often the studentized redraws are as far from 0 as the mean itself: small where chance explains it badly.
+
+    Fewer than 8 clusters tell nothing: 1.
+    """
+    if not np.any(clusters.sums) or len(clusters.sums) < LEAST_CLUSTERS:
+        return 1.0
+    clusters = clusters.gathered(MOST_CLUSTERS, seed)
+    error = float(_errors(clusters, np.ones((1, len(clusters.sums))))[1][0])
+    if error == 0.0:
+        return 1 / (draws + 1)
+    scores = np.abs(_scores(clusters, seed, draws))
+    return float((1 + np.count_nonzero(scores >= abs(clusters.mean) / error)) / (1 + len(scores)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values of one table, corrected so that the chance of a single false one stays what each says (Holm, 1979)."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
+        corrected[place] = largest
+    return corrected
 
 
 def _scores(clusters: Clusters, seed: int, draws: int) -> np.ndarray:

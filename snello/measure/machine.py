@@ -24,7 +24,7 @@ from snello.measure.sizes import attention_operations, cache_bytes, linear_bytes
 from snello.models.spec import Spec
 
 LADDER = tuple(2**power for power in (18, 20, 22, 23, 24, 25, 26, 28, 30))  # 256 KiB to 1 GiB
-COMPUTE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4")
+COMPUTE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4", "int3")
 FEATURES = (
     "avx2",
     "avx512f",

@@ -17,10 +17,9 @@ import numpy as np
 from snello.engine.native import NativeExecutor
 from snello.measure.machine import Machine
 from snello.measure.sizes import attention_operations, cache_bytes
-from snello.models.spec import Experts
+from snello.models.spec import INTEGER, Experts
 from snello.native.core import Op, OpKind, Tensor
 
-INTEGER = ("int8", "int4")
 PRODUCTS = (OpKind.LINEAR, OpKind.EXPERTS)
 
 

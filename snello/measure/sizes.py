@@ -6,49 +6,24 @@ must come from the packed layout alone (docs/numerics.md, Layout). A test holds 
 
 from __future__ import annotations
 
-from snello.models.spec import BITS, Attention, CacheFormat, Format, Spec, linear_names, linear_shape, read_share
-
-PANEL_ROWS = 16
-BLOCK_COLUMNS = 64
-LINE_BYTES = 64
-
-
-def _padded(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def packed_bytes(form: Format, rows: int, columns: int) -> int:
-    """Bytes of one packed matrix."""
-    if form.skip:
-        return _channel_scales(form, rows, columns) + _channel_weights(form, rows, columns)
-    panels = _padded(rows, PANEL_ROWS) // PANEL_ROWS
-    if form.weights == "int8":
-        return panels * (128 + PANEL_ROWS * _padded(columns, BLOCK_COLUMNS))
-    if form.weights == "int4":
-        padded = _padded(columns, BLOCK_COLUMNS)
-        scales = _padded(PANEL_ROWS * -(-padded // form.group_size), 64)
-        return panels * (64 + scales + PANEL_ROWS * padded // 2)
-    return panels * _padded(PANEL_ROWS * columns * BITS[form.weights] // 8, 64)
-
-
-def _channel_weights(form: Format, rows: int, columns: int) -> int:
-    return _slab_rows(form, rows) * _padded(columns, BLOCK_COLUMNS) * BITS[form.weights] // 8
-
-
-def _channel_scales(form: Format, rows: int, columns: int) -> int:
-    groups = -(-_padded(columns, BLOCK_COLUMNS) // form.group_size) if form.group_size else 0
-    return _slab_rows(form, rows) * (4 + groups)
-
-
-def _slab_rows(form: Format, rows: int) -> int:
-    """Rows that are stored by channel fill lines of 64 bytes."""
-    return _padded(rows, 8 * LINE_BYTES // BITS[form.weights])
+from snello.models.sizes import channel_weights, packed_bytes
+from snello.models.spec import (
+    BITS,
+    INTEGER,
+    Attention,
+    CacheFormat,
+    Format,
+    Spec,
+    linear_names,
+    linear_shape,
+    read_share,
+)
 
 
 def read_bytes(form: Format, rows: int, columns: int, streams: int = 1) -> int:
     """Bytes of one packed matrix that a step of so many rows reads: no channel that all of them skip."""
     stored = packed_bytes(form, rows, columns)
-    return stored - int(form.skip**streams * _channel_weights(form, rows, columns)) if form.skip else stored
+    return stored - int(form.skip**streams * channel_weights(form, rows, columns)) if form.skip else stored
 
 
 def linear_bytes(spec: Spec, rows: int = 1) -> int:
@@ -129,5 +104,4 @@ def attention_operations(spec: Spec, context: float) -> float:
 
 def arithmetic(form: Format) -> str:
     """Which inner loop a linear of this format runs: its own integers, or FP32."""
-    integer = form.weights in ("int8", "int4") and form.activations != "float"
-    return form.weights if integer or form.weights not in ("int8", "int4") else "fp32"
+    return "fp32" if form.weights in INTEGER and form.activations == "float" else form.weights

@@ -17,7 +17,7 @@ import numpy as np
 
 from snello.errors import SnelloError
 from snello.measure.documents import Document, order
-from snello.measure.overlap import seen_ngrams, without_overlap
+from snello.models.overlap import seen_ngrams, without_overlap
 
 WINDOW = 1_024
 UNSCORED = 64
@@ -267,13 +267,17 @@ def cut_examples(documents: Sequence[Document], encode: Encode, *, longest: int,
             break
         chosen.append(piece)
         total += len(piece)
-    cuts = {name: tuple(_example(d, i, encode, longest) for i, d in enumerate(parts[name])) for name in parts}
+    judged = ("select", "proof")
+    cuts = {name: [_example(d, i, encode, longest) for i, d in enumerate(parts[name])] for name in judged}
+    seen = seen_ngrams(chosen)
+    kept = {name: tuple(without_overlap(cuts[name], seen)) for name in judged}
     return Source(
         name=documents[0].source,
         documents=len(ordered),
         calib=tuple(chosen),
-        select=cuts["select"],
-        proof=cuts["proof"],
+        select=kept["select"],
+        proof=kept["proof"],
+        dropped_blocks=sum(len(cuts[name]) - len(kept[name]) for name in judged),
     )
 
 

@@ -20,7 +20,7 @@ from snello.models.files import read_json
 from snello.models.model import FLOAT_FORMATS, Floats, Loadable, StoredTensor
 from snello.models.parameters import matrix_names, parameter_shapes
 from snello.models.spec import Format, Spec
-from snello.models.tensor_file import open_tensor_file
+from snello.models.tensor_file import open_tensor_file, release_pages
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,7 +45,10 @@ class CheckpointWeights:
         return self._tensors[name].shape
 
     def values(self, name: str) -> Floats:
-        return self.stored(name).float32()
+        stored = self.stored(name)
+        values = stored.float32()
+        release_pages(stored.data)
+        return values
 
     def stored(self, name: str) -> StoredTensor:
         """The numbers as their file holds them; rows of a fused matrix are a view, another arrangement is undone."""

@@ -36,7 +36,7 @@ def packed(model: Model) -> PackedWeights:
     """The model's weights in the core's layout: its own if it is packed, else the cached copy, made if need be."""
     if isinstance(model.weights, PackedWeights):
         return model.weights
-    return cached(_key(model), model.spec, lambda writer: _pack(model, writer))
+    return cached(_key(model), model.spec, lambda writer: pack(model, writer))
 
 
 def cached(key: str, spec: Spec, fill: Callable[[PackedWriter], None]) -> PackedWeights:
@@ -63,7 +63,7 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(base) / "snello" / "packed"
 
 
-def _pack(model: Model, writer: PackedWriter) -> None:
+def pack(model: Model, writer: PackedWriter) -> None:
     """Every tensor in its own type, one at a time."""
     matrices, weights = set(matrix_names(model.spec)), model.weights
     for name in weights.names():

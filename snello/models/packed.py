@@ -21,7 +21,7 @@ from snello.errors import SnelloError
 from snello.models.model import Floats, StoredTensor
 from snello.models.parameters import matrix_names, parameter_shapes
 from snello.models.spec import Format, Spec, input_name, linear_names, read_share
-from snello.models.tensor_file import open_tensor_file
+from snello.models.tensor_file import open_tensor_file, release_pages
 from snello.native import core
 
 FORMAT_VERSION = "1.0"
@@ -133,7 +133,9 @@ class PackedWeights:
         if self.layouts[name].format == VECTOR:
             return self.vector(name).copy()
         rows, columns = self.layouts[name].shape
-        values = core.unpack(self.tensor(name)).values  # (N, padded K)
+        tensor = self.tensor(name)
+        values = core.unpack(tensor).values  # (N, padded K)
+        release_pages(tensor.data)
         fmt = matrix_format(self.spec, name)
         if fmt.rotate:
             block = rotate_block(columns)

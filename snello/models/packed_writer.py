@@ -31,7 +31,7 @@ from snello.models.packed import (
     layouts,
     packed_bytes,
 )
-from snello.models.spec import Spec
+from snello.models.spec import BITS, Spec
 from snello.native import core
 
 _ELSEWHERE = "{}choose another folder (--output, or SNELLO_CACHE for the cache)"
@@ -100,21 +100,23 @@ class PackedWriter:
         q = _widen(q, layout.columns, 0)
         self._write(name, (core.pack_int8(q[a:b], row_scale[a:b]).data for a, b in self._pieces(layout)))
 
-    def add_int4(
+    def add_grouped(
         self,
         name: str,
+        format: str,
         q: npt.NDArray[np.uint8],
-        group_scale: npt.NDArray[np.uint8],
+        group_scale: npt.NDArray[Any],
         row_scale: npt.NDArray[np.float32],
         group_size: int,
     ) -> None:
-        """q (N, K or padded K) in 0..15, group_scale (N, groups) in 1..15, row_scale (N)."""
-        layout = self._begin(name, "int4", q.shape, group_size)
-        q = _widen(q, layout.columns, 8)
+        """INT4: q (N, K or padded K) in 0..15, group_scale (N, groups) in 1..15; INT3: 0..7, -15..15 without 0. Also
+        row_scale (N)."""
+        layout = self._begin(name, format, q.shape, group_size)
+        q = _widen(q, layout.columns, 2 ** (BITS[format] - 1))
         group_scale = _widen(group_scale, -(-layout.columns // group_size), 1)
         pieces = self._pieces(layout)
-        packed = (core.pack_int4(q[a:b], group_scale[a:b], row_scale[a:b], group_size).data for a, b in pieces)
-        self._write(name, packed)
+        parts = ((q[a:b], group_scale[a:b], row_scale[a:b]) for a, b in pieces)
+        self._write(name, (core.pack_grouped(format, *part, group_size).data for part in parts))
 
     def add_packed(self, name: str, tensor: core.Tensor) -> None:
         """A matrix that is packed already, by panel or by channel; its bytes are copied."""

@@ -51,9 +51,9 @@ def _layer(spec: Spec, index: int) -> Shapes:
     attention = layer.mixer
     if not isinstance(attention, Attention):
         raise Unsupported(f"layer {index} mixes positions with {type(attention).__name__}", "attention is supported")
-    biased = {"q": attention.qkv_bias, "k": attention.qkv_bias, "v": attention.qkv_bias, "o": attention.out_bias}
+    biased = dict.fromkeys(attention.linears, attention.qkv_bias) | {"o": attention.out_bias}
     shapes = _norm(f"{stem}.attention.norm", spec.norm, spec.hidden_size)
-    for part in "qkvo":
+    for part in attention.linears:
         shapes |= _linear(spec, f"{stem}.attention.{part}", bias=biased[part])
     if attention.qk_norm is not None:
         for part in "qk":

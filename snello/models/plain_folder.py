@@ -32,6 +32,7 @@ from snello.models.tensor_writer import write_shards
 from snello.models.tokenizer import TOKENIZER_FILES
 
 HISTORY = "snello_history.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 CONFIG, INDEX, SHARD_BYTES = "config.json", "model.safetensors.index.json", 5_000_000_000
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 WIDTH_KEYS = {  # others: intermediate_size, num_hidden_layers
@@ -39,6 +40,8 @@ WIDTH_KEYS = {  # others: intermediate_size, num_hidden_layers
     "gpt2": ("n_inner", "n_layer"),
     "opt": ("ffn_dim", "num_hidden_layers"),
 }
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text")  # with num_key_value_heads
+LAYER_TYPES = ("qwen2", "qwen3", "gemma2", "gemma3_text")  # whose config says what each layer sees
 HEADS_APART = ("llama", "mistral", "qwen2", "qwen3")  # whose config says head_dim, so heads and width are free
 
 
@@ -79,11 +82,15 @@ def shaped_config(
     config["torch_dtype"] = TORCH_NAMES[spec.default_format.weights]
     if isinstance(config.get("layer_types"), list):
         config["layer_types"] = config["layer_types"][: len(spec.layers)]
+    if spec.family != source.spec.family:
+        config |= _renamed(config, spec)
+    config |= _seen(source.spec, spec)
+    if spec.family in GROUPED:
+        config["num_key_value_heads"] = layer.mixer.num_kv_heads
     if spec.family in HEADS_APART:
         config |= {
             "hidden_size": spec.hidden_size,
             "num_attention_heads": layer.mixer.num_heads,
-            "num_key_value_heads": layer.mixer.num_kv_heads,
             "head_dim": layer.mixer.head_dim,
         }
     beside = source.generation if generation is None else generation
@@ -98,6 +105,34 @@ def shaped_config(
             f"these differ: {', '.join(fields)}; start from the original checkpoint",
         )
     return config
+
+
+def _renamed(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    """The same weights under another family's name, which can say more of their attention."""
+    architectures = FAMILIES[spec.family].architectures
+    named = next(name for name, task in architectures.items() if task == spec.task)
+    keys: dict[str, Any] = {"model_type": spec.family, "architectures": [named]}
+    if spec.family == "longformer":
+        keys |= {"max_position_embeddings": spec.embedding.learned_positions, "pad_token_id": spec.pad_token}
+        keys["position_embedding_type"] = None  # Longformer has no other, and no key for it
+    return keys
+
+
+def _seen(source: Spec, spec: Spec) -> dict[str, Any]:
+    """What says how far rows see, where that is new."""
+    windows = [layer.mixer.window for layer in spec.layers if isinstance(layer.mixer, Attention)]
+    if windows == [layer.mixer.window for layer in source.layers if isinstance(layer.mixer, Attention)]:
+        return {}
+    widest = max((window for window in windows if window is not None), default=None)
+    if spec.family == "longformer":
+        return {"attention_window": [2 * ((window or 1) - 1) for window in windows]}
+    if spec.family in ("mistral", "phi3"):
+        return {"sliding_window": widest}
+    if spec.family in LAYER_TYPES:
+        switch = {"use_sliding_window": widest is not None} if spec.family.startswith("qwen") else {}
+        types = ["full_attention" if window is None else "sliding_attention" for window in windows]
+        return {**switch, "sliding_window": widest, "layer_types": types}
+    return {}
 
 
 def write_plain_folder(
@@ -130,6 +165,8 @@ def write_plain_folder(
             _copy_small_files(source.path, beside)
         for name, table in ((CONFIG, config), (HISTORY, {"history": list(history)})):
             (beside / name).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        if spec.max_positions > source.spec.max_positions:
+            _lengthen(beside / TOKENIZER_CONFIG, spec.max_positions)
         if is_sentence_folder(source.path):
             copy_sentence_files(source.path, beside)
         move_into_place(beside, path)
@@ -137,6 +174,13 @@ def write_plain_folder(
         raise cannot_write(path, error) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _lengthen(path: Path, positions: int) -> None:
+    """Tokenizers cut texts where their own settings say that the model ends."""
+    if path.exists():
+        settings = read_json(path) | {"model_max_length": positions}
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _copy_small_files(source: Path, folder: Path) -> None:

@@ -19,6 +19,7 @@ from snello.errors import Unsupported
 from snello.models import spec as specs
 from snello.models.rope import rope_tables
 
+NEAR_ROWS = 256  # rows with a window that are taken at once
 ACTIVATIONS: dict[specs.Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -97,6 +98,10 @@ class AttentionHalf(Half):
         self.k = nn.Linear(spec.hidden_size, keys, bias=mixer.qkv_bias)
         self.v = nn.Linear(spec.hidden_size, keys, bias=mixer.qkv_bias)
         self.o = nn.Linear(queries, spec.hidden_size, bias=mixer.out_bias)
+        if mixer.global_rows:
+            self.global_q = nn.Linear(spec.hidden_size, queries, bias=mixer.qkv_bias)
+            self.global_k = nn.Linear(spec.hidden_size, keys, bias=mixer.qkv_bias)
+            self.global_v = nn.Linear(spec.hidden_size, keys, bias=mixer.qkv_bias)
         if mixer.qk_norm is not None:
             self.q_norm = NormLayer(mixer.qk_norm, mixer.head_dim)
             self.k_norm = NormLayer(mixer.qk_norm, mixer.head_dim)
@@ -110,7 +115,17 @@ class AttentionHalf(Half):
             q, k = rotate(q, mixer.rope), rotate(k, mixer.rope)
         repeats = mixer.num_heads // mixer.num_kv_heads
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)  # (B, H, T, E)
-        return attend(mixer, q, k, v, mask).transpose(1, 2).flatten(2)  # (B, T, H * E)
+        mixed = attend(mixer, q, k, v, mask).transpose(1, 2).flatten(2)  # (B, T, H * E)
+        count = mixer.global_rows
+        return torch.cat((self.everywhere(y, mask), mixed[:, count:]), dim=1) if count else mixed
+
+    def everywhere(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        """The global rows, which see all positions by their own projections; (B, S, H * E)."""
+        mixer = self.mixer
+        q = by_head(self.global_q(y[:, : mixer.global_rows]), mixer.head_dim)  # (B, H, S, E)
+        k, v = (by_head(linear(y), mixer.head_dim) for linear in (self.global_k, self.global_v))  # (B, H, T, E)
+        seen = None if mask is None else mask.bool()[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, seen, scale=mixer.score_scale).transpose(1, 2).flatten(2)
 
 
 class FeedForwardHalf(Half):
@@ -204,7 +219,7 @@ class TokenEmbedding(nn.Module):
     def forward(self, tokens: Tensor, types: Tensor | None = None) -> Tensor:
         x = cast(Tensor, self.tokens(tokens)) * self.embedding.scale  # (B, T, D)
         if self.embedding.learned_positions:
-            x = x + self.positions(torch.arange(tokens.shape[1]) + self.embedding.position_offset)
+            x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device) + self.embedding.position_offset)
         if self.embedding.token_types:
             x = x + self.types(torch.zeros_like(tokens) if types is None else types)
         return cast(Tensor, self.norm(x)) if self.embedding.norm else x
@@ -237,11 +252,11 @@ class AnswerHead(nn.Module):
 
     def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """One row of D per sequence: the mean, the last real row, or the first; then the pooler if there is one."""
-        real = torch.ones(x.shape[:2], dtype=x.dtype) if mask is None else mask.to(x.dtype)  # (B, T)
+        real = x.new_ones(x.shape[:2]) if mask is None else mask.to(x.dtype)  # (B, T)
         if self.head.pooling == "mean":
             row = (x * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1e-9)
         elif self.head.pooling == "last":
-            row = x[torch.arange(len(x)), real.sum(1).long() - 1]
+            row = x[torch.arange(len(x), device=x.device), real.sum(1).long() - 1]
         else:
             row = x[:, 0]
         return row if self.head.pooler is None else ACTIVATIONS[self.head.pooler](self.pooler(row))
@@ -268,7 +283,7 @@ def by_head(x: Tensor, head_dim: int) -> Tensor:
 
 def rotate(x: Tensor, rope: specs.Rope) -> Tensor:
     """Rotary embedding of rows at positions 0 .. T - 1: the first `dims` of each head, in halves or pairs."""
-    cos, sin = _tables(rope, x.shape[-2])  # (T, dims / 2)
+    cos, sin = (table.to(x.device) for table in _tables(rope, x.shape[-2]))  # (T, dims / 2)
     part, rest = x[..., : rope.dims].float(), x[..., rope.dims :]
     shape = part.shape[:-1]
     pairs = part.reshape(*shape, -1, 2) if rope.interleaved else part.reshape(*shape, 2, -1).transpose(-1, -2)
@@ -287,30 +302,67 @@ def _tables(rope: specs.Rope, positions: int) -> tuple[Tensor, Tensor]:
 
 
 def attend(mixer: specs.Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(cap(q k^T * scale)) v over the visible positions; (B, H, T, E) in and out."""
-    seen = visible(mixer, q.shape[-2], mask)
+    """softmax(cap(q k^T * scale)) v over the visible positions; (B, H, T, E) in and out.
+
+    Rows with a window are taken in blocks beside the keys that any of them sees: no T x T scores, so time and memory
+    grow with T alone.
+    """
+    rows = q.shape[-2]
+    if mixer.window is None or mixer.window >= rows:
+        return weigh(mixer, q, k, v, visible(mixer, rows, mask, q.device))
+    parts = []
+    for start in range(0, rows, NEAR_ROWS):
+        end = min(rows, start + NEAR_ROWS)
+        columns = _near(mixer, start, end, rows, q.device)
+        seen = _sees(mixer, torch.arange(start, end, device=q.device)[:, None], columns[None, :])[None, None]
+        if mask is not None:
+            real = mask.bool()[:, None, None, columns]
+            seen = seen & (real | (columns == torch.arange(start, end, device=q.device)[:, None]))
+        parts.append(weigh(mixer, q[:, :, start:end], k[:, :, columns], v[:, :, columns], seen))
+    return torch.cat(parts, dim=2)
+
+
+def weigh(mixer: specs.Attention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """Rows q (B, H, R, E) over the keys and values (B, H, C, E) that `seen` (B or 1, 1, R, C) lets them see."""
     if mixer.soft_cap is None:
         causal = seen is None and mixer.causal
         return F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal, scale=mixer.score_scale)
-    scores = q @ k.transpose(-1, -2) * mixer.score_scale  # (B, H, T, T)
+    scores = q @ k.transpose(-1, -2) * mixer.score_scale  # (B, H, R, C)
     scores = mixer.soft_cap * torch.tanh(scores / mixer.soft_cap)
     if seen is None and mixer.causal:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+        seen = torch.ones_like(scores[0, 0], dtype=torch.bool).tril()
     if seen is not None:
         scores = scores.masked_fill(~seen, float("-inf"))
     return scores.softmax(-1) @ v
 
 
-def visible(mixer: specs.Attention, rows: int, mask: Tensor | None) -> Tensor | None:
+def visible(mixer: specs.Attention, rows: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
     """True where a row sees a position, (B or 1, 1, T, T); None: plainly causal, or everything."""
     if mask is None and (mixer.window is None or mixer.window >= rows):
         return None
-    row, column = torch.arange(rows)[:, None], torch.arange(rows)[None, :]
-    seen = column <= row if mixer.causal else torch.ones(rows, rows, dtype=torch.bool)
-    if mixer.window is not None:
-        seen = seen & ((column > row - mixer.window) | (column < mixer.sinks))
-    seen = seen[None, None]
+    position = torch.arange(rows, device=device)
+    seen = _sees(mixer, position[:, None], position[None, :])[None, None]
     return seen if mask is None else seen & mask.bool()[:, None, None, :]
+
+
+def _sees(mixer: specs.Attention, row: Tensor, column: Tensor) -> Tensor:
+    """Whether the rows at these positions see these columns, padding apart."""
+    seen = column <= row if mixer.causal else torch.ones_like(row + column, dtype=torch.bool)
+    if mixer.window is None:
+        return seen
+    near = column > row - mixer.window
+    if not mixer.causal:
+        near = near & (column < row + mixer.window)
+    return seen & (near | (column < mixer.sinks))
+
+
+def _near(mixer: specs.Attention, start: int, end: int, rows: int, device: torch.device) -> Tensor:
+    """The positions that any of rows start .. end - 1 may see: sinks, then a stretch around the rows."""
+    assert mixer.window is not None
+    first = max(0, start - mixer.window + 1)
+    last = end if mixer.causal else min(rows, end + mixer.window - 1)
+    stretch = torch.arange(first, last, device=device)
+    return torch.cat((torch.arange(min(mixer.sinks, first), device=device), stretch))
 
 
 def check_experts(feed: specs.FeedForward, where: str) -> None:
@@ -328,7 +380,9 @@ def check(spec: specs.Spec) -> None:
         if not isinstance(layer.mixer, specs.Attention):
             raise Unsupported(f"{type(layer.mixer).__name__} mixer in {where}", "attention is what is supported")
         check_experts(layer.feed_forward, where)
-        if layer.mixer.window is not None and not layer.mixer.causal:
-            raise Unsupported(f"two-sided window attention in {where}", "windows are supported in causal models")
+        if layer.mixer.global_rows and (layer.mixer.rope or layer.mixer.qk_norm or layer.mixer.soft_cap):
+            raise Unsupported(
+                f"global tokens in {where}", "they are supported with learned positions alone (Longformer)"
+            )
         if layer.mixer.rope is not None:
             rope_tables(layer.mixer.rope, 1)

@@ -20,8 +20,8 @@ from snello.models.packed import VECTOR, Layout, PackedWeights, layouts
 from snello.models.packed_writer import PackedWriter
 from snello.models.spec import CacheFormat, Format, Spec, is_router, linear_names
 
-RandomWeights = Literal["bf16", "int8", "int4", "int4-all"]  # int4: an INT8 head; int4-all: an INT4 head too
-PRESETS: tuple[RandomWeights, ...] = ("bf16", "int8", "int4", "int4-all")
+RandomWeights = Literal["bf16", "int8", "int4", "int4-all", "int3"]  # int4, int3: an INT8 head; int4-all: an INT4 head
+PRESETS: tuple[RandomWeights, ...] = ("bf16", "int8", "int4", "int4-all", "int3")
 GROUP_SIZE: Literal[128] = 128
 
 
@@ -106,7 +106,7 @@ def spec_of_shape(name: str, weights: RandomWeights = "bf16") -> Spec:
     int8 = Format(weights="int8", activations="int8", rotate=True, equalize=True)
     int4 = dataclasses.replace(int8, weights="int4", group_size=GROUP_SIZE)
     head = int4 if weights == "int4-all" else int8
-    body = int8 if weights == "int8" else int4
+    body = {"int8": int8, "int3": dataclasses.replace(int4, weights="int3")}.get(weights, int4)
     formats = {linear: head if linear == "head" else body for linear in linear_names(spec) if not is_router(linear)}
     return spec.with_formats(formats if spec.head.tied else {**formats, "embedding": Format(weights="int8")})
 
@@ -146,11 +146,12 @@ def _fill(writer: PackedWriter, spec: Spec, random: np.random.Generator) -> None
         elif layout.format == "int8":
             q = np.maximum(_integers(random, layout).view(np.int8), -127)
             writer.add_int8(name, q, _row_scale(random, layout, 73.0))
-        elif layout.format == "int4":
+        elif layout.format == "int4" or layout.format == "int3":
             groups = (layout.shape[0], -(-layout.columns // layout.group_size))
             group_scale = random.integers(6, 16, groups, np.uint8)
-            q = _integers(random, layout) & np.uint8(15)
-            writer.add_int4(name, q, group_scale, _row_scale(random, layout, 50.0), layout.group_size)
+            q = _integers(random, layout) & np.uint8(15 if layout.format == "int4" else 7)
+            row_scale = _row_scale(random, layout, 50.0 if layout.format == "int4" else 25.0)
+            writer.add_grouped(name, layout.format, q, group_scale, row_scale, layout.group_size)
         else:
             writer.add_float(name, _floats(random, layout), "bf16")
 

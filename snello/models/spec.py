@@ -15,21 +15,24 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 Task: TypeAlias = Literal["causal-lm", "masked-lm", "sequence-classification", "embedding"]
-WeightFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+WeightFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4", "int3"]
 CacheFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 Activation: TypeAlias = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "tanh"]
 
 LATER = "later"  # a field that older specs do not have: left out of the JSON where it says nothing, so digests stay
-BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
+GLOBAL = ("global_q", "global_k", "global_v")
+BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
+GROUPED: tuple[WeightFormat, ...] = ("int4", "int3")  # with a scale for each group of columns
+INTEGER: tuple[WeightFormat, ...] = ("int8", *GROUPED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """How the weights of one linear are stored, and how its input is prepared (docs/numerics.md).
 
-    `group_size` belongs to INT4. `activations` int8 quantizes the input per row and needs integer weights; int8-static
-    does so by one scale for all rows, measured before and stored. `rotate` and
-    `equalize` say that the weights are stored in the basis `W diag(input scale) H`; the input is brought there once.
+    `group_size` belongs to INT4 and INT3. `activations` int8 quantizes the input per row and needs integer weights;
+    int8-static does so by one scale for all rows, measured before and stored. `rotate` and `equalize` say that the
+    weights are stored in the basis `W diag(input scale) H`; the input is brought there once.
     `skip` above 0: values of the input below their channel's threshold, in that basis, are 0, about this share of them
     on the text that the thresholds were measured on. The weights are then stored by channel, so that what meets only
     zeros is not read. It needs integer activations; linears of one input have one `skip`.
@@ -63,6 +66,12 @@ class Rope:
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
+    """`window`: a row sees that many positions, its own included; where it looks both ways, window - 1 to each side.
+
+    `sinks` are the first positions, which every row goes on seeing. Where rows look both ways they see everything
+    themselves, by projections of their own (Longformer's global tokens).
+    """
+
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -80,6 +89,16 @@ class Attention:
     @property
     def score_scale(self) -> float:
         return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def global_rows(self) -> int:
+        """The first rows that see everything by projections of their own."""
+        return 0 if self.causal or self.window is None else self.sinks
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """In the order of computation."""
+        return ("q", "k", "v", *(GLOBAL if self.global_rows else ()), "o")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +267,7 @@ class Deployment:
 #
 # linear                              its input (shared: quantized and transformed once)
 # layers.{i}.attention.{q,k,v}        layers.{i}.attention.in
+# layers.{i}.attention.global_{q,k,v} layers.{i}.attention.in       (of global rows)
 # layers.{i}.attention.o              layers.{i}.attention.mixed
 # layers.{i}.ffn.{gate,up}            layers.{i}.ffn.in
 # layers.{i}.ffn.down                 layers.{i}.ffn.hidden
@@ -269,7 +289,7 @@ def linear_names(spec: Spec) -> list[str]:
     names: list[str] = []
     for index, layer in enumerate(spec.layers):
         if isinstance(layer.mixer, Attention):
-            names += [f"layers.{index}.attention.{part}" for part in "qkvo"]
+            names += [f"layers.{index}.attention.{part}" for part in layer.mixer.linears]
         names += feed_forward_linears(f"layers.{index}.ffn", layer.feed_forward)
     if spec.head.transform is not None:
         names.append("head.transform")
@@ -313,9 +333,9 @@ def read_share(spec: Spec, linear: str, rows: int = 1) -> float:
 def input_name(linear: str) -> str:
     """The canonical name of the input that this linear reads; linears that share it share its preparation."""
     stem, _, part = linear.rpartition(".")
-    shared = {"q": "in", "k": "in", "v": "in", "o": "mixed", "gate": "in", "up": "in", "down": "hidden", "router": "in"}
+    own = {"o": "mixed", "down": "hidden"}
     if stem.endswith(("attention", "ffn")):
-        return f"{stem}.{shared[part]}"
+        return f"{stem}.{own.get(part, 'in')}"
     if ".experts." in stem:
         return f"{stem}.hidden" if part == "down" else f"{stem.partition('.experts.')[0]}.in"
     return f"{linear}.in"
@@ -340,7 +360,7 @@ def linear_shape(spec: Spec, linear: str) -> tuple[int, int]:
     queries = layer.mixer.num_heads * layer.mixer.head_dim
     keys = layer.mixer.num_kv_heads * layer.mixer.head_dim
     shapes = {"q": (queries, spec.hidden_size), "k": (keys, spec.hidden_size), "v": (keys, spec.hidden_size)}
-    return shapes.get(part, (spec.hidden_size, queries))
+    return shapes.get(part.removeprefix("global_"), (spec.hidden_size, queries))
 
 
 def _to_plain(value: Any) -> Any:

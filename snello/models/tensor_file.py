@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from snello.errors import SnelloError
-from snello.models.model import DTYPE_BYTES, StoredTensor
+from snello.models.model import DTYPE_BYTES, Bytes, StoredTensor
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _INCOMPLETE = "download or copy the file again; it may be incomplete"
@@ -62,6 +62,24 @@ def open_tensor_file(path: Path) -> TensorFile:
         for entry in entries
     }
     return TensorFile(path, metadata, tensors)
+
+
+def release_pages(data: Bytes) -> None:
+    """Gives back the resident pages of a mapped tensor; touched again they are read again. Other memory stays.
+
+    Without it a walk through a model ends with the whole file resident, however little of it is in use at a time.
+    """
+    mapped: object = data
+    start = data.ctypes.data
+    while isinstance(mapped, np.ndarray):
+        start, mapped = mapped.ctypes.data, mapped.base
+    mapped = mapped.obj if isinstance(mapped, memoryview) else mapped
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    begin = data.ctypes.data - start
+    first, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + data.size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < end:
+        mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:

@@ -7,9 +7,11 @@ The package `tokenizers` does the work.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ GPT2_SPECIAL = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endofte
 BERT_SPECIAL = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
 }  # fmt: skip
+
+MASKS = ("[MASK]", "<mask>")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,16 @@ class Tokenizer:
         """Tokens that this tokenizer knows, added ones included; a model's vocabulary may be padded beyond."""
         size: int = self.backend.get_vocab_size(with_added_tokens=True)
         return size
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that decides which tokens a text becomes."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    @property
+    def mask_token(self) -> int | None:
+        """The token that hides a word from an encoder, if there is one."""
+        return next((found for name in MASKS if (found := self.token_id(name)) is not None), None)
 
     def token_id(self, token: str) -> int | None:
         number: int | None = self.backend.token_to_id(token)

@@ -36,7 +36,8 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Bytes = npt.NDArray[np.uint8]
 
-FORMATS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int8-channels": 6, "int4-channels": 7}
+FORMATS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int3": 5, "int8-channels": 6, "int4-channels": 7}
+GROUP_SCALE = {"int4": np.uint8, "int3": np.int8}  # how scales of groups are stored
 CHANNELS = "-channels"  # stored by channel: inputs that are 0 are not read
 MAX_CHANNELS = 32_768
 FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
@@ -140,12 +141,13 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Unpacked:
-    """`values` FP32 [N, K]; of integer matrices also q, scales per row [N] and, INT4, per group [N, groups]."""
+    """`values` FP32 [N, K]; of integer matrices also q, scales per row [N] and, INT4 and INT3, per group
+    [N, groups]."""
 
     values: Floats
     q: npt.NDArray[Any] | None = None
     row_scale: Floats | None = None
-    group_scale: Bytes | None = None
+    group_scale: npt.NDArray[Any] | None = None
 
 
 def packed_bytes(format: str, rows: int, columns: int, group_size: int = 0) -> int:
@@ -177,16 +179,18 @@ def pack_int8(q: npt.NDArray[np.int8], row_scale: Floats) -> Tensor:
     return Tensor(data, "int8", rows, _padded(columns))
 
 
-def pack_int4(q: Bytes, group_scale: Bytes, row_scale: Floats, group_size: int) -> Tensor:
-    """q [N, K] in 0..15; group_scale [N, ceil(K / group)] in 1..15; row_scale [N]. Columns are padded to 64."""
-    q, group_scale = np.ascontiguousarray(q, np.uint8), np.ascontiguousarray(group_scale, np.uint8)
+def pack_grouped(format: str, q: Bytes, group_scale: npt.NDArray[Any], row_scale: Floats, group_size: int) -> Tensor:
+    """INT4: q [N, K] in 0..15, group_scale [N, ceil(K / group)] in 1..15; INT3: 0..7, -15..15 without 0. Also
+    row_scale [N]. Columns are padded to 64."""
+    pack = {"int4": library().snello_pack_int4, "int3": library().snello_pack_int3}[format]
+    q, group_scale = np.ascontiguousarray(q, np.uint8), np.ascontiguousarray(group_scale, GROUP_SCALE[format])
     row_scale = np.ascontiguousarray(row_scale, np.float32)
     rows, columns = q.shape
     assert group_scale.shape == (rows, -(-columns // group_size)) and row_scale.shape == (rows,)
-    data = aligned_empty(packed_bytes("int4", rows, columns, group_size))
+    data = aligned_empty(packed_bytes(format, rows, columns, group_size))
     pointers = (q.ctypes.data, group_scale.ctypes.data, row_scale.ctypes.data)
-    _check(library().snello_pack_int4(*pointers, rows, columns, group_size, data.ctypes.data))
-    return Tensor(data, "int4", rows, _padded(columns), group_size)
+    _check(pack(*pointers, rows, columns, group_size, data.ctypes.data))
+    return Tensor(data, format, rows, _padded(columns), group_size)
 
 
 def _padded(columns: int) -> int:
@@ -224,7 +228,7 @@ def unpack(tensor: Tensor) -> Unpacked:
         _unpack(tensor, values=values, q8=q8, row_scale=row_scale)
         return Unpacked(values, q8, row_scale)
     q4 = np.empty((rows, columns), np.uint8)
-    group_scale = np.empty((rows, -(-columns // tensor.group_size)), np.uint8)
+    group_scale = np.empty((rows, -(-columns // tensor.group_size)), GROUP_SCALE[tensor.format])
     _unpack(tensor, values=values, q4=q4, group_scale=group_scale, row_scale=row_scale)
     return Unpacked(values, q4, row_scale, group_scale)
 

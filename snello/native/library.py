@@ -12,7 +12,7 @@ from typing import Any
 
 from snello.errors import SnelloError
 
-ABI_VERSION = 2
+ABI_VERSION = 4
 NAMES = ("libsnello.so", "libsnello.dylib")
 
 I32, U64, F32, PTR = c.c_int32, c.c_uint64, c.c_float, c.c_void_p
@@ -77,6 +77,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "snello_pack_float": (I32, [I32, I32, PTR, I32, I32, PTR]),
     "snello_pack_int8": (I32, [PTR, PTR, I32, I32, PTR]),
     "snello_pack_int4": (I32, [PTR, PTR, PTR, I32, I32, I32, PTR]),
+    "snello_pack_int3": (I32, [PTR, PTR, PTR, I32, I32, I32, PTR]),
     "snello_unpack": (I32, [c.POINTER(CTensor), PTR, PTR, PTR, PTR, PTR]),
     "snello_to_channels": (I32, [c.POINTER(CTensor), PTR]),
     "snello_from_channels": (I32, [c.POINTER(CTensor), PTR]),

@@ -17,9 +17,9 @@ from snello.measure.timing import Ratio
 from snello.models.spec import Spec
 from snello.optimize.candidate import Candidate
 from snello.optimize.events import Event, StageStarted
+from snello.optimize.make import make
 from snello.optimize.receipts import Ablation
 from snello.optimize.recipe import Stage, Step, describe
-from snello.optimize.trial import make
 
 if TYPE_CHECKING:
     from snello.optimize.climb import Climb
@@ -77,7 +77,7 @@ def _without(climb: Climb, name: str, stage: Stage) -> Run:
     examiner, original, best = climb.examiner, climb.original, climb.best
     goal, blocks = climb.request.goal, examiner.texts.blocks("select")
     less = Candidate(name=stage.name, model=original.model, steps=stage.steps, prefixes=original.prefixes)
-    yield from make(examiner, climb.journal.artifacts, stage, less)
+    yield from make(examiner, stage, less)
     reading = yield from examiner.read(less, "select", stage.name)
     assert original.select is not None and best.select is not None
     loss = quality.compare(examiner.ruler, original.select, reading, blocks, seed=examiner.seed).loss

@@ -31,6 +31,7 @@ from snello.optimize.events import (
 from snello.optimize.examine import Examiner
 from snello.optimize.journal import Journal, Unit, unit_key
 from snello.optimize.ledger import Ledger
+from snello.optimize.make import make
 from snello.optimize.plain import revive
 from snello.optimize.plan import plan, preflight
 from snello.optimize.planner import Forecast, Goals, Overhead, Prospect, forecast_for, prospect, why_not_run
@@ -38,10 +39,9 @@ from snello.optimize.proposals import Subject, cache_stage
 from snello.optimize.receipts import StepReceipt
 from snello.optimize.recipe import Stage, Step
 from snello.optimize.search import search
-from snello.optimize.trial import costs_the_same, judge, make
+from snello.optimize.trial import costs_the_same, judge
 
 Run: TypeAlias = Generator[Event, None, Any]
-MODEL_FILE = "model.safetensors"
 TOO_LONG = "needs about"
 
 
@@ -189,7 +189,7 @@ class Climb:
     def _run_stage(self, stage: Stage, candidate: Candidate, index: int, inputs: dict[str, Any]) -> Run:
         """Makes, measures and judges. The outcome is journaled as one unit; only then does a dropped folder go."""
         before = self.worker.finished_seconds
-        yield from make(self.examiner, self.journal.artifacts, stage, candidate)
+        yield from make(self.examiner, stage, candidate)
         judgement, gain = yield from judge(self.examiner, candidate, self.best)
         candidate.seconds = self.worker.finished_seconds - before
         row = self.ledger.stage_row(index, candidate, self.best, judgement, gain)

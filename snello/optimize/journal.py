@@ -66,8 +66,8 @@ class Journal:
         return file
 
     def _sweep(self) -> None:
-        """What a killed run left half written."""
-        for partial in (*self.artifacts.glob(".*.partial"), *self.artifacts.glob("*.state")):
+        """What a killed run left half written. A `.state` beside an artefact is whole: a step goes on from it."""
+        for partial in self.artifacts.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
         for partial in self.units.glob("*.partial"):
             partial.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from snello.measure.sizes import weights_bytes
 from snello.optimize.events import Event, Goal, Planned, PlannedStage, Warned
 from snello.optimize.files import folder_bytes
 from snello.optimize.planner import prospect, why_not_run
-from snello.optimize.proposals import cache_stage, phases, stage_of
+from snello.optimize.proposals import PHASES, cache_stage, stage_of
 from snello.optimize.recipe import Stage
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def plan(climb: Climb) -> Planned:
 def _stages(climb: Climb) -> Sequence[Stage]:
     if not climb.searches:
         return climb.request.recipe.stages
-    alone = [phase for phase in phases() if not phase.after]
-    stages = [stage_of((), "", offer) for phase in alone for offer in phase.offers(climb.subject)]
+    stages = [stage_of((), "", offer) for phase in PHASES for offer in phase(climb.subject)]
     extra = cache_stage(climb.original.spec, ())
     return [*stages, extra] if extra is not None else stages
 

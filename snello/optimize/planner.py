@@ -20,11 +20,13 @@ from snello.measure.speed import Workload
 from snello.models.spec import Spec
 from snello.optimize.gate import PAYS, percent
 from snello.optimize.recipe import Stage, Step
+from snello.techniques.base import wanted_tokens
 
 # per billion weights, before any was measured: by method, where a technique has none by its name
 APPLY_SECONDS = {"rtn": 40.0, "hqq": 150.0, "smoothquant": 400.0, "awq": 500.0, "gptq": 700.0, "prune": 1500.0}
 DOUBT = 0.95  # a prediction this much better than expected must not pay either before a stage is left out
-SENSITIVITY_SECONDS = 600.0
+SENSITIVITY_SECONDS = 1200.0
+TRAIN_SECONDS, CONTROL_SECONDS = 0.06, 0.04  # per token: with the teacher's answers, and on the text alone
 TIMED_RUNS = 30  # of the goal's workload, per judged stage
 Plan = Callable[[Step, Spec], Spec]
 
@@ -180,6 +182,8 @@ class Forecast:
 
     def _apply(self, step: Step) -> float:
         billions = self.weights / 1e9
+        if (tokens := wanted_tokens(step.technique)) > 0:
+            return billions * tokens * (TRAIN_SECONDS + CONTROL_SECONDS)
         method = str(step.options.get("method", "rtn"))
         seconds = APPLY_SECONDS.get(step.use, APPLY_SECONDS.get(method, APPLY_SECONDS["gptq"]))
         mixed = SENSITIVITY_SECONDS if step.options.get("weights") == "mixed" else 0.0

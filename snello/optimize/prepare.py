@@ -22,6 +22,7 @@ from snello.optimize.plain import revive
 from snello.optimize.request import Request
 from snello.optimize.work import Report, Worker
 from snello.optimize.workbench import Workbench
+from snello.techniques.base import wanted_tokens
 
 Run: TypeAlias = Generator[Event, None, Any]
 PILOT_TOKENS = 2_048
@@ -93,6 +94,8 @@ def _write_text(request: Request, bench: Workbench, worker: Worker, original: Ca
 def _limits(request: Request, worker: Worker, runners: Runners, original: Candidate) -> Run:
     """How much text the time budget allows to read, from the speed of a first window."""
     seed = request.seed
+    steps = [step for stage in request.recipe.stages for step in stage.steps]
+    wanted = max((wanted_tokens(step.technique) for step in steps), default=0)
 
     def work(report: Report) -> Any:
         report("measure", 0, 1, "window")
@@ -103,12 +106,12 @@ def _limits(request: Request, worker: Worker, runners: Runners, original: Candid
         most = {name: int(speed * share * request.time_budget) for name, share in cuts.items()}
         default = Limits()
         return {
-            "calib": default.calib,
+            "calib": max(default.calib, wanted),
             "select": min(default.select, max(LEAST_TOKENS, most["select"])),
             "proof": min(default.proof, max(LEAST_TOKENS, most["proof"])),
         }, {}
 
-    inputs = {"model": original.digest, "budget": request.time_budget}
+    inputs = {"model": original.digest, "budget": request.time_budget, "training": wanted}
     unit = yield from worker.unit("text", "limits", inputs, work)
     return Limits(**unit.value)
 

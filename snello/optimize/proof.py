@@ -21,6 +21,7 @@ from snello.measure.timing import Ratio, ratio
 from snello.optimize.baseline import again
 from snello.optimize.candidate import Candidate
 from snello.optimize.climb import Climb
+from snello.optimize.control import against_the_better
 from snello.optimize.events import Event
 from snello.optimize.examine import Examiner, cost_ratio
 from snello.optimize.gate import judge_quality
@@ -71,6 +72,7 @@ def prove(climb: Climb) -> Run:
     original = yield from examiner.read(climb.original, "proof", "proof")
     lean = yield from examiner.read(climb.best, "proof", "proof")
     evidence: Evidence = yield from examiner.evidence(climb.best, lean, original, "proof", None, "proof")
+    evidence = yield from against_the_better(examiner, climb.best, evidence, "proof")
     refused = judge_quality(
         evidence.loss,
         request.max_loss,
@@ -154,11 +156,12 @@ def windows(examiner: Examiner, evidence: Evidence, blocks: Sequence[Block]) -> 
     if not examiner.original.spec.causal:
         return None
     chosen = [block for block in blocks if block.source == _decisive(evidence)]
+    loss = evidence.over_original or evidence.loss  # whoever checks has no control at hand
     return {
         "windows": [block.tokens.tolist() for block in chosen],
         "scored_from": [block.scored_from for block in chosen],
-        "loss": evidence.loss.mid,
-        "loss_high": evidence.loss.high,
+        "loss": loss.mid,
+        "loss_high": loss.high,
     }
 
 

@@ -1,8 +1,8 @@
-"""What the search may try, as one literal list of phases in their order: prune, heal, quantize.
+"""What the search may try, as one literal list of phases in their order: prune, quantize.
 
 A phase offers steps. The search puts each behind the original, and behind the few chains that earlier phases left over.
-A phase whose technique is not in the table offers nothing; one that heals takes chains that lost too much as well. The
-INT8 cache comes last, on top of what was kept.
+The INT8 cache comes last, on top of what was kept. Nothing here trains: that takes minutes to hours and much text, so
+it is for recipes.
 """
 
 from __future__ import annotations
@@ -46,16 +46,6 @@ class Subject:
 Offers = Callable[[Subject], tuple[Offer, ...]]
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One place in the order. `after`: only for chains that end with this technique; `heals`: lossy ones as well."""
-
-    use: str
-    offers: Offers
-    after: str = ""
-    heals: bool = False
-
-
 def prune_offers(subject: Subject) -> tuple[Offer, ...]:
     """Channels first: they cost least for what they save. Heads where keys and values count, which they shrink."""
     spec = subject.spec
@@ -92,10 +82,6 @@ def _upwards(fraction: Fraction) -> float:
     return -(-fraction.numerator * 10_000 // fraction.denominator) / 10_000
 
 
-def heal_offers(subject: Subject) -> tuple[Offer, ...]:
-    return (Offer("heal", Step("distill")),)
-
-
 def quantize_offers(subject: Subject) -> tuple[Offer, ...]:
     """Cheap and sure first, then fewer bits with more effort.
 
@@ -112,7 +98,7 @@ def quantize_offers(subject: Subject) -> tuple[Offer, ...]:
         found = {"weights": "int4", "group_size": subject.grid, "rotate": False, "equalize": False}
         offers.append(_quantize("int4, the checkpoint's own grid", **found))
     offers += [_quantize(f"int4, {m}", weights="int4", method=m) for m in ("rtn", "gptq", "awq")]
-    offers += [_quantize(f"mixed {b} bits", weights="mixed", bits=b, method="gptq") for b in (5.0, 6.0)]
+    offers += [_quantize(f"mixed {b} bits", weights="mixed", budget=f"{b:g} bits", method="gptq") for b in (5.0, 6.0)]
     return tuple(offers)
 
 
@@ -120,16 +106,7 @@ def _quantize(label: str, **options: object) -> Offer:
     return Offer(label, Step("quantize", options))
 
 
-PHASES: tuple[Phase, ...] = (
-    Phase("prune", prune_offers),
-    Phase("distill", heal_offers, after="prune", heals=True),
-    Phase("quantize", quantize_offers),
-)
-
-
-def phases() -> tuple[Phase, ...]:
-    """Those whose technique is there."""
-    return tuple(phase for phase in PHASES if phase.use in TECHNIQUES)
+PHASES: tuple[Offers, ...] = (prune_offers, quantize_offers)
 
 
 def stage_of(base: Sequence[Step], base_name: str, offer: Offer) -> Stage:

@@ -104,6 +104,15 @@ class SourceLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControlFacts:
+    """The original after the same training as the candidate's: `loss` is against the original, below zero a gain."""
+
+    name: str
+    digest: str
+    loss: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """All that was measured about the quality of one candidate on one cut of the text."""
 
@@ -117,6 +126,9 @@ class Evidence:
     weights_only_note: str = ""  # why it is absent, or on how many tokens
     executor_on_same_part: Interval | None = None  # the executor on that same part
     metric: Interval | None = None  # the user's own score: how much worse
+    against: str = "original"  # whom `loss` and `sources` compare with: of steps that train, the better one
+    over_original: Interval | None = None  # the loss against the original, where `against` may be another
+    controls: tuple[ControlFacts, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

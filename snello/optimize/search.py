@@ -16,7 +16,7 @@ from snello.optimize.candidate import Candidate, within_budget
 from snello.optimize.events import Event
 from snello.optimize.gate import percent
 from snello.optimize.planner import hopeless, prospect
-from snello.optimize.proposals import Offer, Phase, cache_stage, phases, stage_of
+from snello.optimize.proposals import PHASES, Offer, Offers, cache_stage, stage_of
 from snello.optimize.recipe import Stage, Step
 
 if TYPE_CHECKING:
@@ -29,9 +29,8 @@ WIDTH = 3  # of the beam, the original with it
 def search(climb: Climb) -> Run:
     """All phases, then the INT8 cache on what was kept."""
     found = Search(climb)
-    order = phases()
-    for number, phase in enumerate(order):
-        yield from found.phase(phase, later=order[number + 1 :])
+    for number, phase in enumerate(PHASES):
+        yield from found.phase(phase, later=PHASES[number + 1 :])
     extra = cache_stage(climb.original.spec, climb.best.steps)
     if extra is not None:
         made = sum(step.use != "quantize" for step in climb.best.steps)
@@ -44,20 +43,16 @@ class Search:
     def __init__(self, climb: Climb) -> None:
         self.climb = climb
         self.beam: list[Candidate] = []  # beside the original
-        self.lossy: list[Candidate] = []  # lost too much; something that heals may bring them back
         self.losses: dict[str, float] = {}
         self.too_much: dict[str, float] = {}  # label -> loss of what was refused
 
-    def phase(self, phase: Phase, later: Sequence[Phase]) -> Run:
+    def phase(self, phase: Offers, later: Sequence[Offers]) -> Run:
         climb = self.climb
-        offers = phase.offers(climb.subject)
-        made: list[Candidate] = []
-        if not phase.after:
-            climb.reserved_seconds = self._reserve(later)
-            made += yield from self._alone(offers)
-            climb.reserved_seconds = 0.0
-        bases = [*self.beam, *(self.lossy[:WIDTH] if phase.heals else ())]
-        made += yield from self._chains(phase, [base for base in bases if _fits(phase, base)], offers)
+        offers = phase(climb.subject)
+        climb.reserved_seconds = self._reserve(later)
+        made: list[Candidate] = yield from self._alone(offers)
+        climb.reserved_seconds = 0.0
+        made += yield from self._chains(offers)
         if later:
             self._choose(made)
 
@@ -93,13 +88,11 @@ class Search:
         climb = self.climb
         return prospect(stage, climb.original.spec, climb.original.spec, climb.goals, climb.examiner.bench.plan)
 
-    def _reserve(self, later: Sequence[Phase]) -> float:
+    def _reserve(self, later: Sequence[Offers]) -> float:
         """Seconds for the stages of later phases that may pay by themselves, one for each outcome."""
         climb, longest = self.climb, dict[str, float]()
         for phase in later:
-            if phase.after:
-                continue
-            for offer in phase.offers(climb.subject):
+            for offer in phase(climb.subject):
                 stage = stage_of((), "", offer)
                 found = self._plan_of(stage)
                 if found.spec is not None:
@@ -114,14 +107,14 @@ class Search:
 
     # ---- on chains
 
-    def _chains(self, phase: Phase, bases: Sequence[Candidate], offers: Sequence[Offer]) -> Run:
+    def _chains(self, offers: Sequence[Offer]) -> Run:
         made: list[Candidate] = []
-        chosen = offers if phase.after else self._best(offers)
-        stages = [(stage_of(base.steps, base.name, offer), len(base.steps)) for base in bases for offer in chosen]
+        chosen = self._best(offers)
+        stages = [(stage_of(base.steps, base.name, offer), len(base.steps)) for base in self.beam for offer in chosen]
         for stage, steps in sorted(stages, key=lambda pair: self._predicted(pair[0])):
             if self.climb.reached:
                 break
-            refused = "" if phase.heals else hopeless(stage.steps, self._lost_alone, self.climb.request.max_loss)
+            refused = hopeless(stage.steps, self._lost_alone, self.climb.request.max_loss)
             candidate = yield from self.climb.stage(stage, alone=True, made=steps, refused=refused)
             if candidate is not None:
                 made.append(candidate)
@@ -155,15 +148,10 @@ class Search:
     def _choose(self, made: Sequence[Candidate]) -> None:
         """Of all chains that lose little enough and are faster: the fastest, and then those that lose least."""
         within = [one for one in (*self.beam, *made) if within_budget(self.climb.request, one)]
-        self.lossy = sorted((one for one in made if one not in within), key=lambda one: one.loss.mid)
         within = [one for one in within if one.speedup.low > 1]
         fastest = sorted(within, key=lambda one: -one.speedup.mid)[:1]
         careful = sorted((one for one in within if one not in fastest), key=lambda one: one.loss.high)
         self.beam = [*fastest, *careful][: WIDTH - 1]
-
-
-def _fits(phase: Phase, base: Candidate) -> bool:
-    return not phase.after or base.steps[-1].use == phase.after
 
 
 def _key(step: Step) -> str:

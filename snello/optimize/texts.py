@@ -17,8 +17,6 @@ from snello.measure.rulers import Ruler, ruler_for
 from snello.measure.runner import Runner
 from snello.measure.text import Limits, Source, Texts
 
-MASKS = ("[MASK]", "<mask>")
-
 
 def read_documents(paths: Sequence[Path], model: Any) -> list[list[Document]]:
     """The documents of each `--text`, read as this kind of model needs them.
@@ -51,8 +49,7 @@ def end_token(model: Any) -> str | None:
 def ruler_of(model: Any, sources: Sequence[Sequence[Document]]) -> Ruler:
     """The yardstick for this model and text."""
     pairs = any(document.other is not None for source in sources for document in source)
-    named = (model.tokenizer.token_id(name) for name in MASKS) if model.spec.task == "masked-lm" else ()
-    mask = next((token for token in named if token is not None), None)
+    mask = model.tokenizer.mask_token if model.spec.task == "masked-lm" else None
     return ruler_for(model.spec, pairs=pairs, mask_token=mask)
 
 

@@ -1,77 +1,22 @@
-"""One stage on trial: its model is made, its quality and cost are measured, and the gate gives its verdict."""
+"""One stage on trial: its quality and cost are measured, and the gate gives its verdict."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import shutil
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any, TypeAlias
-
-import numpy as np
 
 from snello.measure.timing import Ratio
 from snello.models.spec import Spec
 from snello.optimize.candidate import Candidate, refused_for_quality
+from snello.optimize.control import against_the_better
 from snello.optimize.events import Event, Verdict
 from snello.optimize.examine import Examiner, cost_ratio
-from snello.optimize.files import folder_bytes, sha256_file
 from snello.optimize.gate import Judgement, judge_cost, judge_equal
-from snello.optimize.journal import unit_key
 from snello.optimize.receipts import Evidence
-from snello.optimize.recipe import GOALS, Stage, Step
-from snello.optimize.work import Answer, Report
-from snello.techniques.base import Context
+from snello.optimize.recipe import GOALS
 
 Run: TypeAlias = Generator[Event, None, Any]
-MODEL_FILE = "model.safetensors"
-
-
-def make(examiner: Examiner, artifacts: Path, stage: Stage, candidate: Candidate) -> Run:
-    """Makes the candidate's model. A folder appears whole, so one that is there is finished."""
-    for step in stage.steps:
-        inputs = {
-            "model": candidate.model.digest,
-            "step": step.resolved(),
-            "text": examiner.texts.sha256,
-        }
-        folder = artifacts / unit_key("artifact", {**examiner.worker.common, **inputs})
-        unit = yield from examiner.worker.unit(
-            stage.name, "apply", inputs, functools.partial(_make, examiner, step, candidate, folder)
-        )
-        if not folder.is_dir():  # dropped by a run with other wishes; the unit stays, the folder is made again
-            _make(examiner, step, candidate, folder, lambda *_: None)
-        candidate.model = examiner.bench.load(folder)
-        candidate.artifact, candidate.artifact_sha256 = folder, unit.value["sha256"]
-        candidate.prefixes = (*candidate.prefixes, candidate.model)
-
-
-def _make(examiner: Examiner, step: Step, candidate: Candidate, folder: Path, report: Report) -> Answer:
-    if not folder.is_dir():
-        state = folder.with_name(f"{folder.name}.state")
-
-        def progress(message: str, fraction: float) -> None:
-            report("apply", round(1000 * min(max(fraction, 0.0), 1.0)), 1000, "share")
-
-        context = Context(
-            output=folder,
-            windows=_windows(examiner, candidate),
-            seed=examiner.request.seed,
-            work_dir=state,
-            progress=progress,
-        )
-        examiner.bench.apply(step, candidate.model, context)
-        shutil.rmtree(state, ignore_errors=True)
-    return {"sha256": sha256_file(folder / MODEL_FILE), "bytes": folder_bytes(folder)}, {}
-
-
-def _windows(examiner: Examiner, candidate: Candidate) -> list[np.ndarray]:
-    """The calibration text in the tokens of the model that the step is applied to."""
-    rule, longest = examiner.rule(candidate), candidate.spec.max_positions
-    if rule is None:
-        return examiner.texts.calib
-    return [rule.translate(window)[0][:longest] for window in examiner.texts.calib]
 
 
 def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
@@ -82,6 +27,7 @@ def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
     evidence: Evidence = yield from examiner.evidence(
         candidate, candidate.select, examiner.original.select, "select", best, stage
     )
+    evidence = yield from against_the_better(examiner, candidate, evidence, stage)
     candidate.evidence, candidate.loss = evidence, evidence.loss
     refused = refused_for_quality(request, candidate)
     candidate.speed = yield from examiner.speed(candidate, stage)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from snello.optimize.events import LadderRow
-from snello.optimize.receipts import Passage, ProofReceipt, Receipts, RunReceipt
+from snello.optimize.receipts import Evidence, Passage, ProofReceipt, Receipts, RunReceipt
 from snello.report import charts, numbers
 from snello.report.blocks import Block, Command, Excerpt, Items, Page, Section, Table, Text
 from snello.report.cells import optional
@@ -173,6 +173,8 @@ def _controls(receipts: Receipts) -> Section:
         if step.row.kind in ("again", "fault"):
             name = f"{step.row.name}, on the selection text"
             rows.append((name, optional(step.row.loss, numbers.loss), verdict(step.row)))
+        if step.evidence is not None:
+            rows += _trained(step.evidence, f"{step.stage}, on the selection text")
     proof = receipts.proof
     if proof is not None and proof.evidence is not None:
         caught = {True: "caught", False: "not caught", None: "not measured"}[proof.fault_caught]
@@ -180,16 +182,26 @@ def _controls(receipts: Receipts) -> Section:
         rows.append(
             ("a planted fault just above the budget, on the proof", optional(proof.fault, numbers.loss), caught)
         )
+        rows += _trained(proof.evidence, "on the proof")
     rows.append(("do nothing: keep the original", "0.00%", "always possible"))
     for missing in () if proof is None else proof.not_measured:
         name, _, reason = missing.partition(": ")
         rows.append((name, "-", f"not measured: {reason}"))
     about = (
         "An instrument that cannot fail proves nothing. The original measured twice must show no difference; a small "
-        "damage planted on purpose must be found. 'Do nothing' is the alternative that every stage has to beat."
+        "damage planted on purpose must be found. A stage that trains is compared with the original trained alike, if "
+        "that reads better. 'Do nothing' is the alternative that every stage has to beat."
     )
     table = Table(columns=("control", "loss (at most)", "outcome"), rows=tuple(rows), right=(1,))
     return Section(key="controls", title="Controls", about=about, blocks=(table,))
+
+
+def _trained(evidence: Evidence, where: str) -> list[tuple[str, str, str]]:
+    """What the same training gives the original, and whom the stage that trains was compared with."""
+    return [
+        (f"the {one.name}: {where}", numbers.loss(one.loss), f"the loss is taken against: {evidence.against}")
+        for one in evidence.controls
+    ]
 
 
 # ---- 8: the check ---------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from snello.serve.worker import Heard, Ticket
 
 # Yields first an empty list, when the request is taken; then what was said, as it comes, empty where it takes long.
 Hearing: TypeAlias = AsyncGenerator[list[Heard], None]
-Source: TypeAlias = Callable[[Prepared], Hearing]
+Source: TypeAlias = Callable[[Prepared, "Record"], Hearing]
 Events: TypeAlias = AsyncGenerator[bytes, None]
 
 
@@ -49,7 +49,7 @@ class Record:
     started: float = field(default_factory=time.monotonic)
     first: float | None = None  # when the first token was heard
     last: float | None = None
-    source: str = "engine"
+    source: str = "computed"  # or the cache that an answer came from, as its header says
     ended: str = "done"
     asked: Sequence[str] | None = None  # prompts, only where the log may hold them
 
@@ -57,17 +57,17 @@ class Record:
 def from_engine(keep_alive: float) -> Source:
     """The engine as a source; after `keep_alive` seconds without news it says so."""
 
-    async def source(prepared: Prepared) -> Hearing:
-        served, clock = prepared.served, asyncio.get_running_loop().time
+    async def source(prepared: Prepared, record: Record) -> Hearing:
+        served = prepared.served
         with served.gate.admitted(prepared.caller, prepared.most_tokens):
             ticket = Ticket(prompts=prepared.prompts, params=prepared.params, salt=prepared.caller.salt)
             served.worker.submit(ticket)
             try:
-                await ticket.admitted(_left(prepared, clock()))
+                await ticket.admitted(seconds_left(prepared))
                 yield []
                 unfinished = prepared.num_choices
                 while unfinished:
-                    heard = await ticket.heard(min(keep_alive, _left(prepared, clock())))
+                    heard = await ticket.heard(min(keep_alive, seconds_left(prepared)))
                     unfinished -= sum(chunk.finish_reason is not None for _, chunk in heard)
                     yield heard
             finally:
@@ -76,12 +76,13 @@ def from_engine(keep_alive: float) -> Source:
     return source
 
 
-def _left(prepared: Prepared, now: float) -> float:
+def seconds_left(prepared: Prepared) -> float:
     """Seconds until the deadline.
 
     Raises:
         RequestError: it has passed.
     """
+    now = asyncio.get_running_loop().time()
     if now >= prepared.deadline:
         message = "the request took longer than it may; ask for fewer tokens, or try when less is going on"
         raise RequestError(message, code="deadline_exceeded", status=504)
@@ -151,12 +152,13 @@ async def _prompt_scores(prepared: Prepared) -> list[Any] | None:
     executor, count, scores = prepared.served.llm.executor, request.sampling["logprobs"], list[Any]()
     with prepared.served.gate.admitted(prepared.caller, prepared.num_prompt):
         for prompt in prepared.prompts:
-            left = _left(prepared, asyncio.get_running_loop().time())
+            left = seconds_left(prepared)
             call = prepared.served.worker.call(_scoring(executor, prompt, count), pages=pages_for(len(prompt)))
             try:
                 scores.append(await asyncio.wait_for(call, left))
             except TimeoutError:
-                _left(prepared, prepared.deadline)
+                seconds_left(prepared)
+                raise
     return scores
 
 
@@ -167,7 +169,7 @@ def _scoring(executor: Any, prompt: Sequence[int], count: int) -> Callable[[], A
 async def whole(talk: Talk, head: answers.Head, source: Source) -> dict[str, Any]:
     """The body of an answer that is not streamed."""
     said: list[list[Row]] = [voice.opening() for voice in talk.voices]
-    async with aclosing(source(talk.prepared)) as hearing:
+    async with aclosing(source(talk.prepared, talk.record)) as hearing:
         async for heard in hearing:
             for row in talk.rows(heard):
                 said[row["index"]].append(row)
@@ -198,7 +200,7 @@ async def streamed(talk: Talk, head: answers.Head, hearing: Hearing) -> Events:
 
 async def whole_response(talk: Talk, source: Source, writer: ResponseWriter) -> dict[str, Any]:
     """The same for Responses."""
-    async with aclosing(source(talk.prepared)) as hearing:
+    async with aclosing(source(talk.prepared, talk.record)) as hearing:
         async for heard in hearing:
             writer.take(talk.rows(heard))
     writer.end(talk.usage())

@@ -23,11 +23,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from snello.errors import SnelloError
 from snello.serve.answering import Record, Source, from_engine
+from snello.serve.cached import from_caches
 from snello.serve.errors import RequestError, request_error
 from snello.serve.keys import OPEN_PATHS, Caller, Keys, check_host, check_origin
 from snello.serve.logs import log_request
 from snello.serve.metrics import Metrics
 from snello.serve.options import ServeOptions
+from snello.serve.pages import is_page
 from snello.serve.reading import parse_body
 from snello.serve.served import Models
 from snello.serve.sse import Disconnected
@@ -50,7 +52,8 @@ class App:
         from snello.serve.routes import ROUTES
 
         self.options, self.models, self.keys = options, models, keys
-        self.source: Source = from_engine(options.keep_alive_seconds)
+        keep_alive = options.keep_alive_seconds
+        self.source: Source = from_caches(from_engine(keep_alive), keep_alive)
         self.metrics = Metrics(models, vllm_names=options.vllm_names)
         self.started = time.monotonic()
         self.inside = 0  # requests, health and metrics aside
@@ -135,6 +138,8 @@ class App:
         if scope["path"] in OPEN_PATHS:
             return Caller("anyone")
         if self.keys is not None:
+            if is_page(scope["path"]):
+                return Caller("anyone")
             return self.keys.caller(_latin(headers.get(b"authorization")))
         if self.options.on_loopback:
             check_host(_latin(headers.get(b"host")))

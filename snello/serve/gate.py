@@ -58,10 +58,14 @@ class Gate:
                 del self._by_key[caller.salt]
             self._learn(tokens, time.monotonic() - started)
 
-    def _check(self, caller: Caller, tokens: int) -> None:
+    def check_open(self) -> None:
+        """Raises RequestError 503 where the server ends; what is known already is refused then too."""
         if self.closed:
             self.refused["draining"] += 1
             raise RequestError("the server is shutting down", code="shutting_down", status=503, retry_after=LEAST_RETRY)
+
+    def _check(self, caller: Caller, tokens: int) -> None:
+        self.check_open()
         if self.requests and self.inside + tokens > self.queue_tokens:
             self.refused["full"] += 1
             message = f"the queue is full: {self.inside:,} of {self.queue_tokens:,} tokens are asked for already"

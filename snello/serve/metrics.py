@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from snello.engine.prefix_store import StoreCounters
 from snello.serve.answering import Record
 from snello.serve.served import Models, Served
 
@@ -64,7 +65,7 @@ class Metrics:
             self._disconnects.labels(record.model).inc()
         if record.first is None or record.last is None:
             return
-        self._sources.labels(record.model, record.source).inc()
+        self._sources.labels(record.model, record.source.partition(";")[0]).inc()
         for counter in self._finished:
             for reason in record.reasons:
                 counter.labels(record.model, reason).inc()
@@ -113,6 +114,10 @@ class Engines(Collector):
             for reason, count in served.gate.refused.items():
                 refused.add_metric([served.name, reason], count)
         yield refused
+        if self._models.exact is not None:
+            for name, value in vars(self._models.exact.counters).items():
+                kind = GaugeMetricFamily if name == "bytes" else CounterMetricFamily
+                yield kind(f"snello:exact_answers_{name}", "of the answers that are kept on disk", value=value)
 
 
 FACTS: dict[str, tuple[str, str, Any]] = {  # ours -> vLLM's, what it is, its kind
@@ -129,6 +134,11 @@ FACTS: dict[str, tuple[str, str, Any]] = {  # ours -> vLLM's, what it is, its ki
     "steps": ("", "of the engine", CounterMetricFamily),
     "step_seconds": ("", "spent in steps", CounterMetricFamily),
     "failed_steps": ("", "steps that ended by a bug", CounterMetricFamily),
+    "flights_joined": ("", "requests that shared a generation that ran", CounterMetricFamily),
+    "prefix_disk_queries": ("", "prompt tokens that were looked up on disk", CounterMetricFamily),
+    "prefix_disk_hits": ("", "prompt tokens that were read from disk", CounterMetricFamily),
+    "prefix_disk_audited_pages": ("", "stored pages that were computed again and compared", CounterMetricFamily),
+    "prefix_disk_mismatched_pages": ("", "of them different: the store is used no more", CounterMetricFamily),
 }
 
 
@@ -137,6 +147,7 @@ def facts(served: Served) -> dict[str, float]:
     worker, gate = served.worker, served.gate
     engine, pages = worker.engine, served.llm.executor.pages
     counters = engine.counters
+    stored = served.llm.store.counters if served.llm.store is not None else StoreCounters()
     return {
         "num_requests_running": engine.num_running,
         "num_requests_waiting": engine.num_waiting,
@@ -151,4 +162,9 @@ def facts(served: Served) -> dict[str, float]:
         "steps": counters.steps,
         "step_seconds": worker.step_seconds,
         "failed_steps": worker.failures,
+        "flights_joined": served.caches.flights.counters.joined if served.caches is not None else 0,
+        "prefix_disk_queries": stored.queried,
+        "prefix_disk_hits": stored.hit,
+        "prefix_disk_audited_pages": stored.audited_pages,
+        "prefix_disk_mismatched_pages": stored.mismatched_pages,
     }

@@ -51,6 +51,8 @@ class ServeOptions:
         keys: a file of SHA-256 hashes of keys; None: no key is asked for, which is for this machine alone.
         open: other machines may call without a key.
         threads, context, max_num_seqs, speculate: as for `LLM`, of each model.
+        cache: a folder for answers and prefixes that outlast this process; None: memory alone.
+        cache_bytes: of the answers, and as much again of the prefixes of each model.
         drain_seconds: what runs may take so long to finish when the server is told to stop.
         keep_alive_seconds: a stream that says nothing for so long gets a comment, so that no proxy closes it.
         log_prompts: the log may hold what people ask and are answered.
@@ -66,6 +68,8 @@ class ServeOptions:
     context: int | None = None
     max_num_seqs: int = 32
     speculate: str | None = None
+    cache: Path | None = None
+    cache_bytes: int = 4_000_000_000
     drain_seconds: float = 30.0
     keep_alive_seconds: float = 15.0
     log_prompts: bool = False

@@ -36,6 +36,7 @@ class Prepared:
         seeded: the request itself has the seed or takes the likeliest token: the same request has the same answer.
         reading: the request that these were made from.
         deadline: seconds on the loop's clock.
+        read, keep: False where the client said no-cache, or no-store.
     """
 
     served: Served
@@ -45,6 +46,8 @@ class Prepared:
     params: Sequence[SamplingParams]
     seeded: bool
     deadline: float
+    read: bool = True
+    keep: bool = True
 
     @property
     def num_prompt(self) -> int:

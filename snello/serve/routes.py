@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,12 @@ from snello.serve.answering import (
     whole_response,
 )
 from snello.serve.app import App, Handler, as_json, read_json
+from snello.serve.cached import cache_control
 from snello.serve.errors import RequestError
 from snello.serve.fields import BOOLEAN, LIST, TABLE, TEXT, TOKENS, read_fields
 from snello.serve.gate import LEAST_RETRY
 from snello.serve.metrics import CONTENT_TYPE
+from snello.serve.pages import page_file, proof_of
 from snello.serve.prepare import aside, prepare
 from snello.serve.reading import Reading, read_chat, read_completion, read_embedding
 from snello.serve.responses import ResponseWriter, read_response
@@ -38,6 +40,7 @@ from snello.serve.sse import Disconnected, EventStream, event, unless_gone
 from snello.serve.status import status_of
 
 GRACE_SECONDS = 30.0  # that a slow reader has after the deadline
+SOURCE_HEADER = "x-snello-source"  # where an answer came from
 TIMEOUT_HEADER = "x-request-timeout"  # seconds, less than the server's own
 
 
@@ -86,13 +89,16 @@ async def _answer(app: App, request: Request, reading: Reading, served: Served, 
     """Given up wherever it is when the client hangs up."""
     record: Record = request.scope["record"]
     deadline = _deadline(app, request)
+    read, keep = cache_control(request.headers.get("cache-control"))
 
     async def work() -> Any:
         prepared = await prepare(reading, served, request.scope["caller"], deadline)
+        prepared = replace(prepared, read=read, keep=keep)
         talk = await begin(prepared, record, keep=app.options.log_prompts)
         if not reading.request.stream:
-            return as_json(await form.whole(talk, app.source))
-        hearing = app.source(prepared)
+            body = await form.whole(talk, app.source)
+            return as_json(body, headers={SOURCE_HEADER: record.source})
+        hearing = app.source(prepared, record)
         await anext(hearing)  # taken, or refused with a status of its own
         return _event_stream(record, form, form.streamed(talk, hearing), deadline)
 
@@ -161,7 +167,7 @@ def _event_stream(record: Record, form: _Completion | _Response, events: Events,
         return form.failed(error)
 
     left = deadline - asyncio.get_running_loop().time() + GRACE_SECONDS
-    return EventStream(events, seconds=left, failed=failed, ended=ended)
+    return EventStream(events, seconds=left, failed=failed, ended=ended, headers={SOURCE_HEADER: record.source})
 
 
 async def embeddings(app: App, request: Request) -> Response:
@@ -256,6 +262,10 @@ async def metrics(app: App, request: Request) -> Response:
     return Response(app.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 
+async def proof(app: App, request: Request) -> Response:
+    return as_json(await asyncio.to_thread(proof_of, app.models.find(request.path_params["name"])))
+
+
 async def status(app: App, request: Request) -> Response:
     return as_json(status_of(app))
 
@@ -273,4 +283,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/health/ready", ready),
     ("GET", "/metrics", metrics),
     ("GET", "/status", status),
+    ("GET", "/proof/{name:path}", proof),
+    ("GET", "/", page_file),
+    ("GET", "/page/{name}", page_file),
 )

@@ -10,11 +10,15 @@ from typing import Any
 from snello.engine.engine import EngineOptions
 from snello.engine.grammar import GrammarCompiler
 from snello.engine.llm import LLM
+from snello.engine.prefix_store import PrefixStoreOptions
 from snello.errors import SnelloError
 from snello.models import load
 from snello.native import core
 from snello.serve import tools
 from snello.serve.batch import usable_urls
+from snello.serve.caches.exact import ExactAnswers
+from snello.serve.caches.front import AnswerCaches
+from snello.serve.caches.identity import ModelIdentity
 from snello.serve.errors import RequestError
 from snello.serve.gate import Gate
 from snello.serve.options import ServeOptions
@@ -33,6 +37,7 @@ class Served:
     grammars: GrammarCompiler
     urls: tuple[str, ...]
     call_format: tools.Format | None = None
+    caches: AnswerCaches | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -59,10 +64,10 @@ class Served:
 
 
 class Models(Mapping[str, Served]):
-    """What is served, in the order of the command line."""
+    """What is served, in the order of the command line. `exact`: the answers on disk, of all models."""
 
-    def __init__(self, served: Mapping[str, Served]) -> None:
-        self._served = dict(served)
+    def __init__(self, served: Mapping[str, Served], exact: ExactAnswers | None = None) -> None:
+        self._served, self.exact = dict(served), exact
 
     def __getitem__(self, name: str) -> Served:
         return self._served[name]
@@ -95,6 +100,8 @@ class Models(Mapping[str, Served]):
         for served in self._served.values():
             served.worker.stop()
             served.llm.close()
+        if self.exact is not None:
+            self.exact.close()
 
 
 def open_models(options: ServeOptions, num_keys: int = 0) -> Models:
@@ -104,6 +111,7 @@ def open_models(options: ServeOptions, num_keys: int = 0) -> Models:
         SnelloError: one cannot be run here, or two have the same name.
     """
     turns, opened = Turns(), dict[str, Served]()
+    exact = ExactAnswers(options.cache / "answers", options.cache_bytes) if options.cache is not None else None
     try:
         for text in options.models:
             name, _, source = text.rpartition("=")
@@ -112,25 +120,31 @@ def open_models(options: ServeOptions, num_keys: int = 0) -> Models:
             if name in opened:
                 llm.close()
                 raise SnelloError(f"two models are named {name}", "name one: NAME=MODEL", exit_code=2)
-            opened[name] = _served(name, llm, options, turns, num_keys)
+            opened[name] = _served(name, llm, options, turns, num_keys, exact)
     except BaseException:
-        Models(opened).close()
+        Models(opened, exact).close()
         raise
-    return Models(opened)
+    return Models(opened, exact)
 
 
 def _open(source: str, options: ServeOptions) -> LLM:
     model = load(source)
+    prefixes = None
+    if options.cache is not None and model.spec.causal:
+        prefixes = PrefixStoreOptions(folder=options.cache / "prefixes", limit_bytes=options.cache_bytes)
     return LLM(
         model,
         threads=options.threads,
         context=options.context if model.spec.causal else None,
         max_num_seqs=options.max_num_seqs,
         speculate=options.speculate if model.spec.causal else None,
+        prefixes=prefixes,
     )
 
 
-def _served(name: str, llm: LLM, options: ServeOptions, turns: Turns, num_keys: int) -> Served:
+def _served(
+    name: str, llm: LLM, options: ServeOptions, turns: Turns, num_keys: int, exact: ExactAnswers | None
+) -> Served:
     spec, limits = llm.model.spec, options.limits
     held = llm.executor.pages.num_pages * core.PAGE_POSITIONS
     return Served(
@@ -140,4 +154,16 @@ def _served(name: str, llm: LLM, options: ServeOptions, turns: Turns, num_keys: 
         grammars=GrammarCompiler(llm.tokenizer, spec.vocab_size, spec.eos_tokens),
         urls=tuple(usable_urls(llm.model)),
         call_format=tools.format_of(llm.tokenizer) if spec.causal else None,
+        caches=_caches(name, llm, exact) if spec.causal else None,
     )
+
+
+def _caches(name: str, llm: LLM, exact: ExactAnswers | None) -> AnswerCaches:
+    """The caches of one model. Without answers on disk no weights are read for its identity: what runs now belongs to
+    this process, which has one model of this name."""
+    if exact is not None:
+        return AnswerCaches(ModelIdentity.of(llm.executor), exact)
+    here = ModelIdentity(
+        weights=name, runs=llm.executor.spec.digest, tokenizer="", recipe="", context=llm.executor.context
+    )
+    return AnswerCaches(here)

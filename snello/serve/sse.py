@@ -69,6 +69,7 @@ class EventStream:
         events: bytes as they come; closed when the client has gone.
         seconds: after which the stream is given up whatever happens: a reader who does not read included.
         failed: how an error is told inside the stream. ended: told once how it ended.
+        headers: beside those of every stream.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class EventStream:
         seconds: float,
         failed: Callable[[RequestError], bytes],
         ended: Callable[[str], None],
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._events, self._seconds = events, seconds
+        self._headers = [*HEADERS, *((name.encode(), value.encode()) for name, value in (headers or {}).items())]
         self._failed, self._ended = failed, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +99,7 @@ class EventStream:
             self._ended(how)
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
+        await send({"type": "http.response.start", "status": 200, "headers": [*self._headers]})
         try:
             async for data in self._events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -22,6 +22,7 @@ def status_of(app: App) -> dict[str, Any]:
         "ready": app.ready,
         "seconds": time.monotonic() - app.started,
         "requests_inside": app.inside,
+        "answers_on_disk": vars(app.models.exact.counters) if app.models.exact is not None else None,
         "models": [_model(served) for served in app.models.values()],
     }
 

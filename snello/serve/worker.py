@@ -152,7 +152,7 @@ class Worker:
 
     def _new_engine(self) -> Engine:
         llm = self.llm
-        return Engine(llm.executor, llm.tokenizer, self._options, llm.drafter)
+        return Engine(llm.executor, llm.tokenizer, self._options, llm.drafter, llm.store)
 
     @property
     def engine(self) -> Engine:

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,15 @@ def silent(message: str, fraction: float) -> None:
 class Context:
     """What `apply` is given besides the model: where to write, what to look at, and how.
 
-    `windows` are token ids of the calibration text. The same windows, seed and threads give the same bytes.
+    `windows` are token ids of the calibration text, which training trains on. The same windows, seed and threads give
+    the same bytes. `original` is the model that the ladder began with; `held_out` is text that judges the result, and
+    must not be trained on. What a technique keeps in `work_dir` lets it go on after an interruption.
     """
 
     output: Path
     windows: Sequence[npt.NDArray[np.int32]] = ()
+    held_out: Sequence[npt.NDArray[np.int32]] = ()
+    original: Model | None = None
     seed: int = 0
     threads: int | None = None
     work_dir: Path | None = None
@@ -53,3 +57,20 @@ class Technique(Protocol):
 
     def apply(self, model: Model, context: Context) -> Model:
         """Writes a new folder at `context.output` and loads it. Never edits its input."""
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """A technique that trains says how much text it wants, and what stands beside it as its control (law 10).
+
+    The control is applied to the original: the same tokens, schedule and seed without what the technique is about.
+    """
+
+    @property
+    def tokens(self) -> int: ...
+    def control(self, spec: Spec) -> Technique | None: ...
+
+
+def wanted_tokens(technique: Technique) -> int:
+    """How many tokens of text a technique would use; 0 where a sample is enough."""
+    return technique.tokens if isinstance(technique, Trains) else 0

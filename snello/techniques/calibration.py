@@ -157,20 +157,25 @@ def check_windows(model: Model, windows: Windows, textless: str | None = None) -
 
     `textless` says in the hint what can be used where there is no text, if anything can.
     """
+    check_fit(model, windows, textless)
+    tokens = sum(len(w) for w in windows)
+    keep = max(1, min(len(windows), len(windows) * MAX_TOKENS // tokens))
+    return [windows[i * len(windows) // keep] for i in range(keep)]
+
+
+def check_fit(model: Model, windows: Windows, textless: str | None = None, *, use: str = "calibrate") -> None:
+    """Refuses text that is not there, or that this model cannot read."""
     if not windows:
         hint = f"give text, or use {textless}" if textless else "give text like the model's work: --text yours.txt"
-        raise SnelloError("this calibrates on text, and none was given", hint)
+        raise SnelloError(f"this {use}s on text, and none was given", hint)
     longest, largest = max(len(w) for w in windows), max(int(w.max()) for w in windows)
     if longest > model.spec.max_positions:
         raise SnelloError(
-            f"a calibration window of {longest} tokens, the model has {model.spec.max_positions} positions",
+            f"a window of {longest} tokens, the model has {model.spec.max_positions} positions",
             "cut the text into shorter windows",
         )
     if largest >= model.spec.vocab_size:
         raise SnelloError(
-            f"token {largest} in the calibration text, the vocabulary has {model.spec.vocab_size}",
+            f"token {largest} in the text, the vocabulary has {model.spec.vocab_size}",
             "tokenize the text with this model's own tokenizer",
         )
-    tokens = sum(len(w) for w in windows)
-    keep = max(1, min(len(windows), len(windows) * MAX_TOKENS // tokens))
-    return [windows[i * len(windows) // keep] for i in range(keep)]

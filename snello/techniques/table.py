@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from snello.techniques.attention import CheaperAttention
 from snello.techniques.base import Technique
+from snello.techniques.distill import Distill
 from snello.techniques.prune import Prune
 from snello.techniques.quantize import Quantize
 from snello.techniques.skip import Skip
@@ -10,6 +12,8 @@ from snello.techniques.sparsify import Sparsify
 from snello.techniques.trim import Trim
 
 TECHNIQUES: dict[str, type[Technique]] = {
+    "attention": CheaperAttention,
+    "distill": Distill,
     "prune": Prune,
     "quantize": Quantize,
     "skip": Skip,

@@ -134,7 +134,7 @@ FORMATS = {
     "int8, static": ("qwen3", Quantize(weights="int8", method="smoothquant", activations="int8-static")),
     "bf16": ("qwen3/bf16", None),
     "int8, layers that differ": ("gemma3", Quantize(weights="int8")),
-    "int4, experts": ("qwen3-moe", Quantize(method="hqq", group_size=32)),
+    "int3, experts": ("qwen3-moe", Quantize(weights="int3", method="hqq", group_size=32)),
 }
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from snello.measure.bootstrap import Clusters, mean_interval, relative, student, t_interval
+from snello.measure.bootstrap import Clusters, holm, mean_interval, relative, student, t_interval, two_sided_p
 from snello.measure.interval import Interval
 
 
@@ -90,3 +90,18 @@ def test_t_interval_covers() -> None:
     generator = np.random.default_rng(0)
     inside = sum(found.low <= 0 <= found.high for found in (t_interval(generator.normal(0, 1, 6)) for _ in range(1000)))
     assert 0.93 <= inside / 1000 <= 0.97
+
+
+def test_chance_is_called_significant_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(3)
+    found = [two_sided_p(realistic(generator, 24, 0.0), seed=i, draws=500) for i in range(300)]
+    assert 0.02 <= np.mean(np.array(found) < 0.05) <= 0.09
+    real = [two_sided_p(realistic(generator, 24, 0.02), seed=i, draws=500) for i in range(20)]
+    assert max(real) < 0.01
+    assert two_sided_p(Clusters(np.ones(7), np.ones(7)), seed=0) == 1.0
+    assert two_sided_p(Clusters(np.zeros(20), np.ones(20)), seed=0) == 1.0
+
+
+def test_holm_is_the_published_procedure() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == [1.0, 1.0] and holm([]) == []

@@ -66,7 +66,8 @@ def test_an_int8_cache_is_fewer_bytes() -> None:
 
 
 def test_sizes_agree_with_the_packed_layout() -> None:
-    for name, group in (("fp32", 0), ("bf16", 0), ("int8", 0), ("int4", 128), ("int4", 32)):
+    grouped = [(name, group) for name in ("int4", "int3") for group in (128, 32)]
+    for name, group in (("fp32", 0), ("bf16", 0), ("int8", 0), *grouped):
         for rows, columns in ((16, 64), (100, 192), (33, 320)):
             form = Format(weights=name, group_size=group)  # type: ignore[arg-type]
             assert packed_bytes(form, rows, columns) == core.packed_bytes(name, rows, columns, group), name

@@ -128,7 +128,7 @@ def test_contenders_have_as_many_bits_as_ours() -> None:
         "transformers-bf16",
     ]
     for peer in PEERS.values():
-        assert set(peer.models) == {"int4", "int4-all", "int8", "bf16"}
+        assert set(peer.models) == {"int3", "int4", "int4-all", "int8", "bf16"}
         assert (contending.INSIDE / peer.engine).exists() and peer.environment.requirements.exists()
 
 

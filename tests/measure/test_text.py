@@ -10,7 +10,6 @@ import pytest
 
 from snello.errors import SnelloError
 from snello.measure.documents import Document, gather, order, read_labelled, read_source, split
-from snello.measure.overlap import ngrams, seen_ngrams, without_overlap
 from snello.measure.text import (
     Limits,
     assign,
@@ -19,6 +18,7 @@ from snello.measure.text import (
     cut_text,
     windows,
 )
+from snello.models.overlap import ngrams, seen_ngrams, without_overlap
 
 
 def encode(text: str) -> list[int]:
@@ -185,3 +185,13 @@ def test_examples_are_one_block_each() -> None:
     source = cut_examples(random_documents(100, 30), marked, longest=20, seed=0, limits=Limits(calib=100))
     assert all(len(block.tokens) == 20 and block.scored_from == 0 for block in source.select)
     assert len({block.cluster for block in source.proof}) == len(source.proof)
+
+
+def test_examples_that_share_text_with_calibration_are_dropped_and_counted() -> None:
+    """Two examples that differ in one word at the end would be trained on and judged by."""
+    documents = random_documents(60, 40)
+    twins = [document(one.text + " other", f"twin {number}") for number, one in enumerate(documents)]
+    source = cut_examples([*documents, *twins], encode, longest=60, seed=0, limits=Limits(calib=400))
+    assert source.dropped_blocks > 0
+    for blocks in (source.select, source.proof):
+        assert without_overlap(blocks, seen_ngrams(source.calib)) == list(blocks)

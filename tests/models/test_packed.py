@@ -183,11 +183,14 @@ def write_integers(path: Path, spec: Spec) -> dict[str, np.ndarray]:
                 writer.add_int8(name, q, row_scale)
                 stored = row_scale[:, None] * padded(q.astype(np.float64))
             else:
-                q = rng.integers(0, 16, (rows, columns), np.uint8)
-                group_scale = rng.integers(1, 16, (rows, -(-columns // fmt.group_size)), np.uint8)
-                writer.add_int4(name, q, group_scale, row_scale, fmt.group_size)
+                zero = 8 if fmt.weights == "int4" else 4
+                q = rng.integers(0, 2 * zero, (rows, columns), np.uint8)
+                group_scale = rng.integers(1, 16, (rows, -(-columns // fmt.group_size)), np.int8)
+                if fmt.weights == "int3":
+                    group_scale[::2] *= -1
+                writer.add_grouped(name, fmt.weights, q, group_scale, row_scale, fmt.group_size)
                 spread = np.repeat(group_scale, fmt.group_size, axis=1)[:, :columns]
-                stored = row_scale[:, None] * spread.astype(np.float64) * (q.astype(np.float64) - 8)
+                stored = row_scale[:, None] * spread.astype(np.float64) * (q.astype(np.float64) - zero)
             if fmt.rotate:
                 stored = stored @ rotation(columns)
             if fmt.equalize:
@@ -200,6 +203,8 @@ FORMATS = {
     "int4": integer_spec(),
     "int4, untied": integer_spec(tie_word_embeddings=False),
     "int4 in groups of 128": integer_spec(dataclasses.replace(INT4, group_size=128)),
+    "int3": integer_spec(dataclasses.replace(INT4, weights="int3")),
+    "int3 in groups of 128": integer_spec(dataclasses.replace(INT4, weights="int3", group_size=128)),
     "plain basis": integer_spec(Format(weights="int4", group_size=64), Format(weights="int8")),
     "rotated only": integer_spec(dataclasses.replace(INT8, equalize=False), INT8),
     "equalized only": integer_spec(dataclasses.replace(INT4, rotate=False), dataclasses.replace(INT8, rotate=False)),

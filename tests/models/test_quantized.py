@@ -22,7 +22,7 @@ from snello.models.reference import Reference
 from snello.models.spec import Deployment
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize
-from snello.techniques.quantize.rounding import round_int4
+from snello.techniques.quantize.rounding import round_grouped
 from tests.checkpoints import VARIANTS, make_checkpoint
 from tests.models import foreign
 
@@ -179,7 +179,7 @@ def test_a_symmetric_grid_is_found_again(tmp_path: Path) -> None:
     packed = stored["model.layers.0.mlp.up_proj.weight_packed"].numpy().view(np.uint32)
     theirs = np.stack([(packed >> (4 * j)) & 15 for j in range(8)], -1).reshape(128, 64).astype(int) - 8
     w = torch.from_numpy(model.weights.values("layers.0.ffn.up.weight"))
-    ours = round_int4(w, 32)
+    ours = round_grouped(w, 32)
     same = (ours.q.numpy() == theirs).mean()
     assert same > 0.97
     assert (ours.values() - w).norm() < 0.04 * w.norm()

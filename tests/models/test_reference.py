@@ -294,7 +294,7 @@ def test_attention_equals_row_by_row(options: dict[str, Any]) -> None:
 
 
 def test_wide_window_is_no_mask() -> None:
-    assert visible(Attention(num_heads=1, num_kv_heads=1, head_dim=8, window=13), 13, None) is None
+    assert visible(Attention(num_heads=1, num_kv_heads=1, head_dim=8, window=13), 13, None, torch.device("cpu")) is None
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
@@ -370,3 +370,12 @@ def test_minilm_equals_transformers() -> None:
         expected = torch.nn.functional.normalize(mean, dim=-1)
         ours = Reference.from_model(model).embed(tokens, mask=mask)
     assert (ours - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_everything_is_made_where_the_model_is(variant: str, tmp_path: Path) -> None:
+    """Shapes without numbers are a device of their own: a tensor that is made elsewhere on the way is refused."""
+    reference = Reference.from_model(load(make_checkpoint(tmp_path / "model", variant))).to("meta")
+    tokens = torch.ones(2, 40, dtype=torch.long, device="meta")
+    mask = torch.ones(2, 40, dtype=torch.long, device="meta")
+    assert reference(tokens, mask=mask).device.type == reference(tokens).device.type == "meta"

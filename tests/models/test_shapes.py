@@ -67,7 +67,7 @@ def test_bits_a_weight() -> None:
 
     from snello.models.parameters import parameter_shapes
 
-    for weights, bits in (("bf16", 16.0), ("int8", 8.03), ("int4", 4.14)):
+    for weights, bits in (("bf16", 16.0), ("int8", 8.03), ("int4", 4.14), ("int3", 3.14)):
         spec = spec_of_shape("llama-3.2-3b", weights)  # type: ignore[arg-type]
         count = sum(math.prod(shape) for shape in parameter_shapes(spec).values())
         assert 8 * packed_bytes(spec) / count == pytest.approx(bits, abs=0.05), weights

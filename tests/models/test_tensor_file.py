@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from snello.errors import SnelloError, Unsupported
-from snello.models.tensor_file import open_tensor_file
+from snello.models.tensor_file import open_tensor_file, release_pages
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
 TYPES += [torch.int8, torch.uint8, torch.bool]
@@ -29,6 +29,31 @@ def test_reads_what_the_library_writes(dtype: torch.dtype, tmp_path: Path) -> No
     assert file.tensors["empty"].float32().shape == (0, 7)
     np.testing.assert_array_equal(file.tensors["a"].float32(), values.float().numpy())
     np.testing.assert_array_equal(file.tensors["a"].rows(2, 4).float32(), values[2:4].float().numpy())
+
+
+def test_released_pages_are_read_again_and_other_memory_stays(tmp_path: Path) -> None:
+    values = torch.randn(512, 1024)
+    save_file({"a": values, "b": values + 1}, tmp_path / "x.safetensors")
+    for name, tensor in open_tensor_file(tmp_path / "x.safetensors").tensors.items():
+        before = tensor.float32()
+        assert resident_bytes(tensor.data) > 0.9 * tensor.data.size
+        release_pages(tensor.data)
+        assert resident_bytes(tensor.data) == 0
+        np.testing.assert_array_equal(tensor.float32(), before)
+        np.testing.assert_array_equal(before, (values + (name == "b")).numpy())
+    own = np.arange(10_000, dtype=np.uint8)
+    release_pages(own)
+    release_pages(own[5000:])
+    assert np.array_equal(own, np.arange(10_000, dtype=np.uint8))
+
+
+def resident_bytes(data: np.ndarray) -> int:
+    """Of the whole pages inside this memory that this process holds now."""
+    first, end = -(-data.ctypes.data // 4096), (data.ctypes.data + data.size) // 4096
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        pagemap.seek(8 * first)
+        entries = np.frombuffer(pagemap.read(8 * (end - first)), np.uint64)
+    return 4096 * int(np.count_nonzero(entries >> np.uint64(63)))
 
 
 def test_is_a_view_that_cannot_be_written(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from snello.native.library import CBatch, CCacheLayer, COp, CRegister, CTensor, 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 
-FORMATS = {"f32": 0, "f16": 1, "bf16": 2, "int8": 3, "int4": 4}
+FORMATS = {"f32": 0, "f16": 1, "bf16": 2, "int8": 3, "int4": 4, "int3": 5}
 EMBED, NORM, TRANSFORM, LINEAR, ROPE, ATTENTION, ACTIVATE, ADD, GATHER, SCALE, ROUTE, DISPATCH, EXPERTS, COMBINE = (
     range(14)
 )
@@ -110,12 +110,13 @@ class Tensor:
 
 
 def packed(format_: str, values: F32, group_size: int = 128) -> Tensor:
-    """A packed matrix. INT8 and INT4 are rounded here in the simplest way: what they hold is not the tests' matter."""
+    """A packed matrix. Integers are rounded here in the simplest way: what they hold is not the tests' matter."""
     rows, columns = values.shape
     code = FORMATS[format_]
     padded = -(-columns // 64) * 64 if code >= 3 else columns
-    data = aligned(np.zeros(LIB.snello_packed_bytes(code, rows, padded, group_size if code == 4 else 0), np.uint8))
-    limit = {3: 127, 4: 7}.get(code, 1)
+    group_size = group_size if code > 3 else 0
+    data = aligned(np.zeros(LIB.snello_packed_bytes(code, rows, padded, group_size), np.uint8))
+    limit = {3: 127, 4: 7, 5: 3}.get(code, 1)
     scale = (np.abs(values).max(axis=1) / limit).astype(np.float16).astype(np.float32)
     scale[scale == 0] = 1
     q = np.zeros((rows, padded), np.int8)
@@ -123,22 +124,25 @@ def packed(format_: str, values: F32, group_size: int = 128) -> Tensor:
         q[:, :columns] = np.clip(np.rint(values / scale[:, None]), -limit, limit)
     if code == 3:
         checked(LIB.snello_pack_int8(pointer(q), pointer(scale), rows, padded, pointer(data)))
-    elif code == 4:
-        groups = -(-padded // group_size)
-        generator = np.random.default_rng(rows * columns)
-        group_scale = generator.integers(1, 16, (rows, groups)).astype(np.uint8)
-        q4 = np.ascontiguousarray(q + 8, np.uint8)
-        scale = (scale / 8).astype(np.float16).astype(np.float32)
-        checked(
-            LIB.snello_pack_int4(
-                pointer(q4), pointer(group_scale), pointer(scale), rows, padded, group_size, pointer(data)
-            )
-        )
-        return Tensor(data, code, rows, padded, group_size)
+    elif code > 3:
+        _pack_grouped(code, q, scale, group_size, data)
     else:
         source = np.ascontiguousarray(values, np.float32)
         checked(LIB.snello_pack_float(code, 0, pointer(source), rows, columns, pointer(data)))
-    return Tensor(data, code, rows, padded)
+    return Tensor(data, code, rows, padded, group_size)
+
+
+def _pack_grouped(code: int, q: NDArray[np.int8], scale: F32, group_size: int, data: NDArray[Any]) -> None:
+    """With random group scales, whose sign counts in INT3."""
+    rows, padded = q.shape
+    generator = np.random.default_rng(rows * padded)
+    group_scale = generator.integers(1, 16, (rows, -(-padded // group_size))).astype(np.int8)
+    if code == FORMATS["int3"]:
+        group_scale *= generator.choice(np.array([-1, 1], np.int8), group_scale.shape)
+    codes = np.ascontiguousarray(q + (8 if code == FORMATS["int4"] else 4), np.uint8)
+    scale = (scale / 8).astype(np.float16).astype(np.float32)
+    pack = LIB.snello_pack_int4 if code == FORMATS["int4"] else LIB.snello_pack_int3
+    checked(pack(pointer(codes), pointer(group_scale), pointer(scale), rows, padded, group_size, pointer(data)))
 
 
 def plain(values: F32) -> Tensor:

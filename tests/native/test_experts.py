@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from snello.models.spec import INTEGER
 from tests.native.harness import (
     ACTIVATE,
     COMBINE,
@@ -30,7 +31,7 @@ from tests.native.harness import (
 from tests.oracle_rows import exp, lane_sum
 
 ROWS, WIDTH, INNER, COUNT = 37, 128, 192, 6
-FORMATS = ("f32", "bf16", "int8", "int4")
+FORMATS = ("f32", "bf16", "int8", "int4", "int3")
 f32 = np.float32
 
 
@@ -97,7 +98,7 @@ class Mixture:
 
     @property
     def integer(self) -> bool:
-        return self.format in ("int8", "int4")
+        return self.format in INTEGER
 
     def first(self, b: Builder, part: str) -> int:
         first, *_ = [b.tensor(matrix) for matrix in self.matrices[part]]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from snello.native import core
 from snello.native.library import last_error, library
-from tests.oracle import Bytes, Int4Matrix, Int8Matrix, from_bf16, pack_float, pack_int4, pack_int8, to_bf16
+from tests.oracle import Bytes, GroupedMatrix, Int8Matrix, from_bf16, pack_float, pack_grouped, pack_int8, to_bf16
 
 LIB = library()
 SHAPES = [(1, 1), (16, 64), (17, 100), (40, 192), (250, 577)]
@@ -27,11 +27,13 @@ def random_int8(rows: int, columns: int) -> Int8Matrix:
     return Int8Matrix(rng.integers(-127, 128, (rows, columns)).astype(np.int8), random_scales(rng, rows))
 
 
-def random_int4(rows: int, columns: int, group_size: int) -> Int4Matrix:
+def random_grouped(bits: int, rows: int, columns: int, group_size: int) -> GroupedMatrix:
     rng = np.random.default_rng([rows, columns, group_size])
-    q = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
+    q = rng.integers(0, 2**bits, (rows, columns)).astype(np.uint8)
     group_scale = rng.integers(1, 16, (rows, -(-columns // group_size))).astype(np.uint8)
-    return Int4Matrix(q, group_scale, random_scales(rng, rows), group_size)
+    if bits == 3:
+        group_scale = group_scale.astype(np.int8) * rng.choice(np.array([-1, 1], np.int8), group_scale.shape)
+    return GroupedMatrix(q, group_scale, random_scales(rng, rows), group_size, bits)
 
 
 def packed(format_: int, rows: int, columns: int, group_size: int, pack: Any, *arguments: Any) -> Bytes:
@@ -83,13 +85,15 @@ def test_int8_bytes_and_inverse(rows: int, columns: int) -> None:
 
 @pytest.mark.parametrize("rows,columns", SHAPES)
 @pytest.mark.parametrize("group_size", GROUPS)
-def test_int4_bytes_and_inverse(rows: int, columns: int, group_size: int) -> None:
-    m = random_int4(rows, columns, group_size)
+@pytest.mark.parametrize("format_", ["int4", "int3"])
+def test_grouped_bytes_and_inverse(format_: str, rows: int, columns: int, group_size: int) -> None:
+    m = random_grouped(int(format_[-1]), rows, columns, group_size)
+    pack = LIB.snello_pack_int4 if format_ == "int4" else LIB.snello_pack_int3
     arguments = (m.q, m.group_scale, m.row_scale, rows, columns, group_size)
-    data = packed(4, rows, columns, group_size, LIB.snello_pack_int4, *arguments)
-    assert data.tobytes() == pack_int4(m).tobytes()
+    data = packed(core.FORMATS[format_], rows, columns, group_size, pack, *arguments)
+    assert data.tobytes() == pack_grouped(m).tobytes()
     padded = m.padded()
-    back = core.unpack(core.Tensor(data, "int4", rows, padded.q.shape[1], group_size))
+    back = core.unpack(core.Tensor(data, format_, rows, padded.q.shape[1], group_size))
     assert back.q is not None and back.group_scale is not None and back.row_scale is not None
     assert np.array_equal(back.q, padded.q) and np.array_equal(back.group_scale, padded.group_scale)
     assert np.array_equal(back.row_scale, m.row_scale) and back.values.tobytes() == padded.values().tobytes()
@@ -101,7 +105,8 @@ REFUSED_SHAPES = [
     ((0, 16, -1, 0), "a matrix needs rows and columns, not 16 x -1"),
     ((3, 16, 131136, 0), "an integer matrix has at most 131072 columns, not 131136"),
     ((4, 16, 64, 48), "the group size must be 32, 64 or 128, not 48"),
-    ((3, 16, 64, 64), "only INT4 has groups: group size 64"),
+    ((5, 16, 64, 0), "the group size must be 32, 64 or 128, not 0"),
+    ((3, 16, 64, 64), "only INT4 and INT3 have groups: group size 64"),
 ]
 
 
@@ -119,7 +124,7 @@ def refused(pack: Any, *arguments: Any) -> str:
 
 def test_values_out_of_range_are_refused() -> None:
     room = core.aligned_empty(1 << 16)
-    m8, m4 = random_int8(16, 64), random_int4(16, 64, 32)
+    m8, m4, m3 = random_int8(16, 64), random_grouped(4, 16, 64, 32), random_grouped(3, 16, 64, 32)
     m8.q[3, 5] = -128
     assert refused(LIB.snello_pack_int8, m8.q, m8.row_scale, 16, 64, room) == "pack_int8: q[3, 5] is -128"
     m4.q[1, 2] = 16
@@ -130,6 +135,13 @@ def test_values_out_of_range_are_refused() -> None:
     m4.group_scale[0, 1] = 1
     m4.row_scale[7] = np.nan
     assert refused(LIB.snello_pack_int4, *arguments) == "the scale of row 7 is not finite"
+    three = (m3.q, m3.group_scale, m3.row_scale, 16, 64, 32, room)
+    m3.q[1, 2] = 8
+    assert refused(LIB.snello_pack_int3, *three) == "pack_int3: q[1, 2] is 8, not 0..7"
+    m3.group_scale[0, 1] = 0
+    assert refused(LIB.snello_pack_int3, *three) == "pack_int3: group_scale[0, 1] is 0, not -15..15 without 0"
+    m3.group_scale[0, 1] = -16
+    assert refused(LIB.snello_pack_int3, *three) == "pack_int3: group_scale[0, 1] is -16, not -15..15 without 0"
 
 
 def test_bad_pointers_are_refused() -> None:
@@ -153,7 +165,7 @@ def test_unpack_refuses_what_is_not_there() -> None:
         return refused(LIB.snello_unpack, c.byref(t.to_c()), *(outputs.get(name) for name in names))
 
     assert LIB.snello_unpack(c.byref(tensor.to_c()), *nothing) == 0
-    assert unpack(tensor, q4=room) == "only an INT4 matrix unpacks to q4 and group scales"
+    assert unpack(tensor, q4=room) == "only an INT4 or INT3 matrix unpacks to q4 and group scales"
     assert "has 1152 bytes, not 1088" in unpack(core.Tensor(data[:-64], "int8", 16, 64))
     assert "a multiple of 64" in unpack(core.Tensor(data, "int8", 16, 60))
     plain = core.Tensor(core.aligned_empty(4096), "fp32", 16, 64)

@@ -27,7 +27,7 @@ from tests.native.harness import (
 )
 from tests.oracle import (
     F32,
-    Int4Matrix,
+    GroupedMatrix,
     Int8Matrix,
     Rows,
     from_bf16,
@@ -43,7 +43,7 @@ from tests.oracle import (
 ROWS = [1, 2, 3, 5, 7, 8, 9, 16, 17, 31, 33, 67]
 MOST = max(ROWS)
 SHAPES = [(1, 64), (17, 100), (40, 192), (250, 577)]  # (N, K)
-FORMATS = [("int8", 0), ("int4", 32), ("int4", 64), ("int4", 128)]
+FORMATS = [("int8", 0), *((name, size) for name in ("int4", "int3") for size in (32, 64, 128))]
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,39 @@ class Case:
     wanted: F32
 
 
-def packed(matrix: Int8Matrix | Int4Matrix) -> Tensor:
+def packed(matrix: Int8Matrix | GroupedMatrix) -> Tensor:
     if isinstance(matrix, Int8Matrix):
         t = core.pack_int8(matrix.q, matrix.row_scale)
     else:
-        t = core.pack_int4(matrix.q, matrix.group_scale, matrix.row_scale, matrix.group_size)
+        parts = matrix.q, matrix.group_scale, matrix.row_scale, matrix.group_size
+        t = core.pack_grouped(f"int{matrix.bits}", *parts)
     return Tensor(t.data, core.FORMATS[t.format], t.rows, t.columns, t.group_size)
 
 
-def random_matrix(format_: str, group_size: int, n: int, k: int, rng: np.random.Generator) -> Int8Matrix | Int4Matrix:
+def random_matrix(
+    format_: str, group_size: int, n: int, k: int, rng: np.random.Generator
+) -> Int8Matrix | GroupedMatrix:
     scale = rng.uniform(1e-3, 1e-2, n).astype(np.float16).astype(np.float32)
     if format_ == "int8":
         return Int8Matrix(rng.integers(-127, 128, (n, k)).astype(np.int8), scale)
-    q = rng.integers(0, 16, (n, k)).astype(np.uint8)
-    return Int4Matrix(q, rng.integers(1, 16, (n, -(-k // group_size))).astype(np.uint8), scale, group_size)
+    groups = (n, -(-k // group_size))
+    if format_ == "int4":
+        q = rng.integers(0, 16, (n, k)).astype(np.uint8)
+        return GroupedMatrix(q, rng.integers(1, 16, groups).astype(np.uint8), scale, group_size)
+    signs = rng.choice([-1, 1], groups)
+    q = rng.integers(0, 8, (n, k)).astype(np.uint8)
+    return GroupedMatrix(q, (signs * rng.integers(1, 16, groups)).astype(np.int8), scale, group_size, 3)
+
+
+def extreme_matrix(format_: str, group_size: int, n: int, k: int, sign: int) -> Int8Matrix | GroupedMatrix:
+    """Every weight as large as the format goes: 127, 15 * 7 and 15 * -8, and for INT3 -4 under scales of both signs."""
+    one, groups = np.ones(n, np.float32), (n, k // max(group_size, 1))
+    if format_ == "int8":
+        return Int8Matrix(np.full((n, k), sign * 127, np.int8), one)
+    if format_ == "int4":
+        q = np.full((n, k), 15 if sign > 0 else 0, np.uint8)
+        return GroupedMatrix(q, np.full(groups, 15, np.uint8), one, group_size)
+    return GroupedMatrix(np.zeros((n, k), np.uint8), np.full(groups, -15 * sign, np.int8), one, group_size, 3)
 
 
 def extras(n: int, rng: np.random.Generator) -> Iterator[tuple[F32 | None, F32 | None]]:
@@ -138,12 +157,7 @@ def test_integer_weights(format_: str, group_size: int, n: int, k: int) -> None:
 def test_extreme_values(format_: str, group_size: int, sign: int) -> None:
     """The largest sums there are: no 16-bit step on the way may saturate. 640 columns: more than one chunk."""
     n, k = 33, 640
-    one = np.ones(n, np.float32)
-    if format_ == "int8":
-        matrix: Int8Matrix | Int4Matrix = Int8Matrix(np.full((n, k), sign * 127, np.int8), one)
-    else:
-        scale = np.full((n, k // group_size), 15, np.uint8)
-        matrix = Int4Matrix(np.full((n, k), 15 if sign > 0 else 0, np.uint8), scale, one, group_size)
+    matrix = extreme_matrix(format_, group_size, n, k, sign)
     x = np.full((MOST, k), 127, np.float32)
     x[1::2] = -127
     x[2::4] = 0
@@ -152,14 +166,10 @@ def test_extreme_values(format_: str, group_size: int, sign: int) -> None:
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-@pytest.mark.parametrize("format_", ["int8", "int4"])
+@pytest.mark.parametrize("format_", ["int8", "int4", "int3"])
 def test_sums_fill_int32(format_: str, sign: int) -> None:
     k = 131072
-    if format_ == "int8":
-        matrix: Int8Matrix | Int4Matrix = Int8Matrix(np.full((1, k), sign * 127, np.int8), np.ones(1, np.float32))
-    else:
-        scale = np.full((1, k // 32), 15, np.uint8)
-        matrix = Int4Matrix(np.full((1, k), 0, np.uint8), scale, np.ones(1, np.float32), 32)
+    matrix = extreme_matrix(format_, 0 if format_ == "int8" else 32, 1, k, -1 if format_ == "int4" else sign)
     x = np.full((MOST, k), sign * 127, np.float32)
     rows = Rows(x[:1].astype(np.int8), np.ones(1, np.float32))
     wanted = np.broadcast_to(linear_integer(rows, matrix), (MOST, 1))

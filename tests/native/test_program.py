@@ -318,6 +318,8 @@ REFUSALS: list[tuple[Callable[[Builder], None], str]] = [
     (refuse_attention([0, 4, 2, 16, 0, 0, 1], out=0), r"in0 and out are both register 0"),
     (refuse_attention([0, 4, 2, 16, 0, 4, 1]), r"sinks need a window"),
     (refuse_attention([0, 4, 2, 16, 0, 0, 7]), r"i6 is 7"),
+    (refuse_attention([0, 4, 2, 16, 0, 0, 0, -1]), r"-1 rows"),
+    (refuse_attention([0, 4, 2, 16, 0, 0, 0, 1]), r"out"),
     (two_attentions, r"cache layer 0 is another op's too"),
 ]
 

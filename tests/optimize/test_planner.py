@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from snello.optimize.planner import Forecast
+import pytest
+
+from snello.optimize.planner import CONTROL_SECONDS, TRAIN_SECONDS, Forecast
 from snello.optimize.proposals import Subject, quantize_offers
 from snello.optimize.recipe import Recipe, Stage, Step
 from snello.techniques.quantize import Quantize
@@ -39,5 +41,16 @@ def test_a_recipe_may_ask_for_them(tmp_path: Path) -> None:
 def test_effort_is_foreseen_method_by_method() -> None:
     forecast = Forecast(10**9, score_tokens=0, score_tokens_per_second=1.0, run_seconds=0.0)
     methods = ("rtn", "hqq", "smoothquant", "awq", "gptq")
-    seconds = [forecast.stage(Stage(m, (Step("quantize", {"method": m}),)), timed=False) for m in methods]
+    weights = {"smoothquant": "int8"}
+    steps = [Step("quantize", {"weights": weights.get(method, "int4"), "method": method}) for method in methods]
+    seconds = [forecast.stage(Stage("one", (step,)), timed=False) for step in steps]
     assert seconds == sorted(seconds) and len(set(seconds)) == len(methods)
+
+
+def test_training_is_foreseen_by_its_tokens() -> None:
+    """The model's own training and its control's."""
+    forecast = Forecast(10**9, score_tokens=0, score_tokens_per_second=1.0, run_seconds=0.0)
+    some, more = (
+        forecast.stage(Stage("heal", (Step("distill", {"tokens": tokens}),)), timed=False) for tokens in (1000, 2000)
+    )
+    assert more - some == pytest.approx(1000 * (TRAIN_SECONDS + CONTROL_SECONDS))

@@ -28,7 +28,7 @@ def write(tmp_path: Path, text: str) -> Path:
             "did you mean 'group_size'?",
         ),
         ('[[steps]]\nuse = "quantise"\n', "steps[0]: there is no technique 'quantise'", "did you mean 'quantize'?"),
-        ("[[steps]]\nweights = 'int4'\n", "steps[0] has no `use`", "one of: prune, quantize, sparsify"),
+        ("[[steps]]\nweights = 'int4'\n", "steps[0] has no `use`", "one of: distill, prune, quantize, sparsify"),
         ("modle = 'x'\n", "recipe: unknown key 'modle'", "did you mean 'model'?"),
         ("[budget]\nmaxloss = 1\n", "[budget]: unknown key 'maxloss'", "did you mean 'max_loss'?"),
         ("[budget]\ngoal = 'latenci'\n", "[budget] goal is 'latenci'", "did you mean 'latency'?"),
@@ -46,7 +46,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ('[[steps]]\nuse = ["quantize"]\n', "steps[0] use is ['quantize']", "of type str"),
         ('[[steps]]\nuse = "quantize"\nstage = 3\n', "steps[0] stage is 3", "of type str"),
         ('[[steps]]\nuse = "quantize"\nrotate = "no"\n', "rotate='no' is not an option", "on or off"),
-        ('[[steps]]\nuse = "quantize"\nweights = "mixed"\nbits = "5"\n', "bits='5' is not a number", "bits=5"),
+        ('[[steps]]\nuse = "quantize"\nweights = "mixed"\nbudget = "5"\n', "budget='5' is no budget", "5 bits"),
         ("replay = 1\n", "replay must be a table", "decide afresh"),
         ("[replay]\nmodel_digest = 1\n", "[replay] model_digest is 1", "of type str"),
         ("[replay]\nmodel_digest = 'a'\ntext_sha256 = 'b'\ndecisions = [1]\n", "a list of tables", "afresh"),
@@ -105,7 +105,7 @@ def test_round_trip(tmp_path: Path) -> None:
         snello="0.1",
         decisions=({"stage": "s", "verdict": "kept", "reason": 'says "why"\n'},),
     )
-    steps = (Step("quantize", {"weights": "mixed", "bits": 5.0, "cache": "int8"}),)
+    steps = (Step("quantize", {"weights": "mixed", "budget": "5 bits", "cache": "int8"}),)
     recipe = Recipe(
         model='a "model"',
         text=(str(tmp_path / "ü.txt"),),

@@ -40,7 +40,7 @@ def hashed(key: str) -> str:
 # ---- keys -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_route_is_closed_without_a_key_but_health(tmp_path: Path) -> None:
+def test_every_route_is_closed_without_a_key_but_health_and_the_page(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     file.write_text(f"# of the team\n{hashed('one')} first\n\n{hashed('two').upper()}\n")
     keys = read_keys(file)
@@ -56,7 +56,7 @@ def test_every_route_is_closed_without_a_key_but_health(tmp_path: Path) -> None:
                 {"authorization": "Basic one"},
             ):
                 response = here.client.request(method, path, headers=header)
-                assert response.status_code == (200 if path.startswith("/health/") else 401), path
+                assert response.status_code == (200 if path == "/" or path.startswith("/health/") else 401), path
             assert "demo" not in response.text
         assert here.get("/v1/models", headers={"authorization": "Bearer two"}).status_code == 200
         assert here.get("/v1/models", headers={"authorization": "Bearer two", "host": "any.example"}).status_code == 200

@@ -27,7 +27,7 @@ class RecordingWriter:
     def __init__(self) -> None:
         self.plain: dict[str, np.ndarray] = {}
         self.int8: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self.int4: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, int]] = {}
+        self.grouped: dict[str, tuple[str, np.ndarray, np.ndarray, np.ndarray, int]] = {}
         self.order: list[str] = []
 
     def add_float(self, name: str, tensor: Any, format: str) -> None:
@@ -45,22 +45,22 @@ class RecordingWriter:
         assert q.dtype == np.int8 and q.shape[1] % 64 == 0 and row_scale.dtype == np.float32
         self.int8[name] = (q, row_scale)
 
-    def add_int4(
-        self, name: str, q: np.ndarray, group_scale: np.ndarray, row_scale: np.ndarray, group_size: int
+    def add_grouped(
+        self, name: str, format: str, q: np.ndarray, group_scale: np.ndarray, row_scale: np.ndarray, group_size: int
     ) -> None:
         self._note(name)
-        assert q.dtype == np.uint8 and group_scale.dtype == np.uint8 and row_scale.dtype == np.float32
+        assert q.dtype == np.uint8 and row_scale.dtype == np.float32
         assert q.shape[1] % 64 == 0 and group_scale.shape[1] == -(-q.shape[1] // group_size)
-        self.int4[name] = (q, group_scale, row_scale, group_size)
+        self.grouped[name] = (format, q, group_scale, row_scale, group_size)
 
     def stored(self, name: str) -> np.ndarray:
         """A matrix as stored: integers times scales, still in its basis."""
         if name in self.int8:
             q, row_scale = self.int8[name]
             return q.astype(np.float32) * row_scale[:, None]
-        q, group_scale, row_scale, group_size = self.int4[name]
+        format, q, group_scale, row_scale, group_size = self.grouped[name]
         steps = np.repeat(group_scale.astype(np.float32), group_size, axis=1)[:, : q.shape[1]] * row_scale[:, None]
-        return (q.astype(np.float32) - 8) * steps
+        return (q.astype(np.float32) - (8 if format == "int4" else 4)) * steps
 
     def _note(self, name: str) -> None:
         assert name not in self.order, f"{name} written twice"
@@ -79,7 +79,7 @@ def plain_model(recorded: RecordingWriter, spec: Spec, source: Model) -> Model:
     arrays = dict(recorded.plain)
     for linear in linear_names(spec):
         name = "embedding.tokens.weight" if linear == "head" and spec.head.tied else f"{linear}.weight"
-        if name in recorded.int8 or name in recorded.int4:
+        if name in recorded.int8 or name in recorded.grouped:
             stored, format = recorded.stored(name), spec.format(linear)
             stored = stored @ hadamard(stored.shape[1]) if format.rotate else stored
             stored = stored / recorded.plain[f"inputs.{input_name(linear)}.scale"] if format.equalize else stored

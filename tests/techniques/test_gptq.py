@@ -8,7 +8,7 @@ from torch import Tensor
 
 from snello.techniques.curvature import damped
 from snello.techniques.quantize.gptq import gptq
-from snello.techniques.quantize.rounding import int4_scales, nearest
+from snello.techniques.quantize.rounding import grouped_scales, nearest
 
 
 def naive(w: Tensor, gram: Tensor, steps: Tensor, group_size: int, limits: tuple[int, int]) -> Tensor:
@@ -34,7 +34,7 @@ def problem(rows: int = 12, columns: int = 192, samples: int = 300) -> tuple[Ten
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_equals_explicit_inverse(group_size: int) -> None:
     w, _, gram = problem()
-    row_scale, group_scale = int4_scales(w, group_size)
+    row_scale, group_scale = grouped_scales(w, group_size)
     steps = row_scale[:, None] * group_scale
     ours, expected = (f(w, gram, steps, group_size, (-8, 7)) for f in (gptq, naive))
     wide = steps.repeat_interleave(group_size, 1)[:, : w.shape[1]]
@@ -50,7 +50,7 @@ def test_equals_explicit_inverse_at_eight_bits() -> None:
 
 def test_loses_less_than_nearest_on_correlated_inputs() -> None:
     w, x, gram = problem()
-    row_scale, group_scale = int4_scales(w, 64)
+    row_scale, group_scale = grouped_scales(w, 64)
     steps = row_scale[:, None] * group_scale
     wide = steps.repeat_interleave(64, 1)
     plain = nearest(w, wide, -8, 7) * wide
@@ -61,7 +61,7 @@ def test_loses_less_than_nearest_on_correlated_inputs() -> None:
 def test_channels_never_seen_are_rounded_to_nearest() -> None:
     w, _, gram = problem()
     gram[5], gram[:, 5] = 0, 0
-    row_scale, group_scale = int4_scales(w, 64)
+    row_scale, group_scale = grouped_scales(w, 64)
     steps = row_scale[:, None] * group_scale
     q = gptq(w, gram, steps, 64, (-8, 7))
     assert torch.equal(q[:, 5].double(), nearest(w[:, 5], steps[:, 0], -8, 7))

@@ -23,10 +23,10 @@ from snello.techniques.quantize.hqq import (
     mean_step,
     refine,
     robust_error,
-    round_int4_hqq,
+    round_grouped_hqq,
     shrink,
 )
-from snello.techniques.quantize.rounding import Int4, int4_scales, round_int4, seven_bits
+from snello.techniques.quantize.rounding import INT3, INT4, Grid, Grouped, grouped_scales, round_grouped, seven_bits
 from tests.checkpoints import make_checkpoint
 from tests.techniques.test_quantize import folder_hash
 from tests.techniques.test_rounding import weights
@@ -42,7 +42,7 @@ def matrix(kind: str, rows: int, columns: int, seed: int) -> Tensor:
     return w
 
 
-def naive_error(w: Tensor, rounded: Int4) -> Tensor:
+def naive_error(w: Tensor, rounded: Grouped) -> Tensor:
     """Sum of |w - w'|^p of each row (N), in double, from the values that the file will hold."""
     return (w.double() - rounded.values().double()).abs().pow(POWER).sum(1)
 
@@ -55,22 +55,26 @@ def naive_error(w: Tensor, rounded: Int4) -> Tensor:
     group_size=st.sampled_from([32, 64, 128]),
     exponent=st.integers(-16, 6),
     seed=st.integers(0, 99),
+    grid=st.sampled_from([INT4, INT3]),
 )
-def test_the_error_never_rises(kind: str, rows: int, columns: int, group_size: int, exponent: int, seed: int) -> None:
+def test_the_error_never_rises(
+    kind: str, rows: int, columns: int, group_size: int, exponent: int, seed: int, grid: Grid
+) -> None:
     w = matrix(kind, rows, columns, seed) * 2.0**exponent
     groups = torch.nn.functional.pad(w, (0, -columns % group_size)).unflatten(1, (-1, group_size))
-    row_scale, group_scale = int4_scales(w, group_size)
+    row_scale, group_scale = grouped_scales(w, group_size, grid)
     unit, sharpness = mean_step(row_scale, group_scale), SHARPNESS
-    errors = [robust_error(groups, row_scale[:, None] * group_scale, unit).sum(1)]
+    errors = [robust_error(groups, row_scale[:, None] * group_scale, unit, grid).sum(1)]
     for _ in range(ROUNDS):
-        row_scale, group_scale = improve(groups, row_scale, group_scale, sharpness)
-        errors.append(robust_error(groups, row_scale[:, None] * group_scale, unit).sum(1))
+        row_scale, group_scale = improve(groups, row_scale, group_scale, sharpness, grid)
+        errors.append(robust_error(groups, row_scale[:, None] * group_scale, unit, grid).sum(1))
         sharpness *= GROWTH
     trace = torch.stack(errors)
     assert (trace[1:] <= trace[:-1] * (1 + 1e-5)).all()
-    best = round_int4_hqq(w, group_size)
-    assert (naive_error(w, best) <= naive_error(w, round_int4(w, group_size)) * (1 + 1e-5)).all()
-    assert best.group_scale.min() >= 1 and best.group_scale.max() <= 15
+    best = round_grouped_hqq(w, group_size, grid)
+    assert (naive_error(w, best) <= naive_error(w, round_grouped(w, group_size, grid)) * (1 + 1e-5)).all()
+    size = best.group_scale.abs() if grid is INT3 else best.group_scale
+    assert size.min() >= 1 and size.max() <= 15
     assert torch.equal(best.group_scale, best.group_scale.round())
     assert torch.equal(seven_bits(best.row_scale), best.row_scale)
     steps = best.row_scale[:, None] * best.group_scale
@@ -80,13 +84,13 @@ def test_the_error_never_rises(kind: str, rows: int, columns: int, group_size: i
 @pytest.mark.parametrize(("kind", "left"), [("gaussian", 0.98), ("laplace", 0.94), ("student", 0.82)])
 def test_the_heavier_the_tails_the_more_it_gains(kind: str, left: float) -> None:
     w = weights(kind, 64, 1024)
-    assert naive_error(w, round_int4_hqq(w, 128)).sum() < left * naive_error(w, round_int4(w, 128)).sum()
+    assert naive_error(w, round_grouped_hqq(w, 128)).sum() < left * naive_error(w, round_grouped(w, 128)).sum()
 
 
 def test_refining_is_those_rounds() -> None:
     """`refine` leaves rows that stand still alone; that changes nothing but time."""
     w = weights("student", 12, 512)
-    groups, (row_scale, group_scale) = w.unflatten(1, (-1, 64)), int4_scales(w, 64)
+    groups, (row_scale, group_scale) = w.unflatten(1, (-1, 64)), grouped_scales(w, 64)
     together = refine(groups, row_scale, group_scale)
     for row in range(len(w)):
         r, s, sharpness = row_scale[row : row + 1], group_scale[row : row + 1], SHARPNESS
@@ -111,7 +115,7 @@ def test_what_is_forgiven_is_the_papers_threshold() -> None:
 
 def test_powers_of_two_change_nothing() -> None:
     w = weights("student", 16, 512)
-    one, other = round_int4_hqq(w, 64), round_int4_hqq(w * 8, 64)
+    one, other = round_grouped_hqq(w, 64), round_grouped_hqq(w * 8, 64)
     assert torch.equal(one.q, other.q) and torch.equal(one.group_scale, other.group_scale)
     assert torch.equal(one.row_scale * 8, other.row_scale)
 
@@ -119,7 +123,7 @@ def test_powers_of_two_change_nothing() -> None:
 def test_zero_rows_and_groups() -> None:
     w = weights("student", 4, 256)
     w[1], w[2, :128] = 0, 0
-    rounded = round_int4_hqq(w, 128)
+    rounded = round_grouped_hqq(w, 128)
     assert (rounded.values()[1] == 0).all() and (rounded.values()[2, :128] == 0).all()
     assert torch.isfinite(rounded.values()).all()
 

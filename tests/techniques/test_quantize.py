@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ import torch
 from snello.engine.native import NativeExecutor
 from snello.errors import SnelloError, Unsupported
 from snello.models import Model, load
-from snello.models.packed import PackedWeights
+from snello.models.packed import PackedWeights, packed_bytes
 from snello.models.reference import Reference
-from snello.models.spec import Format, Spec, linear_names
+from snello.models.spec import Format, Spec, WeightFormat, linear_names
 from snello.techniques.base import Context
 from snello.techniques.calibration import Calibrator, Statistic, together
-from snello.techniques.quantize import Quantize, loudness, sensitivity
-from snello.techniques.quantize.size import average_bits, stored_bytes
+from snello.techniques.quantize import Method, Quantize, loudness, sensitivity
+from snello.techniques.quantize.size import average_bits, distribute, hull_steps, parse_budget, stored_bytes
 from snello.techniques.quantize.solve import solve
 from snello.techniques.units import body_linears, units
 from tests.checkpoints import VARIANTS, make_checkpoint
@@ -40,16 +41,16 @@ def random_windows(count: int = 3, length: int = 40, vocabulary: int = 307) -> l
 @pytest.mark.parametrize(
     "options",
     [
-        {"weights": "int3"},
+        {"weights": "int2"},
         {"method": "spqr"},
         {"weights": "fp16", "method": "gptq"},
         {"group_size": 16},
         {"activations": "int4"},
         {"cache": "fp8"},
         {"head": "bf16"},
-        {"bits": 5.0},
+        {"budget": "5 bits"},
         {"weights": "mixed"},
-        {"weights": "mixed", "bits": 3.0},
+        *({"weights": "mixed", "budget": wrong} for wrong in (5, True, "", "5", "0 bits", "100%", "-1MB", "many")),
     ],
     ids=str,
 )
@@ -105,26 +106,96 @@ def test_too_wide_is_refused(tmp_path: Path) -> None:
 def test_mixed_budget_is_kept_and_used(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, "llama")
     body = body_linears(spec)
-    low = average_bits(Quantize().plan(spec), body)
-    with pytest.raises(Unsupported, match="is below"):
-        Quantize(weights="mixed", bits=4.01).plan(spec)
-    for bits in (low + 0.5, low + 2):
-        if bits < 9:
-            planned = Quantize(weights="mixed", bits=bits).plan(spec)
-            assert bits - 0.5 < average_bits(planned, body) <= bits
+    low = average_bits(Quantize(weights="int3").plan(spec), body)
+    with pytest.raises(Unsupported, match="is below") as caught:
+        Quantize(weights="mixed", budget="3.01 bits").plan(spec)
+    assert "bits' or more" in str(caught.value.hint)
+    for bits in (low + 0.5, low + 1.5, low + 4):
+        planned = Quantize(weights="mixed", budget=f"{bits:.3f} bits").plan(spec)
+        assert bits - 0.75 < average_bits(planned, body) <= bits + 0.001
+
+
+@pytest.mark.parametrize(("share", "kinds"), [(0.23, {"int3", "int4"}), (0.3, {"int8"}), (0.9, {"fp32"})])
+def test_a_budget_of_bytes_is_of_the_whole_file(share: float, kinds: set[str], tmp_path: Path) -> None:
+    source = load(make_checkpoint(tmp_path / "source", "llama"))
+    whole = packed_bytes(source.spec)
+    for name, budget in (("share", f"{100 * share:g}%"), ("bytes", f"{share * whole / 1e3:g} kB")):
+        options = Quantize(weights="mixed", budget=budget)
+        lean = options.apply(source, Context(output=tmp_path / name, windows=random_windows()))
+        found = packed_bytes(lean.spec)
+        assert found <= share * whole + 1 and found <= packed_bytes(options.plan(source.spec))
+        assert kinds & {lean.spec.format(linear).weights for linear in body_linears(lean.spec)}
+        with NativeExecutor(lean) as executor:
+            assert np.isfinite(executor.score(np.arange(20, dtype=np.int32)).log_probabilities).all()
+    with pytest.raises(Unsupported, match="MB in all") as caught:
+        Quantize(weights="mixed", budget=f"{0.05 * whole / 1e3:g} kB").plan(source.spec)
+    assert "MB' or more" in str(caught.value.hint)
+
+
+def test_a_loss_takes_as_few_bytes_as_it_allows(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "llama")
+    sizes = []
+    for loss in (0.1, 2, 50):
+        options = Quantize(weights="mixed", budget=f"{loss}% loss")
+        planned, ladder = options.plan(spec), options.ladder(spec)
+        measured = {unit.input: {"int3": 0.01, "int4": 0.002} for unit in units(planned, body_linears(planned))}
+        divergence = sensitivity.with_the_rest(measured, spec.default_format.weights)  # type: ignore[arg-type]
+        chosen = distribute(planned, ladder, divergence, parse_budget(options.budget))
+        grouped = units(chosen, body_linears(chosen))
+        lost = sum(divergence[unit.input][chosen.format(unit.linears[0]).weights] for unit in grouped)
+        assert lost <= np.log1p(loss / 100)
+        sizes.append(stored_bytes(chosen, body_linears(chosen)))
+        assert sizes[-1] <= stored_bytes(planned, body_linears(planned))
+    assert sizes[0] > sizes[1] > sizes[2]
+    with pytest.raises(Unsupported, match="eight bits everywhere"):
+        distribute(planned, ladder, divergence, parse_budget("0.001% loss"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_chosen_is_on_the_hull(seed: int, tmp_path: Path) -> None:
+    """Where units are of one size, no other choice of as few bytes diverges less: all of them are tried."""
+    spec, random = spec_of(tmp_path, "llama"), np.random.default_rng(seed)
+    options = Quantize(weights="mixed", budget="16 bits")
+    planned, ladder = options.plan(spec), options.ladder(spec)
+    grouped = units(planned, body_linears(planned))[:4]
+    divergence = {unit.input: falling(random) for unit in grouped}
+    steps = [step for unit in grouped for step in hull_steps(planned, unit, ladder, divergence[unit.input])]
+    steps.sort(key=lambda step: step.gain / step.extra, reverse=True)
+    every = [
+        (
+            sum(stored_bytes(planned.with_formats(dict.fromkeys(u.linears, f)), u.linears) for u, f in choice),
+            sum(divergence[u.input][f.weights] for u, f in choice),
+        )
+        for choice in (list(zip(grouped, formats, strict=True)) for formats in itertools.product(ladder, repeat=4))
+    ]
+    size, lost = every[0]
+    for step in steps:
+        assert all(loss >= lost - 1e-9 for other, loss in every if other <= size)
+        size, lost = size + step.extra, lost - step.gain
+    assert steps and lost == pytest.approx(0.0, abs=1e-9)
+
+
+def falling(random: np.random.Generator) -> dict[WeightFormat, float]:
+    own: WeightFormat = "fp32"
+    three, four, eight = sorted(map(float, random.exponential(size=3)), reverse=True)
+    return {"int3": three, "int4": four, "int8": eight, own: 0.0}
 
 
 # ---- sensitivity ----------------------------------------------------------------------------------------------------
 
 
+NEVER_MIND = {"int3": 5e-6, "int4": 1e-6}
+
+
 def test_bits_go_where_they_save_most(tmp_path: Path) -> None:
-    options = Quantize(weights="mixed", bits=6.5)
-    planned = options.plan(spec_of(tmp_path, "llama"))
+    options, source = Quantize(weights="mixed", budget="6.5 bits"), spec_of(tmp_path, "llama")
+    planned, ladder = options.plan(source), options.ladder(source)
     grouped = units(planned, body_linears(planned))
     favoured = grouped[-1].input
-    measured = {unit.input: 1.0 if unit.input == favoured else 1e-6 for unit in grouped}
-    spec = sensitivity.distribute(planned, options.format("int4"), options.format("int8"), measured)
-    assert all(spec.format(linear).weights == "int8" for linear in grouped[-1].linears)
+    measured = {u.input: {"int3": 5.0, "int4": 1.0} if u.input == favoured else NEVER_MIND for u in grouped}
+    divergence = sensitivity.with_the_rest(measured, source.default_format.weights)  # type: ignore[arg-type]
+    spec = distribute(planned, ladder, divergence, parse_budget(options.budget))
+    assert all(spec.format(linear).weights not in ("int3", "int4") for linear in grouped[-1].linears)
     assert stored_bytes(spec, body_linears(spec)) <= stored_bytes(planned, body_linears(planned))
 
 
@@ -132,10 +203,10 @@ def test_a_broken_layer_is_found_sensitive(tmp_path: Path) -> None:
     """Sensitivity equals the distance of a model in which that unit alone is rounded."""
     model = load(make_checkpoint(tmp_path / "llama", "llama"))
     options, texts = Quantize(), random_windows(2, 30)
-    format = options.format("int4")
-
-    measured = sensitivity.measure(model, texts, format, lambda message, fraction: None)
+    widths = [options.format("int3"), options.format("int4")]
+    measured = sensitivity.measure(model, texts, widths, lambda message, fraction: None)
     unit = units(model.spec, body_linears(model.spec))[5]
+    format = widths[1]
     clean, other = Reference.from_model(model), Reference.from_model(model)
     with torch.inference_mode():
         plain = {linear: other.get_submodule(linear).weight for linear in unit.linears}
@@ -147,7 +218,8 @@ def test_a_broken_layer_is_found_sensitive(tmp_path: Path) -> None:
             tokens = torch.from_numpy(window.astype(np.int64))[None]
             p, q = clean(tokens).log_softmax(-1), other(tokens).log_softmax(-1)
             distances.append((p.exp() * (p - q)).sum(-1).mean())
-    assert measured[unit.input] == pytest.approx(float(sum(distances)) / len(distances), rel=1e-3)
+    assert measured[unit.input]["int4"] == pytest.approx(float(sum(distances)) / len(distances), rel=1e-3)
+    assert all(both["int3"] > both["int4"] > 0 for both in measured.values())
     assert len(measured) == len(units(model.spec, body_linears(model.spec)))
 
 
@@ -269,7 +341,7 @@ def test_losses_of_the_methods() -> None:
         Quantize(group_size=32),
         Quantize(method="awq"),
         Quantize(method="gptq"),
-        Quantize(weights="mixed", bits=5.0, method="gptq"),
+        Quantize(weights="mixed", budget="5 bits", method="gptq"),
         Quantize(method="hqq"),
         Quantize(weights="int8", method="smoothquant"),
     ):
@@ -287,14 +359,16 @@ def folder_hash(path: Path) -> dict[str, str]:
     return {item.name: hashlib.sha256(item.read_bytes()).hexdigest() for item in sorted(path.iterdir())}
 
 
+THREE_BITS: tuple[Method, ...] = ("rtn", "hqq", "awq", "gptq")
 OPTIONS = {
     "preset": Quantize(),
-    "mixed-gptq": Quantize(weights="mixed", bits=7.0, method="gptq", group_size=64),
+    "mixed-gptq": Quantize(weights="mixed", budget="7 bits", method="gptq", group_size=64),
     "awq": Quantize(method="awq", rotate=False, cache="int8"),
     "int8-plain": Quantize(weights="int8", head="float", rotate=False, equalize=False, activations="float"),
     "head-int4": Quantize(head="int4", method="gptq"),
     "hqq": Quantize(method="hqq", group_size=64),
-    "mixed-hqq": Quantize(weights="mixed", bits=7.0, method="hqq"),
+    **{f"int3-{method}": Quantize(weights="int3", method=method, group_size=64) for method in THREE_BITS},
+    "mixed-hqq": Quantize(weights="mixed", budget="7 bits", method="hqq"),
     "smoothquant": Quantize(weights="int8", method="smoothquant", alpha=0.6),
     "bf16": Quantize(weights="bf16"),
     "static": Quantize(method="hqq", activations="int8-static"),
@@ -324,7 +398,7 @@ def test_files_hold_what_the_simulation_says(case: str, variant: str, tmp_path: 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     source = load(make_checkpoint(tmp_path / "source", "qwen3"))
-    options = Quantize(weights="mixed", bits=7.0, method="gptq")
+    options = Quantize(weights="mixed", budget="7 bits", method="gptq")
     for name in ("first", "second"):
         options.apply(source, Context(output=tmp_path / name, windows=random_windows(), threads=1))
     assert folder_hash(tmp_path / "first") == folder_hash(tmp_path / "second")

@@ -28,7 +28,7 @@ WAYS = {
     "smoothquant": STATIC,
     "rotated": Quantize(weights="int8", activations="int8-static"),
     "int4-awq": Quantize(method="awq", activations="int8-static"),
-    "mixed-gptq": Quantize(weights="mixed", bits=7.0, method="gptq", activations="int8-static"),
+    "mixed-gptq": Quantize(weights="mixed", budget="7 bits", method="gptq", activations="int8-static"),
 }
 
 

@@ -44,7 +44,7 @@ class Peer:
     environment: Environment
     converter: Environment
     engine: str  # a file in `inside`
-    models: dict[str, str]  # weights of ours -> the end of the converted model's name
+    models: dict[str, str]  # weights of ours -> the end of the converted model's name; with 4 bits where ours have 3
     settings: tuple[dict[str, str], ...] = ({},)
 
 
@@ -56,14 +56,20 @@ PEERS = {
             environment=LLAMACPP,
             converter=LLAMACPP,
             engine="engine_llamacpp.py",
-            models={"int4": "q4_0.gguf", "int4-all": "q4_0-all.gguf", "int8": "q8_0.gguf", "bf16": "bf16.gguf"},
+            models={
+                "int3": "q4_0.gguf",
+                "int4": "q4_0.gguf",
+                "int4-all": "q4_0-all.gguf",
+                "int8": "q8_0.gguf",
+                "bf16": "bf16.gguf",
+            },
         ),
         Peer(
             name="openvino",
             environment=OPENVINO,
             converter=OPENVINO_CONVERT,
             engine="engine_openvino.py",
-            models={"int4": "int4", "int4-all": "int4-all", "int8": "int8", "bf16": "fp16"},
+            models={"int3": "int4", "int4": "int4", "int4-all": "int4-all", "int8": "int8", "bf16": "fp16"},
             settings=tuple({"precision": precision} for precision in BOTH_PRECISIONS),
         ),
         Peer(  # its fewest bits on a CPU are eight
@@ -71,14 +77,14 @@ PEERS = {
             environment=CTRANSLATE2,
             converter=CTRANSLATE2_CONVERT,
             engine="engine_ctranslate2.py",
-            models={"int4": "int8", "int4-all": "int8", "int8": "int8", "bf16": "bfloat16"},
+            models={"int3": "int8", "int4": "int8", "int4-all": "int8", "int8": "int8", "bf16": "bfloat16"},
         ),
         Peer(  # without further packages it runs what the checkpoint has
             name="transformers",
             environment=TRANSFORMERS,
             converter=TRANSFORMERS,
             engine="engine_transformers.py",
-            models=dict.fromkeys(("int4", "int4-all", "int8", "bf16"), ITSELF),
+            models=dict.fromkeys(("int3", "int4", "int4-all", "int8", "bf16"), ITSELF),
             settings=tuple({"dtype": dtype} for dtype in BOTH_PRECISIONS),
         ),
     )
@@ -244,7 +250,7 @@ def weights_of(model: Model) -> str:
     most = max(set(body), key=body.count)
     if most == "int4":
         return "int4-all" if formats.get("head") == "int4" else "int4"
-    return "int8" if most == "int8" else "bf16"
+    return most if most in ("int8", "int3") else "bf16"
 
 
 def _original(model: Model, named: str | None) -> Path:

@@ -7,6 +7,7 @@ from snello.models.families.family import Family
 from snello.models.families.gemma import GEMMA2, GEMMA3
 from snello.models.families.gpt import GPT2, GPT_NEOX, OPT
 from snello.models.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from snello.models.families.longformer import LONGFORMER
 from snello.models.families.moe import MIXTRAL, QWEN3_MOE
 from snello.models.families.phi import PHI3
 
@@ -27,5 +28,6 @@ FAMILIES: dict[str, Family] = {
         GEMMA3,
         BERT,
         DISTILBERT,
+        LONGFORMER,
     )
 }

@@ -99,11 +99,11 @@ def _head(config: Config, task: Task, activation: Activation, pooler: Activation
     if task == "masked-lm":
         return Head(kind="lm", tied=tied, bias=True, transform=activation)
     if task == "sequence-classification":
-        return Head(kind="classify", bias=True, pooler=pooler, labels=_labels(config))
+        return Head(kind="classify", bias=True, pooler=pooler, labels=classifier_labels(config))
     return Head(kind="embed", pooling="mean")
 
 
-def _labels(config: Config) -> tuple[str, ...]:
+def classifier_labels(config: Config) -> tuple[str, ...]:
     """Label names in the order of their ids; two unnamed ones where the config is silent, as in Transformers."""
     named = config.raw("id2label")
     if named is None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.models import load
+from snello.models.fewer_layers import FewerLayers
 from snello.models.model import Floats
 from snello.models.plain_folder import check_free, shaped_config, write_plain_folder
 from snello.models.reference import Block, build_block
@@ -22,7 +23,7 @@ from snello.models.spec import Attention, Spec
 from snello.techniques.calibration import check_windows
 from snello.techniques.prune import select
 from snello.techniques.prune.calibrate import Stream, survey
-from snello.techniques.prune.views import FewerLayers, Narrower
+from snello.techniques.prune.views import Narrower
 
 if TYPE_CHECKING:
     from snello.models.model import Model, Weights

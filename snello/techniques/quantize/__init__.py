@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from snello.errors import SnelloError, Unsupported
-from snello.models.spec import Format, Spec, linear_names, linear_shape
-from snello.techniques.quantize.size import extend_to_budget
+from snello.models.spec import INTEGER, Format, Spec, linear_names, linear_shape
+from snello.techniques.quantize.size import parse_budget, plan_budget
 from snello.techniques.units import body_linears, check_plain_blocks
 
 if TYPE_CHECKING:
     from snello.models.model import Model
     from snello.techniques.base import Context
 
-Weights = Literal["int4", "int8", "mixed", "bf16", "fp16"]
+Weights = Literal["int4", "int3", "int8", "mixed", "bf16", "fp16"]
 Method = Literal["rtn", "hqq", "gptq", "awq", "smoothquant"]
 GroupSize = Literal[32, 64, 128]
 Activations = Literal["int8", "int8-static", "float"]
@@ -27,9 +27,9 @@ HeadWeights = Literal["int8", "int4", "float"]
 
 FITS: dict[Method, tuple[Weights, ...]] = {  # the weights that a method has something to say about
     "rtn": get_args(Weights),
-    "hqq": ("int4", "mixed"),
-    "gptq": ("int4", "int8", "mixed"),
-    "awq": ("int4", "int8", "mixed"),
+    "hqq": ("int4", "int3", "mixed"),
+    "gptq": ("int4", "int3", "int8", "mixed"),
+    "awq": ("int4", "int3", "int8", "mixed"),
     "smoothquant": ("int8",),
 }
 DATA_FREE: tuple[Method, ...] = ("rtn", "hqq")
@@ -44,7 +44,8 @@ class Quantize:
     Idea: decoding waits for weights to arrive from memory, so 4 bits instead of 16 is close to 4 times the speed; with
     8-bit activations the products are integer too, which is what makes prompts and batches fast.
 
-    Formula: INT4 w = r[n] * s[n, k/g] * (q - 8), q in 0..15, s in 1..15 per group of g, r per row; INT8 w = r[n] * q.
+    Formula: INT4 w = r[n] * s[n, k/g] * (q - 8), q in 0..15, s in 1..15 per group of g, r per row; INT3 the same with
+    q - 4, q in 0..7, and s in -15..15; INT8 w = r[n] * q.
     Weights are rounded in the basis W diag(s) H (equalize, then a Hadamard rotation), in which no channel stands out;
     the input is brought there once, x' = H (x / s). `rtn` takes the nearest integer; `gptq` rounds column by column and
     lets later columns repair the errors of earlier ones on calibration text; `awq` searches the s that loses least.
@@ -53,7 +54,7 @@ class Quantize:
     scale per input, the largest magnitude in calibration text / 127. bf16 and fp16 are casts.
 
     When it hurts: small models and narrow layers have little room, INT4 without calibration costs them most; tasks that
-    hang on exact recall suffer before the average loss shows it; below about 4 bits nothing here holds. HQQ trades
+    hang on exact recall suffer before the average loss shows it; INT3 loses more than INT4. HQQ trades
     squared error for its own and mostly loses by it. Inputs louder than any calibrated are cut to a static scale's
     range. FP16 ends at 65,504: a checkpoint with larger weights is refused.
 
@@ -63,7 +64,7 @@ class Quantize:
 
     weights: Weights = field(
         default="int4",
-        metadata={"help": "Bits of the linears: int4, int8, mixed (see bits), or a cast to bf16 or fp16."},
+        metadata={"help": "Bits of the linears: int4, int3, int8, mixed (see budget), or a cast to bf16 or fp16."},
     )
     method: Method = field(
         default="rtn",
@@ -72,7 +73,8 @@ class Quantize:
         },
     )
     group_size: GroupSize = field(
-        default=128, metadata={"help": "Columns that share an INT4 group scale; smaller is finer and a little larger."}
+        default=128,
+        metadata={"help": "Columns that share a scale in INT4 and INT3; smaller is finer and a little larger."},
     )
     activations: Activations = field(
         default="int8",
@@ -93,9 +95,9 @@ class Quantize:
     head: HeadWeights = field(
         default="int8", metadata={"help": "Type of the output head and token embedding; float keeps the model's own."}
     )
-    bits: float | None = field(
+    budget: str | None = field(
         default=None,
-        metadata={"help": "With mixed: average stored bits per weight, spread over layers by sensitivity."},
+        metadata={"help": "With mixed: 5 bits (a weight, on average), 40% (of the bytes), 300MB (in all) or 1% loss."},
     )
     alpha: float = field(
         default=ALPHA,
@@ -110,14 +112,12 @@ class Quantize:
         for name in ("rotate", "equalize"):
             if not isinstance(getattr(self, name), bool):
                 raise SnelloError(f"{name}={getattr(self, name)!r} is not an option of quantize", "on or off: a bool")
-        if isinstance(self.bits, bool) or not isinstance(self.bits, (int, float, type(None))):
-            raise SnelloError(f"bits={self.bits!r} is not a number", "bits=5 is a good start")
-        if self.weights == "mixed" and self.bits is None:
-            raise SnelloError("mixed weights need bits", "say how many on average, for example bits=5")
-        if self.weights != "mixed" and self.bits is not None:
-            raise SnelloError(f"bits={self.bits} has no meaning with weights={self.weights!r}", "use weights='mixed'")
-        if self.bits is not None and not 4 < self.bits < 9:
-            raise SnelloError(f"bits={self.bits} is outside 4..9", "bits=5 is a good start")
+        if self.weights == "mixed":
+            parse_budget(self.budget)
+        elif self.budget is not None:
+            raise SnelloError(
+                f"budget={self.budget!r} has no meaning with weights={self.weights!r}", "use weights='mixed'"
+            )
         self._check_method()
 
     def _check_method(self) -> None:
@@ -147,16 +147,22 @@ class Quantize:
         spec = dataclasses.replace(spec, cache_format=self.cache) if self.cache else spec
         if self.weights in ("bf16", "fp16"):
             return dataclasses.replace(spec, default_format=Format(weights=self.weights))
-        first: Literal["int8", "int4"] = "int8" if self.weights == "int8" else "int4"
-        formats = {linear: self.format(first) for linear in body_linears(spec)}
-        formats |= self._head_formats(spec)
-        spec = spec.with_formats(formats)
-        return spec if self.bits is None else extend_to_budget(spec, self.format("int8"), self.bits)
+        ladder = self.ladder(spec)
+        formats = dict.fromkeys(body_linears(spec), ladder[0])
+        planned = spec.with_formats(formats | self._head_formats(spec))
+        return planned if self.budget is None else plan_budget(spec, planned, ladder, parse_budget(self.budget))
+
+    def ladder(self, spec: Spec) -> list[Format]:
+        """The formats that a linear of the blocks can get, from few bits to many: one, but with mixed."""
+        if self.weights == "mixed":
+            return [*(self.format(weights) for weights in ("int3", "int4", "int8")), spec.default_format]
+        assert self.weights == "int8" or self.weights == "int4" or self.weights == "int3"
+        return [self.format(self.weights)]
 
     def _without_experts(self) -> str | None:
         """What to do instead where there are experts, which calibration text reaches unevenly, some not at all."""
         if self.weights == "mixed":
-            return "with experts, weights are int4 or int8 throughout"
+            return "with experts, weights are int4, int3 or int8 throughout"
         return "with experts, use method='rtn' or 'hqq' and activations='int8' or 'float'" if self.calibrates else None
 
     def apply(self, model: Model, context: Context) -> Model:
@@ -165,10 +171,10 @@ class Quantize:
 
         return quantize(self, model, context)
 
-    def format(self, weights: Literal["int8", "int4"]) -> Format:
+    def format(self, weights: Literal["int8", "int4", "int3"]) -> Format:
         """The format of a linear that gets these integer weights."""
         equalize = self.equalize or self.method in ("awq", "smoothquant")
-        group = self.group_size if weights == "int4" else 0
+        group = 0 if weights == "int8" else self.group_size
         return Format(
             weights=weights, group_size=group, activations=self.activations, rotate=self.rotate, equalize=equalize
         )
@@ -198,8 +204,7 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
 
 
 def _check_spec(spec: Spec) -> None:
-    integer = [format for _, format in spec.formats if format.weights in ("int8", "int4")]
-    if integer or spec.default_format.weights in ("int8", "int4"):
+    if any(format.weights in INTEGER for format in (spec.default_format, *dict(spec.formats).values())):
         raise Unsupported("this model is quantized already", "start from the original, which still has all its bits")
     for linear in linear_names(spec):
         columns = linear_shape(spec, linear)[1]

@@ -19,10 +19,11 @@ from snello.errors import SnelloError
 from snello.models import load, write_lean_folder
 from snello.models.packed import matrix_format
 from snello.models.parameters import matrix_names
-from snello.models.spec import Spec, linear_names
+from snello.models.spec import GROUPED, INTEGER, Spec, linear_names
 from snello.techniques.calibration import Calibrator
 from snello.techniques.quantize import DATA_FREE, loudness, sensitivity
-from snello.techniques.quantize.rounding import Int4, Int8, round_int8, static_step
+from snello.techniques.quantize.rounding import Grouped, Int8, round_int8, static_step
+from snello.techniques.quantize.size import distribute, parse_budget
 from snello.techniques.quantize.solve import Solution, solve
 from snello.techniques.units import Unit, units
 
@@ -41,7 +42,15 @@ class Writer(Protocol):
 
     def add_float(self, name: str, tensor: Array, format: Literal["fp32", "fp16", "bf16"]) -> None: ...
     def add_int8(self, name: str, q: Array, row_scale: Array) -> None: ...
-    def add_int4(self, name: str, q: Array, group_scale: Array, row_scale: Array, group_size: int) -> None: ...
+    def add_grouped(
+        self,
+        name: str,
+        format: str,
+        q: Array,
+        group_scale: Array,
+        row_scale: Array,
+        group_size: int,
+    ) -> None: ...
     def add_vector(self, name: str, values: Array) -> None: ...
 
 
@@ -64,16 +73,17 @@ def decide(options: Quantize, model: Model, context: Context) -> tuple[Spec, dic
         _check_cast(model, planned)
     if options.weights != "mixed":
         return planned, {}
-    narrow, wide = options.format("int4"), options.format("int8")
-    measured = sensitivity.measure(model, context.windows, narrow, context.progress)
-    rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
-    return sensitivity.distribute(planned, narrow, wide, measured), {"sensitivity": rounded}
+    ladder, budget = options.ladder(model.spec), parse_budget(options.budget)
+    measured = sensitivity.measure(model, context.windows, ladder[:2], context.progress)
+    divergence = sensitivity.with_the_rest(measured, model.spec.default_format.weights)
+    rounded = {name: {w: float(f"{value:.4g}") for w, value in widths.items()} for name, widths in measured.items()}
+    return distribute(planned, ladder, divergence, budget), {"sensitivity": rounded}
 
 
 @torch.inference_mode()
 def fill(writer: Writer, options: Quantize, model: Model, spec: Spec, context: Context) -> None:
     """Every tensor of the result, in the order of computation."""
-    integer = [name for name in linear_names(spec) if spec.format(name).weights in ("int8", "int4")]
+    integer = [name for name in linear_names(spec) if spec.format(name).weights in INTEGER]
     calibrator = Calibrator(model, context.windows, TEXTLESS) if integer and options.calibrates else None
     written = {"embedding.tokens.weight"} if "embedding" in dict(spec.formats) else set[str]()
     if written:
@@ -108,7 +118,7 @@ def _write_unit(
 def is_calibrated(spec: Spec, unit: Unit) -> bool:
     """Blocks, and a head of four bits that is nothing but a head; the rest is eight bits, where nearest is enough."""
     if unit.input == "head.in":
-        return spec.format("head").weights == "int4" and not spec.head.tied
+        return spec.format("head").weights in GROUPED and not spec.head.tied
     return unit.input.startswith("layers.")
 
 
@@ -120,14 +130,17 @@ def _write_solution(writer: Writer, unit: Unit, parameters: Mapping[str, str], s
         write_rounded(writer, parameters[linear], matrix, solution.basis.padded)
 
 
-def write_rounded(writer: Writer, name: str, matrix: Int4 | Int8, padded: int) -> None:
-    q = torch.nn.functional.pad(matrix.q, (0, padded - matrix.q.shape[1]))
+def write_rounded(writer: Writer, name: str, matrix: Grouped | Int8, padded: int) -> None:
+    missing = padded - matrix.q.shape[1]
+    q = torch.nn.functional.pad(matrix.q, (0, missing)) if missing else matrix.q
     row_scale = matrix.row_scale.float().numpy()
     if isinstance(matrix, Int8):
         writer.add_int8(name, q.to(torch.int8).numpy(), row_scale)
     else:
-        group_scale = matrix.group_scale.to(torch.uint8).numpy()
-        writer.add_int4(name, (q + 8).to(torch.uint8).numpy(), group_scale, row_scale, matrix.group_size)
+        format = "int4" if matrix.grid.bits == 4 else "int3"
+        codes = (q - matrix.grid.low).to(torch.uint8).numpy()
+        group_scale = matrix.group_scale.to(torch.int8).numpy()
+        writer.add_grouped(name, format, codes, group_scale, row_scale, matrix.group_size)
 
 
 def _write_embedding(writer: Writer, model: Model) -> None:
@@ -143,7 +156,7 @@ def _copy_rest(writer: Writer, model: Model, spec: Spec, written: set[str]) -> N
         values = model.weights.values(name)
         if name in matrices:
             kind = matrix_format(spec, name).weights
-            assert kind != "int8" and kind != "int4", name
+            assert kind != "int8" and kind != "int4" and kind != "int3", name
             _check_range(name, values, kind)
             writer.add_float(name, values, kind)
         else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from snello.models.spec import Format
 from snello.techniques.quantize.basis import Basis, column_rms
-from snello.techniques.quantize.rounding import round_activations, round_int4, round_int8
+from snello.techniques.quantize.rounding import GRIDS, round_activations, round_grouped, round_int8
 
 Exponents = tuple[float, float]
 GRID: tuple[Exponents, ...] = tuple((a / 4, b / 2) for a in range(5) for b in range(3))
@@ -53,7 +53,8 @@ def output_error(
         format = formats[name]
         basis = Basis(w.shape[1], scale, format.rotate)
         stored = basis.weights(w)
-        rounded = round_int8(stored) if format.weights == "int8" else round_int4(stored, format.group_size)
+        grid = GRIDS.get(format.weights)
+        rounded = round_grouped(stored, format.group_size, grid) if grid else round_int8(stored)
         x = basis.inputs(rows)
         x = x if format.activations == "float" else round_activations(x, static=format.activations == "int8-static")
         target = rows @ w.T

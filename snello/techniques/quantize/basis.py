@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 PASSES = 3
+CHUNK_WEIGHTS = 1 << 22  # rows are treated in chunks of about this many weights, which bounds temporary memory
 RANGE = 2.0**-20  # channels weaker than this, relative to the strongest, are scaled as if they had it
 
 
@@ -90,6 +91,10 @@ def balanced_scale(loudness: Tensor, consumers: Sequence[Tensor]) -> Tensor:
     return (away_from_zero(loudness) / column_rms(consumers)).sqrt()
 
 
+def chunk_rows(w: Tensor) -> int:
+    return max(1, CHUNK_WEIGHTS // w.shape[1])
+
+
 def away_from_zero(loudness: Tensor) -> Tensor:
     return loudness.clamp(min=max(loudness.max().item() * RANGE, 1e-30))
 
@@ -103,8 +108,8 @@ def column_rms(consumers: Sequence[Tensor]) -> Tensor:
     rms = torch.ones(consumers[0].shape[1], dtype=consumers[0].dtype)
     for _ in range(PASSES):
         energy = torch.zeros_like(rms)
-        for w in consumers:
-            loudness = (w / rms).square().mean(1, keepdim=True)
-            energy += torch.where(loudness > 0, w.square() / loudness, 0.0).sum(0)
+        for part in (part for w in consumers for part in torch.split(w, chunk_rows(w))):
+            loudness = (part / rms).square().mean(1, keepdim=True)
+            energy += torch.where(loudness > 0, part.square() / loudness, 0.0).sum(0)
         rms = away_from_zero((energy / sum(len(w) for w in consumers)).sqrt())
     return rms

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snello.techniques.quantize.basis import chunk_rows
 from snello.techniques.quantize.rounding import (
-    INT4_HIGH,
-    INT4_LOW,
-    Int4,
-    chunk_rows,
-    int4_scales,
+    INT4,
+    Grid,
+    Grouped,
+    grouped_scales,
     nearest,
+    on_grid,
     seven_bits,
 )
 
@@ -29,23 +30,22 @@ SHARPNESS, GROWTH = 10.0, 1.01  # b and its factor per round, as published; erro
 ROUNDS = 20
 
 
-def round_int4_hqq(w: Tensor, group_size: int) -> Int4:
+def round_grouped_hqq(w: Tensor, group_size: int, grid: Grid = INT4) -> Grouped:
     """Weights (N, K) in the two-level format, with the scales that half-quadratic splitting finds."""
-    row_scale, group_scale = int4_scales(w, group_size)
+    row_scale, group_scale = grouped_scales(w, group_size, grid)
     groups = F.pad(w, (0, -w.shape[1] % group_size)).reshape(len(w), -1, group_size)  # (N, G, g)
     rows = chunk_rows(w)
     parts = [
-        refine(*part)
+        refine(*part, grid)
         for part in zip(
             torch.split(groups, rows), torch.split(row_scale, rows), torch.split(group_scale, rows), strict=True
         )
     ]
     row_scale, group_scale = torch.cat([r for r, _ in parts]), torch.cat([s for _, s in parts])
-    steps = (row_scale[:, None] * group_scale).repeat_interleave(group_size, dim=1)[:, : w.shape[1]]
-    return Int4(nearest(w, steps, INT4_LOW, INT4_HIGH).to(torch.int8), group_scale, row_scale, group_size)
+    return on_grid(w, row_scale, group_scale, group_size, grid)
 
 
-def refine(groups: Tensor, row_scale: Tensor, group_scale: Tensor) -> tuple[Tensor, Tensor]:
+def refine(groups: Tensor, row_scale: Tensor, group_scale: Tensor, grid: Grid = INT4) -> tuple[Tensor, Tensor]:
     """Better scales (N), (N, G) for groups (N, G, g) than those given; rows that no longer improve are left alone."""
     row_scale, group_scale = row_scale.clone(), group_scale.clone()
     moving, sharpness = torch.arange(len(groups)), SHARPNESS
@@ -53,27 +53,29 @@ def refine(groups: Tensor, row_scale: Tensor, group_scale: Tensor) -> tuple[Tens
         if not len(moving):
             break
         before = row_scale[moving], group_scale[moving]
-        after = improve(groups[moving], *before, sharpness)
+        after = improve(groups[moving], *before, sharpness, grid)
         row_scale[moving], group_scale[moving] = after
         moved = (after[0] != before[0]) | (after[1] != before[1]).any(1)
         moving, sharpness = moving[moved], sharpness * GROWTH
     return row_scale, group_scale
 
 
-def improve(groups: Tensor, row_scale: Tensor, group_scale: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+def improve(
+    groups: Tensor, row_scale: Tensor, group_scale: Tensor, sharpness: float, grid: Grid = INT4
+) -> tuple[Tensor, Tensor]:
     """One round: e, then every s, then e anew and every r; each scale stays where its step does not lower the error."""
     unit = mean_step(row_scale, group_scale)
-    group_scale = _better_group_scale(groups, row_scale, group_scale, unit, sharpness)
-    return _better_row_scale(groups, row_scale, group_scale, unit, sharpness), group_scale
+    group_scale = _better_group_scale(groups, row_scale, group_scale, unit, sharpness, grid)
+    return _better_row_scale(groups, row_scale, group_scale, unit, sharpness, grid), group_scale
 
 
-def robust_error(groups: Tensor, step: Tensor, unit: Tensor) -> Tensor:
+def robust_error(groups: Tensor, step: Tensor, unit: Tensor, grid: Grid = INT4) -> Tensor:
     """Sum of |w - w'|^p (N, G) at these steps (N, G), w' the nearest there is, in units (N)."""
-    return _errors(groups, step, unit)[1].abs().pow_(POWER).sum(-1)
+    return _errors(groups, step, unit, grid)[1].abs().pow_(POWER).sum(-1)
 
 
 def mean_step(row_scale: Tensor, group_scale: Tensor) -> Tensor:
-    return torch.where(row_scale > 0, row_scale * group_scale.mean(1), 1.0)
+    return torch.where(row_scale > 0, row_scale * group_scale.abs().mean(1), 1.0)
 
 
 def shrink(x: Tensor, sharpness: float) -> Tensor:
@@ -83,36 +85,38 @@ def shrink(x: Tensor, sharpness: float) -> Tensor:
 
 
 def _better_group_scale(
-    groups: Tensor, row_scale: Tensor, group_scale: Tensor, unit: Tensor, sharpness: float
+    groups: Tensor, row_scale: Tensor, group_scale: Tensor, unit: Tensor, sharpness: float, grid: Grid
 ) -> Tensor:
-    q, target = _split(groups, row_scale, group_scale, unit, sharpness)
-    ideal = _ratio((target * q).sum(-1), q.square().sum(-1) * row_scale[:, None])
+    q, target = _split(groups, row_scale, group_scale, unit, sharpness, grid)
+    size = _ratio((target * q).sum(-1), q.square().sum(-1) * row_scale[:, None]) * group_scale.sign()
     best = group_scale
-    least = robust_error(groups, row_scale[:, None] * best, unit)
-    for candidate in (ideal.floor().clamp(1, 15), ideal.ceil().clamp(1, 15)):
-        error = robust_error(groups, row_scale[:, None] * candidate, unit)
+    least = robust_error(groups, row_scale[:, None] * best, unit, grid)
+    for candidate in (size.floor().clamp(1, 15) * group_scale.sign(), size.ceil().clamp(1, 15) * group_scale.sign()):
+        error = robust_error(groups, row_scale[:, None] * candidate, unit, grid)
         best, least = torch.where(error < least, candidate, best), torch.minimum(error, least)
     return best
 
 
-def _better_row_scale(groups: Tensor, row_scale: Tensor, group_scale: Tensor, unit: Tensor, sharpness: float) -> Tensor:
-    q, target = _split(groups, row_scale, group_scale, unit, sharpness)
+def _better_row_scale(
+    groups: Tensor, row_scale: Tensor, group_scale: Tensor, unit: Tensor, sharpness: float, grid: Grid
+) -> Tensor:
+    q, target = _split(groups, row_scale, group_scale, unit, sharpness, grid)
     whole = q * group_scale[..., None]
     candidate = seven_bits(_ratio((target * whole).sum((1, 2)), whole.square().sum((1, 2))))
-    before, after = (robust_error(groups, r[:, None] * group_scale, unit).sum(1) for r in (row_scale, candidate))
+    before, after = (robust_error(groups, r[:, None] * group_scale, unit, grid).sum(1) for r in (row_scale, candidate))
     return torch.where((after < before) & (candidate > 0), candidate, row_scale)
 
 
 def _split(
-    groups: Tensor, row_scale: Tensor, group_scale: Tensor, unit: Tensor, sharpness: float
+    groups: Tensor, row_scale: Tensor, group_scale: Tensor, unit: Tensor, sharpness: float, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """The integers at these scales, and the weights without what is forgiven."""
-    q, error = _errors(groups, row_scale[:, None] * group_scale, unit)
+    q, error = _errors(groups, row_scale[:, None] * group_scale, unit, grid)
     return q, groups - shrink(error, sharpness) * unit[:, None, None]
 
 
-def _errors(groups: Tensor, step: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-    q = nearest(groups, step[..., None], INT4_LOW, INT4_HIGH)
+def _errors(groups: Tensor, step: Tensor, unit: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    q = nearest(groups, step[..., None], *grid.limits)
     return q, (groups - q * step[..., None]) / unit[:, None, None]
 
 

@@ -1,37 +1,75 @@
 """Rounding a matrix to the integer formats of docs/numerics.md with the least squared error.
 
-INT8: `w = r[n] * q`, r an FP16 value. INT4, two-level: `w = r[n] * s[n, g] * (q - 8)` with s in 1..15 and r of at most
-seven significant bits, so that `r * s` is exact in FP16. The pair is searched: the error of each group as a function
-of its scale is sampled once, candidates of r are compared on those samples, then s is settled exactly.
+INT8: `w = r[n] * q`, r an FP16 value. INT4 and INT3, two-level: `w = r[n] * s[n, g] * q` with s in 1..15 and r of at
+most seven significant bits, so that `r * s` is exact in FP16. Three bits have so few levels that the one more on the
+negative side counts: there s also says on which side it is (-15..15). The pair is searched: the error of each group as
+a function of its scale is sampled once, candidates of r are compared on those samples, then s is settled exactly.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-INT4_LOW, INT4_HIGH = -8, 7
-INT8_LIMIT = 127
-CHUNK_WEIGHTS = 1 << 22  # rows are treated in chunks of about this many weights, which bounds temporary memory
+from snello.techniques.quantize.basis import chunk_rows
 
-GRID_START, GRID_RATIO, GRID_POINTS = 0.55, 1.08, 13  # sampled scales, in units of largest / 8: 0.55 .. 1.39
+INT8_LIMIT = 127
+
+GRID_POINTS = 13
 ROW_DIVISORS = torch.arange(8.0, 17.01, 0.25)  # candidates of r: the largest ideal scale over each of these
-SCALE_OFFSETS = range(-5, 3)  # candidates of s, about largest / (8 r)
 INT8_SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
 
 
 @dataclass(frozen=True)
-class Int4:
-    """`q` (N, K) INT8 in -8..7 (stored plus 8), `group_scale` (N, G) in 1..15, `row_scale` (N)."""
+class Grid:
+    """The levels of a two-level format, and where its scales are searched.
+
+    `signs` of s; `start` and `ratio` of the sampled scales of a group, in units of largest / -low; `center` and
+    `offsets` of the candidates of s, in units of largest / (-low r).
+    """
+
+    bits: Literal[4, 3]
+    signs: tuple[int, ...]
+    start: float
+    ratio: float
+    center: float
+    offsets: range
+
+    @property
+    def low(self) -> int:
+        return -(1 << self.bits - 1)
+
+    @property
+    def high(self) -> int:
+        return (1 << self.bits - 1) - 1
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        return self.low, self.high
+
+
+INT4 = Grid(bits=4, signs=(1,), start=0.55, ratio=1.08, center=1.0, offsets=range(-5, 3))  # sampled 0.55 .. 1.39
+INT3 = Grid(bits=3, signs=(1, -1), start=0.4, ratio=1.11, center=0.75, offsets=range(-5, 6))  # sampled 0.40 .. 1.40
+GRIDS: dict[str, Grid] = {"int4": INT4, "int3": INT3}
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """`q` (N, K) INT8 within the grid's limits (stored minus `low`), `group_scale` (N, G), `row_scale` (N)."""
 
     q: Tensor
     group_scale: Tensor
     row_scale: Tensor
     group_size: int
+    grid: Grid = INT4
 
     def values(self) -> Tensor:
         steps = self.row_scale[:, None] * self.group_scale
@@ -49,9 +87,23 @@ class Int8:
         return self.q * self.row_scale[:, None]
 
 
+Rounded = TypeVar("Rounded", Grouped, Int8)
+
+
+def join(parts: Sequence[Rounded]) -> Rounded:
+    """Rows of one matrix that were rounded apart."""
+    first = parts[0]
+    whole: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name, value in vars(first).items()
+        if isinstance(value, Tensor)
+    }
+    return dataclasses.replace(first, **whole)
+
+
 def nearest(w: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     """Round half to even; a zero step (a row of zeros) gives zero."""
-    return torch.where(step > 0, w / step, 0.0).round_().clamp_(low, high)
+    return torch.where(step != 0, w / step, 0.0).round_().clamp_(low, high)
 
 
 # ---- INT8 -----------------------------------------------------------------------------------------------------------
@@ -66,8 +118,7 @@ def int8_row_scale(w: Tensor) -> Tensor:
 
 
 def round_int8(w: Tensor) -> Int8:
-    parts = [_round_int8(part) for part in torch.split(w, chunk_rows(w))]
-    return Int8(torch.cat([part.q for part in parts]), torch.cat([part.row_scale for part in parts]))
+    return join([_round_int8(part) for part in torch.split(w, chunk_rows(w))])
 
 
 def static_step(largest: float) -> float:
@@ -97,31 +148,35 @@ def _half(x: Tensor) -> Tensor:
     return x.half().to(x.dtype)
 
 
-# ---- INT4 -----------------------------------------------------------------------------------------------------------
+# ---- INT4 and INT3 --------------------------------------------------------------------------------------------------
 
 
-def round_int4(w: Tensor, group_size: int) -> Int4:
-    row_scale, group_scale = int4_scales(w, group_size)
+def round_grouped(w: Tensor, group_size: int, grid: Grid = INT4) -> Grouped:
+    return on_grid(w, *grouped_scales(w, group_size, grid), group_size, grid)
+
+
+def on_grid(w: Tensor, row_scale: Tensor, group_scale: Tensor, group_size: int, grid: Grid) -> Grouped:
+    """Weights (N, K) rounded to nearest with these scales (N), (N, G)."""
     steps = (row_scale[:, None] * group_scale).repeat_interleave(group_size, dim=1)[:, : w.shape[1]]
-    return Int4(nearest(w, steps, INT4_LOW, INT4_HIGH).to(torch.int8), group_scale, row_scale, group_size)
+    return Grouped(nearest(w, steps, *grid.limits).to(torch.int8), group_scale, row_scale, group_size, grid)
 
 
-def int4_scales(w: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+def grouped_scales(w: Tensor, group_size: int, grid: Grid = INT4) -> tuple[Tensor, Tensor]:
     """Row scales (N) and group scales (N, G) for these weights."""
     groups = F.pad(w, (0, -w.shape[1] % group_size)).reshape(len(w), -1, group_size)  # (N, G, g)
-    parts = [_scales(part) for part in torch.split(groups, chunk_rows(w))]
+    parts = [_scales(part, grid) for part in torch.split(groups, chunk_rows(w))]
     return torch.cat([row for row, _ in parts]), torch.cat([group for _, group in parts])
 
 
-def best_group_scale(groups: Tensor, row_scale: Tensor) -> Tensor:
-    """The s in 1..15 that loses least for each group, (N, G) of groups (N, G, g), given the rows' r."""
+def best_group_scale(groups: Tensor, row_scale: Tensor, grid: Grid = INT4) -> Tensor:
+    """The s that loses least for each group, (N, G) of groups (N, G, g), given the rows' r."""
     step = torch.where(row_scale > 0, row_scale, 1.0)[:, None]
-    center = (groups.abs().amax(-1) / (8 * step)).round()
+    center = (groups.abs().amax(-1) * (grid.center / -grid.low) / step).round()
     best = torch.ones_like(center)
     least = torch.full_like(center, float("inf"))
-    for offset in SCALE_OFFSETS:
-        scale = (center + offset).clamp(1, 15)
-        error = _int4_error(groups, scale * row_scale[:, None])
+    for offset, sign in product(grid.offsets, grid.signs):
+        scale = sign * (center + offset).clamp(1, 15)
+        error = _error(groups, scale * row_scale[:, None], grid)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
 
@@ -134,15 +189,15 @@ def seven_bits(x: Tensor) -> Tensor:
     return torch.where(x == 0, x, torch.where(x < 2.0**-18, coarse, rounded))
 
 
-def _scales(groups: Tensor) -> tuple[Tensor, Tensor]:
-    row_scale = _best_row_scale(groups)
-    return row_scale, best_group_scale(groups, row_scale)
+def _scales(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    row_scale = _best_row_scale(groups, grid)
+    return row_scale, best_group_scale(groups, row_scale, grid)
 
 
-def _best_row_scale(groups: Tensor) -> Tensor:
-    unit = (groups.abs().amax(-1) / 8).clamp(min=1e-30)  # (N, G)
-    ratios = GRID_START * GRID_RATIO ** torch.arange(GRID_POINTS, dtype=groups.dtype)
-    curve = torch.stack([_int4_error(groups, unit * ratio) for ratio in ratios.tolist()], dim=-1)  # (N, G, J)
+def _best_row_scale(groups: Tensor, grid: Grid) -> Tensor:
+    unit = (groups.abs().amax(-1) / -grid.low).clamp(min=1e-30)  # (N, G)
+    ratios = grid.start * grid.ratio ** torch.arange(GRID_POINTS, dtype=groups.dtype)
+    curve = torch.stack([_least_error(groups, unit * ratio, grid) for ratio in ratios.tolist()], dim=-1)  # (N, G, J)
     energy = groups.square().sum(-1)
     ideal = unit * ratios[curve.argmin(-1)] * (energy > 0)
     largest = ideal.amax(1)  # (N)
@@ -151,28 +206,29 @@ def _best_row_scale(groups: Tensor) -> Tensor:
         candidate = seven_bits(largest / divisor)
         low = (ideal / candidate.clamp(min=1e-30)[:, None]).floor().clamp(1, 15)
         steps = torch.stack((low, (low + 1).clamp(max=15))) * candidate[:, None]  # (2, N, G)
-        error = torch.stack([_read(curve, energy, step / unit) for step in steps]).amin(0).sum(1)
+        error = torch.stack([_read(curve, energy, step / unit, grid) for step in steps]).amin(0).sum(1)
         best, least = torch.where(error < least, candidate, best), torch.minimum(error, least)
     return best
 
 
-def _read(curve: Tensor, energy: Tensor, ratio: Tensor) -> Tensor:
+def _read(curve: Tensor, energy: Tensor, ratio: Tensor, grid: Grid) -> Tensor:
     """The sampled error curve at a scale between its samples; outside, what clipping or coarseness make of it."""
-    place = torch.log(ratio.clamp(min=1e-9) / GRID_START) / torch.log(torch.tensor(GRID_RATIO, dtype=ratio.dtype))
+    place = torch.log(ratio.clamp(min=1e-9) / grid.start) / torch.log(torch.tensor(grid.ratio, dtype=ratio.dtype))
     low = place.floor().clamp(0, GRID_POINTS - 2).long()
     part = (place - low).clamp(0, 1)
     pair = curve.gather(-1, torch.stack((low, low + 1), dim=-1))
     inside = pair[..., 0] + (pair[..., 1] - pair[..., 0]) * part
-    coarser = inside * (ratio / (GRID_START * GRID_RATIO ** (GRID_POINTS - 1))).clamp(min=1).square()
-    clipped = (1 - ratio / GRID_START).clamp(min=0).square() * energy
+    coarser = inside * (ratio / (grid.start * grid.ratio ** (GRID_POINTS - 1))).clamp(min=1).square()
+    clipped = (1 - ratio / grid.start).clamp(min=0).square() * energy
     return torch.minimum(coarser + clipped, energy)
 
 
-def _int4_error(groups: Tensor, step: Tensor) -> Tensor:
+def _least_error(groups: Tensor, step: Tensor, grid: Grid) -> Tensor:
+    """Of either sign that the grid has."""
+    return torch.stack([_error(groups, sign * step, grid) for sign in grid.signs]).amin(0)
+
+
+def _error(groups: Tensor, step: Tensor, grid: Grid) -> Tensor:
     """Squared error (N, G) of groups (N, G, g) at these scales (N, G)."""
     step = step[..., None]
-    return (nearest(groups, step, INT4_LOW, INT4_HIGH).mul_(step).sub_(groups)).square_().sum(-1)
-
-
-def chunk_rows(w: Tensor) -> int:
-    return max(1, CHUNK_WEIGHTS // w.shape[1])
+    return (nearest(groups, step, *grid.limits).mul_(step).sub_(groups)).square_().sum(-1)

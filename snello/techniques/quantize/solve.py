@@ -17,19 +17,20 @@ from snello.models.spec import Format
 from snello.techniques.calibration import Statistic
 from snello.techniques.quantize import ALPHA, Method
 from snello.techniques.quantize.awq import search_scale
-from snello.techniques.quantize.basis import Basis, balanced_scale, column_rms
+from snello.techniques.quantize.basis import Basis, balanced_scale, chunk_rows, column_rms
 from snello.techniques.quantize.gptq import gptq
-from snello.techniques.quantize.hqq import round_int4_hqq
+from snello.techniques.quantize.hqq import round_grouped_hqq
 from snello.techniques.quantize.rounding import (
-    INT4_HIGH,
-    INT4_LOW,
+    GRIDS,
     INT8_LIMIT,
-    Int4,
+    Grid,
+    Grouped,
     Int8,
     best_group_scale,
-    int4_scales,
+    grouped_scales,
     int8_row_scale,
-    round_int4,
+    join,
+    round_grouped,
     round_int8,
 )
 from snello.techniques.quantize.smoothquant import smooth_scale
@@ -40,7 +41,7 @@ Consumers = Mapping[str, Tensor]
 @dataclass(frozen=True)
 class Solution:
     basis: Basis
-    rounded: dict[str, Int4 | Int8]
+    rounded: dict[str, Grouped | Int8]
 
     def effective(self) -> dict[str, Tensor]:
         """Weights as the model will act, in the plain basis, (N, K) each."""
@@ -59,7 +60,7 @@ def solve(
     basis = choose_basis(consumers, formats, loudness, method, statistic, alpha)
     if method == "gptq" and statistic is not None:
         return Solution(basis, _gptq_unit(consumers, formats, basis, basis.gram(statistic.gram)))
-    return Solution(basis, {name: _rounded(basis.weights(w), formats[name], method) for name, w in consumers.items()})
+    return Solution(basis, {name: _rounded(w, basis, formats[name], method) for name, w in consumers.items()})
 
 
 def choose_basis(
@@ -93,20 +94,23 @@ def _input_scale(
     return balanced_scale(seen, list(consumers.values()))
 
 
-def _rounded(w: Tensor, format: Format, method: Method) -> Int4 | Int8:
+def _rounded(w: Tensor, basis: Basis, format: Format, method: Method) -> Grouped | Int8:
+    """Rows do not depend on each other, so only a chunk of them is ever in the basis: a head can be a gigabyte."""
     if format.weights == "int8":
-        return round_int8(w)
-    return round_int4_hqq(w, format.group_size) if method == "hqq" else round_int4(w, format.group_size)
+        return join([round_int8(basis.weights(part)) for part in torch.split(w, chunk_rows(w))])
+    round_rows, grid = round_grouped_hqq if method == "hqq" else round_grouped, GRIDS[format.weights]
+    return join([round_rows(basis.weights(part), format.group_size, grid) for part in torch.split(w, chunk_rows(w))])
 
 
 def _gptq_unit(
     consumers: Consumers, formats: Mapping[str, Format], basis: Basis, gram: Tensor
-) -> dict[str, Int4 | Int8]:
+) -> dict[str, Grouped | Int8]:
     """All linears of a unit have one format and one Gram matrix, so their rows are one matrix."""
     format = formats[next(iter(consumers))]
     assert all(formats[name] == format for name in consumers)
     stacked = torch.cat([basis.weights(w) for w in consumers.values()])
-    rounded = _gptq_int8(stacked, gram) if format.weights == "int8" else _gptq_int4(stacked, gram, format.group_size)
+    grid = GRIDS.get(format.weights)
+    rounded = _gptq_grouped(stacked, gram, format.group_size, grid) if grid else _gptq_int8(stacked, gram)
     rows = [len(w) for w in consumers.values()]
     return dict(zip(consumers, _split(rounded, rows), strict=True))
 
@@ -116,21 +120,21 @@ def _gptq_int8(w: Tensor, gram: Tensor) -> Int8:
     return Int8(gptq(w, gram, scale[:, None], w.shape[1], (-INT8_LIMIT, INT8_LIMIT)), scale)
 
 
-def _gptq_int4(w: Tensor, gram: Tensor, group_size: int) -> Int4:
+def _gptq_grouped(w: Tensor, gram: Tensor, group_size: int, grid: Grid) -> Grouped:
     """Row scales from the original weights; a group's scale is settled when its columns, as repaired, are reached."""
-    row_scale, group_scale = int4_scales(w, group_size)
+    row_scale, group_scale = grouped_scales(w, group_size, grid)
 
     def refresh(group: int, columns: Tensor) -> Tensor:
-        group_scale[:, group] = best_group_scale(columns[:, None, :], row_scale)[:, 0]
+        group_scale[:, group] = best_group_scale(columns[:, None, :], row_scale, grid)[:, 0]
         return group_scale[:, group] * row_scale
 
-    q = gptq(w, gram, row_scale[:, None] * group_scale, group_size, (INT4_LOW, INT4_HIGH), refresh)
-    return Int4(q, group_scale, row_scale, group_size)
+    q = gptq(w, gram, row_scale[:, None] * group_scale, group_size, grid.limits, refresh)
+    return Grouped(q, group_scale, row_scale, group_size, grid)
 
 
-def _split(rounded: Int4 | Int8, rows: list[int]) -> list[Int4 | Int8]:
+def _split(rounded: Grouped | Int8, rows: list[int]) -> list[Grouped | Int8]:
     parts = zip(torch.split(rounded.q, rows), torch.split(rounded.row_scale, rows), strict=True)
     if isinstance(rounded, Int8):
         return [Int8(q, scale) for q, scale in parts]
     groups = torch.split(rounded.group_scale, rows)
-    return [Int4(q, s, r, rounded.group_size) for (q, r), s in zip(parts, groups, strict=True)]
+    return [Grouped(q, s, r, rounded.group_size, rounded.grid) for (q, r), s in zip(parts, groups, strict=True)]

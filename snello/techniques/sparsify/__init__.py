@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from snello.errors import SnelloError, Unsupported
-from snello.models.spec import Format, Spec, linear_shape
+from snello.models.spec import INTEGER, Format, Spec, linear_shape
 from snello.techniques.units import body_linears, check_plain_blocks
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Sparsify:
 
 
 def _is_packed(format: Format) -> bool:
-    return format.weights in ("int8", "int4") or format.rotate or format.equalize
+    return format.weights in INTEGER or format.rotate or format.equalize
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -109,7 +109,7 @@ class Pruner:
 def own_type(model: Model, name: str) -> FloatFormat:
     """The number type that a matrix has and keeps."""
     kind = matrix_format(model.spec, name).weights
-    assert kind != "int8" and kind != "int4"
+    assert kind != "int8" and kind != "int4" and kind != "int3"
     return kind
 
 

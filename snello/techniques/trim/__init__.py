@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from snello.errors import SnelloError, Unsupported
-from snello.models.spec import Spec
+from snello.models.spec import INTEGER, Spec
 from snello.techniques.units import check_plain_blocks
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Trim:
     def _count(self, spec: Spec) -> int:
         check_plain_blocks(spec, "trim")
         formats = [spec.default_format, *dict(spec.formats).values()]
-        if any(format.weights in ("int8", "int4") for format in formats):
+        if any(format.weights in INTEGER for format in formats):
             raise Unsupported("trim: this model is quantized", "trim the original, then quantize")
         if spec.head.kind == "embed":
             raise Unsupported("trim: models for embedding are not supported", "prune makes them smaller")

@@ -1,4 +1,4 @@
-"""Has this been seen? Blocks of text that share 13 tokens in a row with calibration text, found by hashes."""
+"""Has this been seen? Blocks of text that share 13 tokens in a row with other text, found by hashes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,141 @@
+"""Does quantizing a model of a published size stay within time and memory?
+
+    python -m benchmarks.quantize_scale --shape qwen3-0.6b --method gptq --tokens 32768
+    python -m benchmarks.quantize_scale --shape llama-3.2-1b --method rtn
+
+Random BF16 weights of that shape are quantized to INT4 (head and embedding INT8) by a fresh process, whose seconds and
+peak memory are kept in benchmarks/results/quantize_scale.json. Random weights and random calibration tokens cost what
+real ones do: no step of a method depends on values. The bound on memory is the largest layer's working set, its
+weights in FP32, times 1.3, plus 2 GB. Beside the peak of all resident pages stands that of anonymous memory: pages of
+the mapped source are given back when anybody needs the room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.decode_vs_peers import ROOT, refuse_noise
+from snello.measure.machine import cpu_name
+from snello.models.shapes import SHAPES, random_model
+from snello.models.spec import Spec, linear_names, linear_shape
+
+RESULTS = ROOT / "benchmarks" / "results" / "quantize_scale.json"
+WINDOW = 1024
+SAMPLE_SECONDS = 0.02
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", required=True, choices=SHAPES)
+    parser.add_argument("--method", default="rtn", choices=("rtn", "hqq", "awq", "gptq"))
+    parser.add_argument("--tokens", type=int, default=32 * WINDOW, help="of calibration, where the method looks at any")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shared", action="store_true", help="say in the result that others used the cores too")
+    parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(work(options)))
+        return
+    refuse_noise(options.force)
+    random_model(options.shape, "bf16")  # made once, and kept: not part of the time
+    found = fresh(options)
+    command = f"python -m benchmarks.quantize_scale --shape {options.shape} --method {options.method}"
+    calibrates = options.method in ("awq", "gptq")
+    facts = {
+        "command": command + (f" --tokens {options.tokens}" if calibrates else ""),
+        "when": time.strftime("%Y-%m-%d"),
+        "processor": cpu_name(),
+        "threads": options.threads,
+        "cores_shared_with_others": options.shared,
+        "calibration_tokens": options.tokens if calibrates else 0,
+    }
+    rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    rows[f"{options.shape}, {options.method}"] = {**facts, **found}
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(rows[f"{options.shape}, {options.method}"]))
+
+
+def fresh(options: argparse.Namespace) -> dict[str, Any]:
+    """The same options in a process of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [f"--{name}={getattr(options, name)}" for name in ("shape", "method", "tokens", "threads")]
+        command = [sys.executable, "-m", "benchmarks.quantize_scale", *arguments, "--worker", f"{folder}/lean"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT, env=environment, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def work(options: argparse.Namespace) -> dict[str, Any]:
+    from snello.techniques.base import Context
+    from snello.techniques.quantize import Quantize
+
+    model = random_model(options.shape, "bf16")
+    random = np.random.default_rng(0)
+    windows = [
+        random.integers(0, model.spec.vocab_size, WINDOW).astype(np.int32) for _ in range(options.tokens // WINDOW)
+    ]
+    context = Context(output=options.worker, windows=windows, threads=options.threads, progress=say)
+    watch = Watch()
+    begin = time.perf_counter()
+    lean = Quantize(method=options.method).apply(model, context)
+    seconds = time.perf_counter() - begin
+    bound = memory_bound(model.spec)
+    return {
+        "seconds": round(seconds, 1),
+        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_anonymous_bytes": watch.stop(),
+        "bound_bytes": bound,
+        "weights_bytes": sum(file.stat().st_size for file in lean.files),
+    }
+
+
+def say(message: str, fraction: float) -> None:
+    print(f"{fraction:4.0%} {message}", file=sys.stderr, flush=True)
+
+
+def memory_bound(spec: Spec) -> int:
+    """The law: the largest layer's weights in FP32 times 1.3, plus 2 GB; the head is a layer."""
+    sizes: dict[str, int] = {}
+    for name in linear_names(spec):
+        rows, columns = linear_shape(spec, name)
+        layer = ".".join(name.split(".")[:2])
+        sizes[layer] = sizes.get(layer, 0) + 4 * rows * columns
+    return int(1.3 * max(sizes.values()) + 2e9)
+
+
+class Watch:
+    """The most anonymous memory of this process, looked at often."""
+
+    def __init__(self) -> None:
+        self.peak, self._stop = 0, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        self._stop.set()
+        self._thread.join()
+        return self.peak
+
+    def _look(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            status = Path("/proc/self/status").read_text(encoding="ascii")
+            line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
+            self.peak = max(self.peak, 1024 * int(line.split()[1]))
+
+
+if __name__ == "__main__":
+    main()

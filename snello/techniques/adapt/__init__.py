@@ -1,0 +1,82 @@
+"""Adapt: a small correction of a frozen model learns a task. Options, and which linears they mean; no torch here.
+
+`lora` puts the correction beside the frozen linears, `train` teaches it answers to prompts and scores them, `files`
+reads and writes PEFT's format, `merge` adds it to the weights. Whether an adapter is worth publishing is judged above,
+in `optimize.adapt`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from snello.errors import SnelloError, Unsupported
+from snello.models.spec import Spec, linear_names
+from snello.techniques.units import check_plain_blocks
+from snello.training.options import check_positive
+
+GROUPS = {"attention": ("q", "k", "v", "o"), "ffn": ("gate", "up", "down")}
+PARTS = tuple(part for parts in GROUPS.values() for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """Learn a task with a correction of low rank beside each linear of a frozen model (LoRA).
+
+    Formula: y = W x + alpha / rank * B (A x), with A of rank x K and B of N x rank, which begins as zeros: before the
+    first step the adapted model is the base, to the bit.
+
+    When it hurts: on examples unlike the work to come. An adapter that does not beat its base on examples that it has
+    not seen is not written.
+
+    Paper: Hu et al. 2021, arXiv:2106.09685.
+    """
+
+    rank: int = field(default=8, metadata={"help": "Columns of B and rows of A: how much can be learned."})
+    alpha: float = field(default=16.0, metadata={"help": "The correction counts alpha / rank."})
+    dropout: float = field(
+        default=0.0, metadata={"help": "Share of the correction's inputs that is left out, at random."}
+    )
+    targets: str = field(
+        default="attention,ffn", metadata={"help": "Linears: attention, ffn, or q,k,v,o,gate,up,down."}
+    )
+    rate: float = field(default=1e-3, metadata={"help": "The largest learning rate, after a twentieth of the steps."})
+    epochs: float = field(default=3.0, metadata={"help": "Passes over the examples."})
+    batch: int = field(default=16, metadata={"help": "Examples in one update."})
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "batch"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SnelloError(f"{name}={value!r} is not a whole number of at least 1", f"leave {name} out")
+        for name in ("alpha", "rate", "epochs"):
+            check_positive(name, getattr(self, name))
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise SnelloError(f"dropout={self.dropout!r} is not in 0..1", "dropout=0.05 is usual")
+        self.parts()
+
+    def parts(self) -> tuple[str, ...]:
+        """The kinds of linears that are corrected, in the order of computation."""
+        words = [word.strip() for word in self.targets.split(",")] if isinstance(self.targets, str) else [""]
+        wanted = {part for word in words for part in GROUPS.get(word, (word,))}
+        if not wanted <= set(PARTS):
+            raise SnelloError(f"targets={self.targets!r} are not linears", f"some of {', '.join((*GROUPS, *PARTS))}")
+        return tuple(part for part in PARTS if part in wanted)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def linears(self, spec: Spec) -> list[str]:
+        """Canonical names of what is corrected in this model.
+
+        Raises:
+            Unsupported: this model cannot be adapted.
+        """
+        check_plain_blocks(spec, "adapt")
+        if not spec.causal:
+            raise Unsupported(f"adapt: a {spec.task} model", "models that continue text are supported")
+        parts = self.parts()
+        names = [n for n in linear_names(spec) if n.startswith("layers.") and n.rpartition(".")[2] in parts]
+        if not names:
+            raise Unsupported(f"adapt: this model has no linear {self.targets}", "targets=attention")
+        return names

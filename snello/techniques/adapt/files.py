@@ -1,0 +1,189 @@
+"""An adapter as files, in PEFT's format both ways: adapter_config.json and adapter_model.safetensors.
+
+PEFT names tensors by the modules of Transformers, so the family's own names are asked for. Beside them stands
+snello_adapter.json, which PEFT does not read: the digest of the base and how the adapter was judged. What PEFT can say
+and this does not compute is refused by name. Numpy alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from snello.errors import SnelloError, Unsupported
+from snello.models.arrangement import PLAIN
+from snello.models.families import FAMILIES
+from snello.models.families.family import names_for
+from snello.models.files import read_json, read_json_if_there
+from snello.models.lean import move_into_place
+from snello.models.model import Floats, Model
+from snello.models.packed_writer import cannot_write
+from snello.models.spec import Spec, linear_names, linear_shape
+from snello.models.tensor_file import open_tensor_file
+from snello.models.tensor_writer import write_shards
+
+CONFIG, TENSORS, OWN = "adapter_config.json", "adapter_model.safetensors", "snello_adapter.json"
+PREFIX = "base_model.model."
+FACTORS = ("lora_A", "lora_B")
+# Settings of PEFT's LoRA that change what is computed, and the values under which they do not.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "fan_in_fan_out": (False, None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """`factors`: (A [rank, K], B [N, rank]) by canonical linear; they count `scale`. `base`: its digest, if known."""
+
+    factors: Mapping[str, tuple[Floats, Floats]]
+    rank: int
+    alpha: float
+    scale: float
+    dropout: float = 0.0
+    base: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)  # how it was made and judged
+
+    def change(self, linear: str) -> Floats:
+        """What it adds to the weights of a linear, [N, K]."""
+        a, b = self.factors[linear]
+        found: Floats = (b @ a) * type(a[0, 0])(self.scale)
+        return found
+
+
+def module_names(spec: Spec, linears: list[str]) -> dict[str, str]:
+    """Transformers' names of these linears.
+
+    Raises:
+        Unsupported: the family stores one of them together with others or turned, as GPT-2 does.
+    """
+    sources = names_for(FAMILIES[spec.family], spec, has_base=True).sources
+    found: dict[str, str] = {}
+    for linear in linears:
+        source = sources[f"{linear}.weight"]
+        if source.stacked or source.arrangement != PLAIN:
+            hint = "adapters of models that store each linear by itself are supported (Llama, Mistral, Qwen)"
+            raise Unsupported(f"{spec.family} stores {linear} as part of {source.names[0]}", hint)
+        found[linear] = source.names[0].removesuffix(".weight")
+    return found
+
+
+def write_adapter(path: Path, adapter: Adapter, model: Model) -> None:
+    """Writes the folder beside its place and renames it."""
+    check_adapter_place(path)
+    modules = module_names(model.spec, list(adapter.factors))
+    tensors = {
+        f"{PREFIX}{modules[linear]}.{name}.weight": values
+        for linear, pair in adapter.factors.items()
+        for name, values in zip(FACTORS, pair, strict=True)
+    }
+    tables = {CONFIG: _config(adapter, model, modules), OWN: {"base": adapter.base, **adapter.facts}}
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        write_shards(beside, {n: v.shape for n, v in tensors.items()}, lambda n: tensors[n], "fp32", 1 << 62)
+        (beside / "model.safetensors").rename(beside / TENSORS)
+        for name, table in tables.items():
+            (beside / name).write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        move_into_place(beside, path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_adapter_place(path: Path) -> None:
+    """Only an absent or empty folder, or an adapter that was written here, may be replaced."""
+    if path.exists() and not path.is_dir():
+        raise SnelloError(f"{path} is a file", "choose another output folder")
+    if path.exists() and any(path.iterdir()) and not (path / OWN).exists():
+        raise SnelloError(f"{path} is not empty and holds something else", "choose another output folder")
+
+
+def read_adapter(path: Path, model: Model) -> Adapter:
+    """An adapter of this model, written here or by PEFT.
+
+    Raises:
+        SnelloError: there is none, it was made for another base, or it is damaged.
+        Unsupported: it says something that is not computed here.
+    """
+    if not (path / CONFIG).exists():
+        raise SnelloError(f"{path} holds no adapter: {CONFIG} is not there", "give the folder that PEFT or adapt wrote")
+    config, own = read_json(path / CONFIG), read_json_if_there(path / OWN)
+    rank, alpha = _numbers(path, config)
+    base = own.get("base")
+    if base is not None and base != model.digest:
+        message = f"{path} was made for another base than {model.name}"
+        raise SnelloError(message, f"its base is {config.get('base_model_name_or_path') or 'unknown'}, digest {base}")
+    return Adapter(
+        factors=_factors(path, model.spec, rank),
+        rank=rank,
+        alpha=alpha,
+        scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        base=base,
+        facts={key: value for key, value in own.items() if key != "base"},
+    )
+
+
+def _numbers(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
+    if config.get("peft_type") != "LORA":
+        raise Unsupported(f"{path} is an adapter of the kind {config.get('peft_type')}", "LORA is what is supported")
+    for name, neutral in NEUTRAL.items():
+        if config.get(name, neutral[0]) not in neutral:
+            raise Unsupported(f"{path / CONFIG} has {name}={config[name]!r}", f"{name}={neutral[0]!r} is supported")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
+        raise SnelloError(f"{path / CONFIG} has r={rank!r} and lora_alpha={alpha!r}", "both are numbers above zero")
+    return rank, float(alpha)
+
+
+def _factors(path: Path, spec: Spec, rank: int) -> dict[str, tuple[Floats, Floats]]:
+    stored = dict(open_tensor_file(path / TENSORS).tensors)
+    body = [name for name in linear_names(spec) if name.startswith("layers.")]
+    found: dict[str, tuple[Floats, Floats]] = {}
+    for linear, module in module_names(spec, body).items():
+        pair = [stored.pop(f"{PREFIX}{module}.{factor}.weight", None) for factor in FACTORS]
+        if pair == [None, None]:
+            continue
+        if None in pair:
+            raise SnelloError(f"{path / TENSORS} has only one of the two factors of {module}", "copy the adapter again")
+        a, b = (tensor.float32() for tensor in pair if tensor is not None)
+        outputs, inputs = linear_shape(spec, linear)
+        if a.shape != (rank, inputs) or b.shape != (outputs, rank):
+            shapes = f"{a.shape} and {b.shape}, not {(rank, inputs)} and {(outputs, rank)}"
+            raise SnelloError(f"{path / TENSORS}: the factors of {module} are {shapes}", "it is of another base")
+        found[linear] = (a, b)
+    if stored or not found:
+        odd = sorted(stored)[0] if stored else "nothing"
+        raise SnelloError(f"{path / TENSORS} holds {odd}, which this model has no place for", "it is of another base")
+    return found
+
+
+def _config(adapter: Adapter, model: Model, modules: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": model.name,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": sorted({name.rpartition(".")[2] for name in modules.values()}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "modules_to_save": None,
+    }

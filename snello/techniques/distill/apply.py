@@ -1,0 +1,131 @@
+"""Trains a student on its teacher's answers and writes it as an ordinary checkpoint.
+
+Both models are whole in memory: the student in FP32, which is what is trained, the teacher in the type that its
+products are computed in. The teacher answers each batch as it comes; nothing of it is stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from snello.errors import Unsupported
+from snello.models import load
+from snello.models.fewer_layers import FewerLayers
+from snello.models.model import Floats
+from snello.models.plain_folder import check_free, shaped_config, write_plain_folder
+from snello.models.reference import Reference
+from snello.models.spec import Spec
+from snello.techniques.distill.lesson import Lesson
+from snello.techniques.distill.mix import parse_mix
+from snello.techniques.distill.pair import check_pair, check_text, find_teacher
+from snello.training.data import MaskedRows, Rows
+from snello.training.loop import Trained, train
+from snello.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from snello.models.model import Model
+    from snello.techniques.base import Context
+    from snello.techniques.distill import Distill
+
+WARMUP_SHARE = 0.05
+LOGITS_BYTES = 1 << 27  # of FP32 logits at a time; a larger batch is cut into pieces
+NEVER_HIDDEN = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "mask_token")
+
+
+def distill(options: Distill, model: Model, context: Context) -> Model:
+    planned = options.plan(model.spec)
+    teacher = find_teacher(options, model, context)
+    check_free(context.output)
+    shaped_config(model, planned)  # what no config can say fails before time is spent
+    check_text(model, teacher, context)
+    if teacher is not None:
+        check_pair(options, model, planned, teacher)
+    rows = training_rows(options, model, context)
+    student = _student(options, model, planned)
+    lesson = Lesson.of(options, planned, None if teacher is None else Reference.from_model(teacher))
+    folder = context.work_dir or context.output.with_name(f".{context.output.name}.training")
+    _tell_passes(options, rows, context)
+    how = train_options(options, planned, rows, context)
+    done = train(student, rows, lesson, how, progress=context.progress, checkpoint_dir=folder)
+    entry = _entry(options, context, done, teacher)
+    write_plain_folder(context.output, planned, model, (*model.history, entry), _values(student))
+    shutil.rmtree(folder, ignore_errors=True)
+    return load(context.output)
+
+
+def training_rows(options: Distill, model: Model, context: Context) -> Rows:
+    """The text as rows of a batch; masked anew at every step for a model of masked words."""
+    length = sum(map(len, context.windows)) / len(context.windows)
+    batch = max(1, round(options.batch_tokens / length))
+    mask = model.tokenizer.mask_token if model.spec.task == "masked-lm" else None
+    if mask is None:
+        if model.spec.task == "masked-lm" and "text" in parse_mix(options.loss):
+            raise Unsupported(f"the tokenizer of {model.name} has no mask token", "leave text out of loss")
+        return Rows(context.windows, batch, context.seed)
+    named = (model.tokenizer.special_tokens.get(name) for name in NEVER_HIDDEN)
+    kept = {model.tokenizer.token_id(text) for text in named if text is not None}
+    return MaskedRows(
+        context.windows,
+        batch,
+        context.seed,
+        mask_token=mask,
+        vocab_size=model.spec.vocab_size,
+        keep=frozenset(token for token in kept if token is not None),
+    )
+
+
+def train_options(options: Distill, spec: Spec, rows: Rows, context: Context) -> TrainOptions:
+    """The loop's options; pieces are as small as the logits of one may be, by the spec alone."""
+    steps = max(1, round(options.tokens / rows.tokens_per_step))
+    answers = rows.tokens_per_step if spec.head.kind == "lm" else rows.batch
+    return TrainOptions(
+        steps=steps,
+        rate=options.rate,
+        schedule=options.schedule,
+        warmup_steps=round(WARMUP_SHARE * steps),
+        seed=context.seed,
+        accumulate=min(rows.batch, math.ceil(answers * spec.vocab_size * 4 / LOGITS_BYTES)),
+        recompute=options.recompute,
+        threads=context.threads,
+    )
+
+
+def _student(options: Distill, model: Model, planned: Spec) -> Reference:
+    if options.student == "given":
+        return Reference.from_weights(planned, model.weights)
+    return Reference.from_weights(planned, FewerLayers(model.weights, range(0, len(model.spec.layers), 2)))
+
+
+def _tell_passes(options: Distill, rows: Rows, context: Context) -> None:
+    there = sum(map(len, rows.rows))
+    passes = options.tokens / there
+    context.progress(f"distill: {passes:.2g} passes over {there:,} tokens of text", 0.0)
+
+
+def _entry(options: Distill, context: Context, done: Trained, teacher: Model | None) -> dict[str, Any]:
+    """What the history keeps of it."""
+    last = done.losses[-20:]
+    return {
+        "technique": "distill",
+        "options": dataclasses.asdict(options),
+        "seed": context.seed,
+        "teacher": None if teacher is None else teacher.digest,
+        "steps": done.steps,
+        "tokens": done.tokens,
+        "text_tokens": sum(map(len, context.windows)),
+        "precision": done.precision,
+        "loss": float(f"{sum(last) / len(last):.5g}"),
+    }
+
+
+def _values(student: Reference) -> Any:
+    parameters = dict(student.named_parameters())
+
+    def values(name: str) -> Floats:
+        found: Floats = parameters[name].detach().numpy()
+        return found
+
+    return values

@@ -1,0 +1,163 @@
+"""Adapters: they begin as nothing, learn, survive files and interruptions, and merge to the same answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from snello.errors import SnelloError, Unsupported
+from snello.models import load
+from snello.models.model import Model
+from snello.techniques.adapt import Adapt
+from snello.techniques.adapt.files import CONFIG, Adapter, read_adapter, write_adapter
+from snello.techniques.adapt.lora import factors, with_corrections
+from snello.techniques.adapt.merge import merge
+from snello.techniques.adapt.train import Answer, score, teach
+from snello.techniques.base import silent
+from snello.training.loop import Trained
+from tests.checkpoints import make_checkpoint
+
+OPTIONS = Adapt(rank=4, epochs=3, batch=8, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load(make_checkpoint(tmp_path_factory.mktemp("base") / "llama", "llama"))
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[Answer]:
+    random = np.random.default_rng(0)
+    return [Answer(random.integers(0, 300, 12).astype(np.int32), 8 + place % 3) for place in range(16)]
+
+
+def learned(base: Model, answers: list[Answer], work: Path, progress: Any = silent) -> tuple[Any, Trained]:
+    module = with_corrections(base, OPTIONS, 0)
+    where: dict[str, Any] = {"base": base.digest, "seed": 0, "threads": 1, "work_dir": work}
+    return module, teach(module, answers, OPTIONS, progress=progress, **where)
+
+
+@pytest.fixture(scope="module")
+def taught(base: Model, answers: list[Answer], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Trained]:
+    return learned(base, answers, tmp_path_factory.mktemp("work"))
+
+
+def adapter_of(module: Any, base: Model) -> Adapter:
+    return Adapter(factors=factors(module), rank=4, alpha=16.0, scale=4.0, base=base.digest)
+
+
+def losses(module: Any, answers: list[Answer]) -> np.ndarray:
+    return np.concatenate(score(module, answers))
+
+
+def test_it_begins_as_the_base_and_learns_answers(base: Model, answers: list[Answer], taught: Any) -> None:
+    plain = losses(with_corrections(base, OPTIONS, 0), answers)
+    assert np.array_equal(plain, losses(with_corrections(base, Adapt(targets="q"), 5), answers))
+    assert losses(taught[0], answers).mean() < plain.mean() - 0.1
+    assert len(plain) == sum(len(answer.tokens) - answer.start for answer in answers)
+
+
+def test_prompts_do_not_count(base: Model) -> None:
+    module = with_corrections(base, OPTIONS, 0)
+    tokens = np.arange(10, dtype=np.int32)
+    whole, part = score(module, [Answer(tokens, 1), Answer(tokens, 7)])
+    assert len(whole) == 9 and np.allclose(whole[6:], part, atol=1e-5)
+
+
+def test_interrupted_and_resumed_gives_the_same_bytes(
+    base: Model, answers: list[Answer], taught: Any, tmp_path: Path
+) -> None:
+    def stop(message: str, fraction: float) -> None:
+        if fraction > 0.3:
+            raise KeyboardInterrupt
+
+    import snello.training.loop as loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "TELL_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            learned(base, answers, tmp_path, stop)
+    again = learned(base, answers, tmp_path)[1]
+    assert 0 < again.resumed_from < again.steps
+    assert again.digest == taught[1].digest
+
+
+def test_a_checkpoint_of_another_base_is_refused(base: Model, answers: list[Answer], tmp_path: Path) -> None:
+    module = with_corrections(base, OPTIONS, 0)
+
+    def stop(message: str, fraction: float) -> None:
+        if "step" in message:
+            raise KeyboardInterrupt
+
+    import snello.training.loop as loop
+
+    where: dict[str, Any] = {"seed": 0, "threads": 1, "work_dir": tmp_path}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "TELL_SECONDS", 0.0)
+        teach(module, answers, OPTIONS, base="one", progress=stop, **where)
+    with pytest.raises(SnelloError, match="another training"):
+        teach(with_corrections(base, OPTIONS, 0), answers, OPTIONS, base="two", progress=silent, **where)
+
+
+def test_files_keep_every_bit_and_merging_gives_the_same_answers(
+    base: Model, answers: list[Answer], taught: Any, tmp_path: Path
+) -> None:
+    adapter = adapter_of(taught[0], base)
+    write_adapter(tmp_path / "adapter", adapter, base)
+    back = read_adapter(tmp_path / "adapter", base)
+    assert back.factors.keys() == adapter.factors.keys() and back.scale == adapter.scale
+    for name, (a, b) in adapter.factors.items():
+        assert np.array_equal(back.factors[name][0], a) and np.array_equal(back.factors[name][1], b)
+    merged = merge(base, back, tmp_path / "merged")
+    assert np.allclose(losses(with_corrections(merged, OPTIONS, 0), answers), losses(taught[0], answers), atol=1e-4)
+    assert merged.history[-1]["technique"] == "adapt"
+
+
+def test_peft_reads_what_is_written(base: Model, answers: list[Answer], taught: Any, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    import torch
+    import transformers
+
+    write_adapter(tmp_path / "adapter", adapter_of(taught[0], base), base)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base.path)
+    theirs = peft.PeftModel.from_pretrained(plain, str(tmp_path / "adapter"))
+    tokens = torch.from_numpy(answers[0].tokens.astype(np.int64))[None]
+    with torch.no_grad():
+        assert torch.allclose(theirs(tokens).logits, taught[0](tokens), atol=1e-3)
+
+
+def test_an_adapter_of_another_base_is_refused(base: Model, taught: Any, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", adapter_of(taught[0], base), base)
+    other = load(make_checkpoint(tmp_path / "other", "llama", seed=1))
+    with pytest.raises(SnelloError, match="another base"):
+        read_adapter(tmp_path / "adapter", other)
+    with pytest.raises(SnelloError, match="no adapter"):
+        read_adapter(tmp_path, base)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("peft_type", "IA3"), ("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2})]
+)
+def test_what_peft_says_and_is_not_computed_is_refused(
+    base: Model, taught: Any, tmp_path: Path, key: str, value: object
+) -> None:
+    write_adapter(tmp_path / "adapter", adapter_of(taught[0], base), base)
+    file = tmp_path / "adapter" / CONFIG
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(Unsupported, match=str(value) if key == "peft_type" else key):
+        read_adapter(tmp_path / "adapter", base)
+
+
+@pytest.mark.parametrize("options", [{"rank": 0}, {"targets": "qq"}, {"dropout": 1.0}, {"alpha": -1}, {"batch": True}])
+def test_options_that_mean_nothing(options: dict[str, Any]) -> None:
+    with pytest.raises(SnelloError):
+        Adapt(**options)
+
+
+def test_encoders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="masked-lm"):
+        Adapt().linears(load(make_checkpoint(tmp_path / "bert", "bert-mlm")).spec)

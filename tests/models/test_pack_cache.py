@@ -56,7 +56,7 @@ def test_every_family_and_type_to_the_bit(variant: str, dtype: torch.dtype, tmp_
 def test_packed_once_and_found_again(model: Model, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = packed(model)
     assert copies(cache) == [first.path]
-    monkeypatch.setattr(pack_cache, "_pack", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr(pack_cache, "pack", lambda *_: pytest.fail("packed again"))
     again = packed(load(model.path))
     assert again.path == first.path
     own = Model(spec=model.spec, weights=first, path=model.path, name="packed")
@@ -169,12 +169,12 @@ def test_two_processes_pack_once(model: Model, cache: Path) -> None:
     code = """
 import sys, time
 from snello.models import load, pack_cache
-pack = pack_cache._pack
+pack = pack_cache.pack
 def slowly(model, writer):
     print("packing", flush=True)
     time.sleep(1)
     pack(model, writer)
-pack_cache._pack = slowly
+pack_cache.pack = slowly
 pack_cache.packed(load(sys.argv[1])).verify()
 """
     command = [sys.executable, "-c", code, str(model.path)]

@@ -20,7 +20,7 @@ from tests.native.harness import (
     run_rows,
 )
 from tests.native.test_linear import Case, extras, product, random_matrix
-from tests.oracle import F32, Int4Matrix, Int8Matrix, linear_integer, quantize
+from tests.oracle import F32, GroupedMatrix, Int8Matrix, linear_integer, quantize
 
 FORMATS = [("int8", 0), ("int4", 32), ("int4", 64), ("int4", 128)]
 SHAPES = [(1, 64), (17, 100), (130, 192), (250, 577), (2100, 128)]  # (N, K); the last: two blocks
@@ -29,20 +29,20 @@ MOST = max(ROWS)
 BLOCK_SLABS = 16
 
 
-def by_panel(matrix: Int8Matrix | Int4Matrix) -> core.Tensor:
+def by_panel(matrix: Int8Matrix | GroupedMatrix) -> core.Tensor:
     if isinstance(matrix, Int8Matrix):
         return core.pack_int8(matrix.q, matrix.row_scale)
     return core.pack_int4(matrix.q, matrix.group_scale, matrix.row_scale, matrix.group_size)
 
 
-def by_channel(matrix: Int8Matrix | Int4Matrix) -> Tensor:
+def by_channel(matrix: Int8Matrix | GroupedMatrix) -> Tensor:
     t = core.to_channels(by_panel(matrix))
     return Tensor(t.data, core.FORMATS[t.format], t.rows, t.columns, t.group_size)
 
 
-def stated_bytes(matrix: Int8Matrix | Int4Matrix) -> NDArray[np.uint8]:
+def stated_bytes(matrix: Int8Matrix | GroupedMatrix) -> NDArray[np.uint8]:
     """The layout of docs/numerics.md, value by value."""
-    int4, full = isinstance(matrix, Int4Matrix), matrix.padded()
+    int4, full = isinstance(matrix, GroupedMatrix), matrix.padded()
     slab_rows, (n, k) = 128 if int4 else 64, full.q.shape
     padded = -(-n // slab_rows) * slab_rows
     q = np.pad(full.q, ((0, padded - n), (0, 0)), constant_values=8 if int4 else 0).view(np.uint8)
@@ -51,7 +51,7 @@ def stated_bytes(matrix: Int8Matrix | Int4Matrix) -> NDArray[np.uint8]:
         rows = slice(first, min(first + BLOCK_SLABS * slab_rows, padded))
         count = rows.stop - rows.start
         parts.append(np.pad(full.row_scale, (0, padded - n))[rows].astype(np.float32).view(np.uint8))
-        if isinstance(full, Int4Matrix):
+        if isinstance(full, GroupedMatrix):
             scale = np.pad(full.group_scale, ((0, padded - n), (0, 0)), constant_values=1)
             parts.append(np.ascontiguousarray(scale[rows].T).ravel())
         lines = np.zeros((k, count // slab_rows, 64), np.uint8)
@@ -108,12 +108,12 @@ def test_products_are_those_of_all_channels(format_: str, group_size: int, n: in
 def test_extreme_values(format_: str, group_size: int, sign: int) -> None:
     n, k = 130, 640
     one = np.ones(n, np.float32)
-    matrix: Int8Matrix | Int4Matrix
+    matrix: Int8Matrix | GroupedMatrix
     if format_ == "int8":
         matrix = Int8Matrix(np.full((n, k), sign * 127, np.int8), one)
     else:
         scale = np.full((n, k // group_size), 15, np.uint8)
-        matrix = Int4Matrix(np.full((n, k), 15 if sign > 0 else 0, np.uint8), scale, one, group_size)
+        matrix = GroupedMatrix(np.full((n, k), 15 if sign > 0 else 0, np.uint8), scale, one, group_size)
     x = np.full((MOST, k), 127, np.float32)
     x[1::2] = -127
     x[2::4] = 0

@@ -32,7 +32,7 @@ BLOCK_SLABS = 16
 def by_panel(matrix: Int8Matrix | GroupedMatrix) -> core.Tensor:
     if isinstance(matrix, Int8Matrix):
         return core.pack_int8(matrix.q, matrix.row_scale)
-    return core.pack_int4(matrix.q, matrix.group_scale, matrix.row_scale, matrix.group_size)
+    return core.pack_grouped("int4", matrix.q, matrix.group_scale, matrix.row_scale, matrix.group_size)
 
 
 def by_channel(matrix: Int8Matrix | GroupedMatrix) -> Tensor:

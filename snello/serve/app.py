@@ -36,6 +36,7 @@ from snello.serve.sse import Disconnected
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 BODY_SECONDS = 60.0  # for a body to arrive
+LINGER_BYTES = 4 << 20  # beyond the limit, read all the same
 log = logging.getLogger("snello.serve")
 Handler = Callable[["App", Request], Awaitable[Any]]
 
@@ -213,7 +214,8 @@ def _bound(app: App, handler: Handler) -> Callable[[Request], Awaitable[Response
 
 
 async def read_json(app: App, request: Request) -> dict[str, Any]:
-    """The body, as far as the limit allows.
+    """The body, as far as the limit allows. One that is a little too large is read to its end and forgotten: who is
+    hung up on while sending may never see why.
 
     Raises:
         RequestError: 413: it is larger; 408: it does not come; 400: it is no JSON table.
@@ -221,17 +223,21 @@ async def read_json(app: App, request: Request) -> dict[str, Any]:
     most, parts, size = app.options.limits.body_bytes, list[bytes](), 0
     said = request.headers.get("content-length", "")
     too_large = RequestError(f"the body is larger than {most:,} bytes", code="body_too_large", status=413)
-    if said.isdecimal() and int(said) > most:
+    if said.isdecimal() and int(said) > most + LINGER_BYTES:
         raise too_large
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for part in request.stream():
                 size += len(part)
-                if size > most:
-                    raise too_large
+                if size > most + LINGER_BYTES:
+                    break
                 parts.append(part)
+                if size > most:
+                    parts.clear()
     except TimeoutError:
         raise RequestError("the body did not come in time", code="timeout", status=408) from None
+    if size > most:
+        raise too_large
     return parse_body(b"".join(parts), app.options.limits)
 
 

@@ -1,5 +1,5 @@
-// Rows that go to experts, between DISPATCH and COMBINE (see program.h): which rows an expert has, and the way there and
-// back. The products between are ordinary ones over an expert's rows (program.cpp).
+// Rows that go to experts, between DISPATCH and COMBINE (see program.h): which rows an expert has, and the way there
+// and back. The products between are ordinary ones over an expert's rows (program.cpp).
 #include <algorithm>
 #include <utility>
 

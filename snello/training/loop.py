@@ -34,6 +34,7 @@ Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 Optimizers: TypeAlias = Callable[[nn.Module], Sequence[torch.optim.Optimizer]]
 
 TELL_SECONDS = 1.0
+GOES_ON = "what was learned is kept; the same command goes on from there"
 RECENT = 20  # steps whose mean loss is told
 TRIAL_STEPS = 2
 BETAS = (0.9, 0.95)
@@ -203,9 +204,11 @@ class _Run:
                         self._save()
             except SnelloError:
                 raise  # a run that has gone wrong is not one to go on with
-            except BaseException:
+            except BaseException as stopped:
                 if not held.hurried:
                     self._save()
+                if isinstance(stopped, KeyboardInterrupt) and self.folder is not None and not held.hurried:
+                    raise KeyboardInterrupt(GOES_ON) from None
                 raise
 
     def _step(self) -> None:

@@ -81,7 +81,7 @@ def test_interrupted_and_resumed_is_the_same_hash(stop: int, model: Any, tmp_pat
             os.kill(os.getpid(), signal.SIGINT)
         return noisy(module, batch)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="goes on"):
         run(model(), loss=cut, checkpoint_dir=tmp_path / "state")
     assert saved_step(tmp_path / "state") == stop
     again = run(model(), loss=noisy, checkpoint_dir=tmp_path / "state")

@@ -308,8 +308,8 @@ class Session:
 
     def _step(self, ids: np.ndarray, *, last: bool) -> np.ndarray:
         rows = len(ids)
+        self.make_room(self.length + rows)
         self.length += rows
-        self.make_room(self.length)
         outputs = np.array([rows - 1] if last else [], np.int32)
         batch = core.Batch(
             tokens=ids,

@@ -5,9 +5,10 @@
 
 runs `snello optimize` without a recipe and adds to benchmarks/results/planner_vs_single.json, under the model's name
 and the goal: every step and chain that was measured, with its speed-up over the original (95%) and the upper bound of
-its loss, what was not run and why, the planner's chain on the proof text, and the chain over the chain without each of
-its parts, timed in turn. `not_beaten` names the single steps within the budget that the planner's chain is not
-faster than beyond both intervals; it is empty where the planner beats them all. Needs a quiet machine for the minutes
+its loss, what was not run and why, the planner's chain on the proof text, the chain over the chain without each of
+its parts and over each single step that came near it, all timed in turn. `not_beaten` names the single steps within
+the budget that the chain is not faster than: their intervals over the original meet, and so does the chain over them
+with 1. It is empty where the planner beats them all. Needs a quiet machine for the minutes
 of --time-budget. `demo` is judged on modules that it has never seen.
 """
 
@@ -88,6 +89,7 @@ def summary(found: Receipts) -> dict[str, Any]:
         "over_the_chain_without": {
             part.without: rounded(part.gain) for part in found.proof.ablation if part.gain is not None
         },
+        "over_the_single": {duel.single: rounded(duel.gain) for duel in found.proof.duels},
         "sequences_a_second": {
             str(lean.tokens): [round(one.sequences_per_second.mid, 1) for one in (original, lean)]
             for original, lean in zip(found.proof.sequences_original, found.proof.sequences_lean, strict=True)
@@ -115,9 +117,10 @@ def parts(step: StepReceipt) -> int:
 
 
 def not_beaten(steps: list[StepReceipt], found: Receipts) -> list[str]:
-    """Single steps within the budget whose interval reaches the chain's."""
+    """Single steps within the budget whose interval reaches the chain's, and that it did not beat in turn either."""
     assert found.proof is not None and found.proof.speedup is not None
     least = found.proof.speedup.low
+    beaten = {duel.single for duel in found.proof.duels if duel.gain.low > 1}
     return [
         step.step
         for step in steps
@@ -126,6 +129,7 @@ def not_beaten(steps: list[StepReceipt], found: Receipts) -> list[str]:
         and step.row.speedup is not None
         and step.row.loss.high <= found.run.max_loss
         and step.row.speedup.high >= least
+        and step.step not in beaten
     ]
 
 

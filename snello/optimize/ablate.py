@@ -1,7 +1,8 @@
 """What each part of the final chain is worth: the chain without it is made, read, and timed beside the chain itself.
+And whether the chain was worth it: it is timed in turn beside each single step whose own speed-up comes near.
 
-Only for chains of two parts or more, after the proof and within what is left of the time budget; a part that does not
-fit is named as not measured. An INT8 cache that was added to a quantized model is a part of its own.
+Only for chains of two parts or more, after the proof and within what is left of the time budget; what does not fit is
+named as not measured. An INT8 cache that was added to a quantized model is a part of its own.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from snello.errors import Unsupported
 from snello.measure import quality
 from snello.measure.timing import Ratio
 from snello.models.spec import Spec
-from snello.optimize.candidate import Candidate
+from snello.optimize.candidate import Candidate, within_budget
 from snello.optimize.events import Event, StageStarted
 from snello.optimize.make import make
-from snello.optimize.receipts import Ablation
+from snello.optimize.receipts import Ablation, Duel
 from snello.optimize.recipe import Stage, Step, describe
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ QUADS = 4
 
 @dataclass(frozen=True)
 class Ablated:
-    """`missing`: parts that were not measured, with the reason."""
+    """`missing`: parts and single steps that were not measured, with the reason."""
 
     rows: tuple[Ablation, ...] = ()
+    duels: tuple[Duel, ...] = ()
     missing: tuple[str, ...] = ()
 
 
@@ -54,23 +56,56 @@ def parts_of(steps: Sequence[Step], original: Spec) -> list[tuple[str, tuple[Ste
 
 
 def ablate(climb: Climb) -> Run:
-    """The final chain without each of its parts."""
+    """The final chain without each of its parts, and beside the best single steps."""
     if climb.request.recipe.replay is not None:
         return Ablated(missing=("the ablation: a replay does what was recorded",))
     rows: list[Ablation] = []
+    duels: list[Duel] = []
     missing: list[str] = []
-    for name, steps in parts_of(climb.best.steps, climb.original.spec):
+    chain = parts_of(climb.best.steps, climb.original.spec)
+    for name, steps in chain:
         stage = Stage(f"without {name}", steps)
-        predicted, left = climb.forecast.stage(stage, climb.best.speedup.mid), climb.worker.left_seconds
-        if predicted > left:
-            missing.append(f"the chain without {name}: needs about {predicted:.0f} s, {max(0.0, left):.0f} left")
-            continue
-        yield StageStarted(index=climb.ledger.next_index, stage=stage.name, predicted_seconds=predicted)
-        try:
-            rows.append((yield from _without(climb, name, stage)))
-        except Unsupported as error:
-            missing.append(f"the chain without {name}: {error.message}")
-    return Ablated(tuple(rows), tuple(missing))
+        found = yield from _if_it_fits(climb, stage, _without(climb, name, stage), missing)
+        rows += [found] if found is not None else []
+    for rival in near_singles(climb) if chain else ():
+        stage = Stage(rival.name, rival.steps)
+        found = yield from _if_it_fits(climb, stage, _beside(climb, stage), missing)
+        duels += [found] if found is not None else []
+    return Ablated(tuple(rows), tuple(duels), tuple(missing))
+
+
+def near_singles(climb: Climb) -> list[Candidate]:
+    """Single steps within the budget whose speed-up over the original is not clearly below the chain's."""
+    return [
+        one
+        for one in climb.judged
+        if not parts_of(one.steps, climb.original.spec)
+        and within_budget(climb.request, one)
+        and one.speedup.high >= climb.best.speedup.low
+    ]
+
+
+def _if_it_fits(climb: Climb, stage: Stage, measure: Run, missing: list[str]) -> Run:
+    """The measurement's result; None, and why in `missing`, where it does not fit the time or is refused."""
+    predicted, left = climb.forecast.stage(stage, climb.best.speedup.mid), climb.worker.left_seconds
+    if predicted > left:
+        missing.append(f"the chain beside {stage.name}: needs about {predicted:.0f} s, {max(0.0, left):.0f} left")
+        return None
+    yield StageStarted(index=climb.ledger.next_index, stage=stage.name, predicted_seconds=predicted)
+    try:
+        return (yield from measure)
+    except Unsupported as error:
+        missing.append(f"the chain beside {stage.name}: {error.message}")
+        return None
+
+
+def _beside(climb: Climb, stage: Stage) -> Run:
+    examiner, original = climb.examiner, climb.original
+    rival = Candidate(name=stage.name, model=original.model, steps=stage.steps, prefixes=original.prefixes)
+    yield from make(examiner, stage, rival)
+    timed: Ratio = yield from examiner.ratio(rival, climb.best, climb.request.goal, stage.name)
+    examiner.runners.drop(rival)
+    return Duel(single=stage.name, gain=timed.interval.inverse(), steady=timed.steady)
 
 
 def _without(climb: Climb, name: str, stage: Stage) -> Run:

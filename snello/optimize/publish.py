@@ -341,6 +341,7 @@ def proof_receipt(climb: Climb, found: Proof | None, result: Result, ablated: Ab
         ladder=tuple(climb.ledger.rows),
         pareto=pareto(climb),
         ablation=ablated.rows,
+        duels=ablated.duels,
         worst=found.worst if found else (),
         documents=found.documents if found else (),
         not_measured=tuple(missing),

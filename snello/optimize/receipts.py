@@ -245,6 +245,15 @@ class Ablation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Duel:
+    """The final chain over a single step that came near it, timed in turn."""
+
+    single: str
+    gain: Interval
+    steady: bool  # known to 1.5%
+
+
+@dataclass(frozen=True, kw_only=True)
 class Perplexity:
     """Both perplexities on the text that decided, for who recomputes them (`proof.json` holds the windows)."""
 
@@ -281,6 +290,7 @@ class ProofReceipt:
     ladder: tuple[LadderRow, ...]
     pareto: tuple[ParetoPoint, ...]
     ablation: tuple[Ablation, ...]
+    duels: tuple[Duel, ...] = ()
     worst: tuple[Passage, ...]
     documents: tuple[DocumentLoss, ...]
     not_measured: tuple[str, ...]  # what the report should hold and this run could not give, with the reason

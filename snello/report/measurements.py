@@ -12,6 +12,7 @@ from snello.measure.interval import Interval
 from snello.optimize.receipts import (
     Ablation,
     CostRatio,
+    Duel,
     Evidence,
     ProofReceipt,
     Receipts,
@@ -33,11 +34,13 @@ def pareto(run: RunReceipt, proof: ProofReceipt) -> Section:
     ]
     if proof.ablation:
         blocks.append(_ablation(proof.ablation))
+    if proof.duels:
+        blocks.append(_duels(proof.duels))
     about = (
         "Each candidate by speed-up and by the upper bound of its loss. Candidates joined by a grey band cannot be "
         "told apart on this text and are not ranked. The second table takes one part out of the final chain at a time: "
         "what is left over the original, then the whole chain over what is left. Parts interact, so shares need not "
-        "add up to all."
+        "add up to all. The third times the chain in turn beside the single steps that came near it."
     )
     return Section(key="pareto", title="Speed against loss", about=about, blocks=tuple(blocks))
 
@@ -60,6 +63,14 @@ def _ablation(items: Iterable[Ablation]) -> Table:
     brings = ("it brings", "of the speed-up", "it costs (at most)", "of the loss")
     columns = ("the final chain", "speed-up", "loss (at most)", *brings, "note")
     return Table(columns=columns, rows=rows, right=(1, 2, 3, 4, 5, 6))
+
+
+def _duels(items: Iterable[Duel]) -> Table:
+    rows = tuple(
+        (item.single, numbers.times_interval(item.gain), "-" if item.steady else "noisy: not known to 1.5%")
+        for item in items
+    )
+    return Table(columns=("single step", "the final chain over it", "note"), rows=rows, right=(1,))
 
 
 # ---- 6: speed -------------------------------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from snello.errors import SnelloError
 from snello.measure.interval import Interval
 from snello.measure.speed import Workload
 from snello.models.spec import Spec
-from snello.optimize import receipts
-from snello.optimize.ablate import parts_of
+from snello.optimize import ablate, receipts
+from snello.optimize.ablate import near_singles, parts_of
+from snello.optimize.candidate import Candidate
+from snello.optimize.climb import Climb
 from snello.optimize.events import Planned, StageJudged
 from snello.optimize.journal import Journal, Unit
 from snello.optimize.planner import Goals, Overhead, hopeless
@@ -81,6 +83,27 @@ def test_each_part_of_the_chain_is_left_out_once(pruning: Bed) -> None:
     assert prune.speedup.mid == pytest.approx(1 / (0.33 * 0.9), rel=0.02) and prune.added is not None
     page = write_report(pruning.output).with_suffix(".md").read_text(encoding="utf-8")
     assert "prune ffn 0.1667" in page and "of the speed-up" in page
+
+
+def test_the_chain_is_timed_beside_a_single_step_that_came_near(pruning: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    rival = "quantize int4, gptq"
+
+    def near(climb: Climb) -> list[Candidate]:
+        assert near_singles(climb) == []  # by their own intervals all are clearly beaten
+        for one in climb.judged:
+            if one.name in (rival, CHAIN):  # only the first of them is a single step
+                one.speedup = Interval(0.1, one.speedup.mid, 99.0)
+        return near_singles(climb)
+
+    monkeypatch.setattr(ablate, "near_singles", near)
+    pruning.run()
+    proof = receipts.read(pruning.output).proof
+    assert proof is not None
+    found = {duel.single: duel for duel in proof.duels}
+    assert list(found) == [rival] and found[rival].steady
+    assert found[rival].gain.mid == pytest.approx(1 / (0.9 * 0.9), rel=0.02)
+    page = write_report(pruning.output).with_suffix(".md").read_text(encoding="utf-8")
+    assert "the final chain over it" in page
 
 
 def test_what_lost_too_much_alone_is_left_out_of_chains(pruning: Bed) -> None:

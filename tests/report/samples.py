@@ -212,6 +212,7 @@ def proof() -> receipts.ProofReceipt:
                 without="rotate", speedup=Interval(3.0, 3.03, 3.06), loss=Interval(0.007, 0.0092, 0.0114), note="-"
             ),
         ),
+        duels=(receipts.Duel(single="quantize int4, gptq", gain=Interval(1.04, 1.05, 1.06), steady=True),),
         worst=(passage,),
         documents=(
             receipts.DocumentLoss(source="support.txt", document="support.txt#17", tokens=1_402, loss=0.031),

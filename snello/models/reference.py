@@ -1,12 +1,14 @@
 """The model in plain torch: the truth for tests, the body for calibration and training.
 
 Slow and clear on purpose. `Reference` is the whole model in memory; `build_embedding`, `build_block` and `build_head`
-make one part at a time, for work that must not hold them all. Parameter names are the canonical ones of `spec.py`, so
-filling a module is a loop over its own names. Held to Hugging Face Transformers by tests, family by family.
+make one part at a time, for work that must not hold them all, and `streamed` reads text so. Parameter names are the
+canonical ones of `spec.py`, so filling a module is a loop over its own names. Held to Hugging Face Transformers by
+tests, family by family.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
@@ -21,7 +23,7 @@ from snello.models.spec import Spec
 if TYPE_CHECKING:
     from snello.models.model import Model, Weights
 
-__all__ = ["Block", "Reference", "Tail", "TokenEmbedding", "build_block", "build_embedding", "build_head"]
+__all__ = ["Block", "Reference", "Tail", "TokenEmbedding", "build_block", "build_embedding", "build_head", "streamed"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -95,6 +97,23 @@ class Reference(nn.Module):
                 f"{tokens.shape[1]} tokens are more than the {self.spec.max_positions} positions of this model",
                 "use shorter windows",
             )
+
+
+def streamed(model: Model, batches: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
+    """Logits (B, T, V) of each batch of tokens (B, T), as `Reference` gives them to the bit, with one block's weights
+    in memory at a time: the hidden rows of all batches wait between blocks.
+    """
+    spec, weights = model.spec, model.weights
+    embedding = build_embedding(spec, weights, dtype)
+    hidden = [cast(Tensor, embedding(tokens)) for tokens in batches]
+    del embedding
+    for index in range(len(spec.layers)):
+        block = build_block(spec, index, weights, dtype)
+        hidden = [cast(Tensor, block(x)) for x in hidden]
+        del block
+    tail = build_head(spec, weights, dtype)
+    for x in hidden:
+        yield cast(Tensor, tail(x))
 
 
 def build_embedding(spec: Spec, weights: Weights, dtype: torch.dtype = torch.float32) -> TokenEmbedding:

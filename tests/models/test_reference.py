@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snello.errors import SnelloError, Unsupported
 from snello.models import Model, load
-from snello.models.reference import Reference, build_block, build_embedding, build_head
+from snello.models.reference import Reference, build_block, build_embedding, build_head, streamed
 from snello.models.reference_layers import NormLayer, attend, rotate, visible
 from snello.models.rope import inverse_frequencies, rope_tables
 from snello.models.spec import Attention, Experts, Norm, Recurrent, Rope
@@ -168,6 +168,9 @@ def test_parts_equal_the_whole(variant: str, tmp_path: Path) -> None:
             x = build_block(model.spec, index, model.weights)(x)
         answers = build_head(model.spec, model.weights)(x)
         assert torch.equal(answers, Reference.from_model(model)(tokens))
+        streams = list(streamed(model, [tokens[:, :3], tokens]))
+        assert torch.equal(streams[1], answers)
+        assert torch.equal(streams[0], Reference.from_model(model)(tokens[:, :3]))
 
 
 def test_parameter_names_are_canonical(tmp_path: Path) -> None:

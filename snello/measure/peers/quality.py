@@ -93,16 +93,15 @@ def quality(original: Model, text: Path, prompt: int, generate: int, told: Told)
     """
     import torch
 
-    from snello.models.reference import Reference
+    from snello.models.reference import streamed
 
     pieces, prompt = pieces_of(original, text, prompt, generate)
     if reason := why_not(original, free_memory_bytes()):
         raise SnelloError(f"{original.name} cannot be run in FP32: {reason}", "leave out --text")
     told(f"reading {len(pieces)} pieces of {text.name} with the original in FP32")
-    reference, logits = Reference.from_model(original, torch.float32).eval(), []
     with torch.inference_mode():
-        for piece in pieces:
-            logits.append(reference(torch.from_numpy(piece)[None])[0, prompt - 1 : -1].float().numpy())
+        read = streamed(original, [torch.from_numpy(piece)[None] for piece in pieces])
+        logits = [found[0, prompt - 1 : -1].float().numpy().copy() for found in read]
     return Quality(pieces, prompt, logits)
 
 

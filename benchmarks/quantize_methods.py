@@ -54,6 +54,7 @@ RECIPES = {
     "int4, awq": Quantize(method="awq"),
     "int4, gptq": Quantize(method="gptq"),
     "int4, gptq, groups of 32": Quantize(method="gptq", group_size=32),
+    **{f"int4, {method}, by row": Quantize(method=method, group_size=0) for method in ORDERED},
     **{f"int3, {method}": Quantize(weights="int3", method=method) for method in ORDERED},
     "int3, gptq, groups of 32": Quantize(weights="int3", method="gptq", group_size=32),
     "mixed, 4 bits, gptq": Quantize(weights="mixed", budget="4 bits", method="gptq"),
@@ -89,7 +90,7 @@ def main() -> None:
         recipe = RECIPES[name]
         found = applied(recipe, original, calib, held)
         rows[name], losses[name] = compare(base, found), found.losses
-        if not args.only and name in ordered_names() and recipe.method not in DATA_FREE:
+        if not args.only and name in itertools.chain(*ordered_names()) and recipe.method not in DATA_FREE:
             others = [mean(applied(recipe, original, other, held).losses) for other in draws[1:]]
             rows[name]["other_draws"] = [round(value - mean(base.losses), 5) for value in others]
         print(name, json.dumps(rows[name]), flush=True)
@@ -114,16 +115,16 @@ def applied(recipe: Quantize, original: Model, calib: list[np.ndarray], held: li
         return read(recipe.apply(original, Context(output=Path(folder) / "lean", windows=calib)), held)
 
 
-def ordered_names() -> list[str]:
-    return [f"{weights}, {method}" for weights in ("int4", "int3") for method in ORDERED]
+def ordered_names() -> list[list[str]]:
+    """Tables whose methods are compared: INT4 by row, INT4 and INT3 in groups."""
+    tables = ("int4, {}, by row", "int4, {}", "int3, {}")
+    return [[table.format(method) for method in ORDERED] for table in tables]
 
 
 def pairs(losses: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
-    """Every two methods at the same bits: what the second loses beyond the first, in nats a token."""
-    names, found = ordered_names(), []
-    for first, second in itertools.combinations(names, 2):
-        if first.split(",")[0] != second.split(",")[0]:
-            continue
+    """Every two methods at the same bits and scales: what the second loses beyond the first, in nats a token."""
+    found = []
+    for first, second in itertools.chain(*(itertools.combinations(names, 2) for names in ordered_names())):
         differences = [after - before for before, after in zip(losses[first], losses[second], strict=True)]
         clusters = Clusters.of(differences, list(range(len(differences))))
         bounds = {name: round(value, 5) for name, value in mean_interval(clusters, seed=0).to_json().items()}

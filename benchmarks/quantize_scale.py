@@ -31,7 +31,10 @@ import numpy as np
 
 from benchmarks.decode_vs_peers import ROOT, refuse_noise
 from snello.measure.machine import cpu_name
+from snello.measure.peers.checkpoint import shape_of, write_checkpoint
+from snello.measure.peers.environments import peers_folder
 from snello.measure.reference import largest_part
+from snello.models import load
 from snello.models.shapes import SHAPES, random_model
 from snello.models.spec import Spec
 
@@ -58,7 +61,8 @@ def main() -> None:
         print(json.dumps(prove(options) if options.optimize else work(options)))
         return
     refuse_noise(options.force)
-    random_model(options.shape, "bf16")  # made once, and kept: not part of the time
+    if not options.optimize:
+        random_model(options.shape, "bf16")  # made once, and kept: not part of the time
     found = fresh(options)
     command = f"python -m benchmarks.quantize_scale --shape {options.shape} --method {options.method}"
     calibrates = options.method in ("awq", "gptq")
@@ -124,19 +128,21 @@ def prove(options: argparse.Namespace) -> dict[str, Any]:
         def transformers(self, *_: Any) -> str:
             return "left out: its copy of the model is not ours to bound"
 
-    model = random_model(options.shape, "bf16")
+    folder = peers_folder() / "checkpoints" / options.shape
+    if not folder.is_dir():  # made once, and kept
+        write_checkpoint(shape_of(options.shape), folder)
     step = Step("quantize", {"weights": "int4", "method": options.method})
     recipe = Recipe(stages=(Stage(f"int4, {options.method}", (step,)),))
     wishes = {"recipe": recipe, "text": options.text, "max_loss": "10%"}
     watch = Watch()
     begin = time.perf_counter()
-    result = run.run(model.path, output=options.worker, workbench=Bench(options.threads), on_event=tell, **wishes)
+    result = run.run(folder, output=options.worker, workbench=Bench(options.threads), on_event=tell, **wishes)
     return {
         "seconds": round(time.perf_counter() - begin, 1),
         "sentence": result.sentence,
         "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_anonymous_bytes": watch.stop(),
-        "bound_bytes": memory_bound(model.spec),
+        "bound_bytes": memory_bound(load(folder).spec),
     }
 
 

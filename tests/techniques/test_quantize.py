@@ -22,6 +22,7 @@ from snello.models.spec import Format, Spec, WeightFormat, linear_names
 from snello.techniques.base import Context
 from snello.techniques.calibration import Calibrator, Statistic, together
 from snello.techniques.quantize import Method, Quantize, loudness, sensitivity
+from snello.techniques.quantize.rounding import Grouped
 from snello.techniques.quantize.size import average_bits, distribute, hull_steps, parse_budget, stored_bytes
 from snello.techniques.quantize.solve import solve
 from snello.techniques.units import body_linears, units
@@ -45,6 +46,8 @@ def random_windows(count: int = 3, length: int = 40, vocabulary: int = 307) -> l
         {"method": "spqr"},
         {"weights": "fp16", "method": "gptq"},
         {"group_size": 16},
+        {"group_size": 0, "weights": "int8"},
+        {"group_size": 0, "weights": "mixed", "budget": "5 bits"},
         {"activations": "int4"},
         {"cache": "fp8"},
         {"head": "bf16"},
@@ -368,6 +371,7 @@ OPTIONS = {
     "head-int4": Quantize(head="int4", method="gptq"),
     "hqq": Quantize(method="hqq", group_size=64),
     **{f"int3-{method}": Quantize(weights="int3", method=method, group_size=64) for method in THREE_BITS},
+    **{f"int4-{method}-row": Quantize(method=method, group_size=0) for method in THREE_BITS},
     "mixed-hqq": Quantize(weights="mixed", budget="7 bits", method="hqq"),
     "smoothquant": Quantize(weights="int8", method="smoothquant", alpha=0.6),
     "bf16": Quantize(weights="bf16"),
@@ -394,6 +398,24 @@ def test_files_hold_what_the_simulation_says(case: str, variant: str, tmp_path: 
     entry = lean.history[-1]
     assert entry["technique"] == "quantize" and entry["options"]["method"] == options.method
     assert ("sensitivity" in entry) == (options.weights == "mixed")
+
+
+@pytest.mark.parametrize("method", THREE_BITS)
+def test_a_row_has_one_scale_where_asked(method: Method) -> None:
+    generator = torch.Generator().manual_seed(5)
+    w, rows = torch.randn(7, 200, generator=generator), torch.randn(300, 200, generator=generator)
+    w[:, 3] *= 20  # so that groups would differ
+    gram = rows.T @ rows / len(rows)
+    statistic = Statistic(gram=gram, peaks=rows.abs().amax(0), rows=rows)
+    errors = {}
+    for scales in ("group", "row"):
+        formats = {"a": Format(weights="int4", group_size=32, rotate=False, equalize=False)}
+        solution = solve({"a": w}, formats, torch.ones(200), method, statistic, scales=scales)  # type: ignore[arg-type]
+        matrix = solution.rounded["a"]
+        assert isinstance(matrix, Grouped) and matrix.group_scale.shape == (7, 8)  # 200 columns, padded to 256
+        assert bool((matrix.group_scale == matrix.group_scale[:, :1]).all()) == (scales == "row")
+        errors[scales] = ((solution.effective()["a"] - w) @ rows.T).square().sum().item()
+    assert errors["group"] < errors["row"]
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:

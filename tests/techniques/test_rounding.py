@@ -104,6 +104,16 @@ def test_zero_rows_and_groups(grid: str) -> None:
     fits_the_format(few.q, few.group_scale, few.row_scale, GRIDS[grid])
 
 
+@pytest.mark.parametrize("grid", [INT4, INT3], ids=["int4", "int3"])
+def test_a_group_of_zeros_does_not_silence_its_row(grid: Grid) -> None:
+    w = weights("gaussian", rows=8, columns=256)
+    w[:, 224:] = 0  # what padding, or pruned channels, leave
+    rounded = round_grouped(w, 32, grid)
+    whole = round_grouped(w[:, :224], 32, grid)
+    assert (rounded.row_scale > 0).all()
+    assert torch.equal(rounded.values()[:, :224], whole.values()) and (rounded.values()[:, 224:] == 0).all()
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_group_scale_is_the_best_there_is(grid: str) -> None:
     w, limits = weights("student", 32, 256), GRIDS[grid].limits

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Weights = Literal["int4", "int3", "int8", "mixed", "bf16", "fp16"]
 Method = Literal["rtn", "hqq", "gptq", "awq", "smoothquant"]
-GroupSize = Literal[32, 64, 128]
+GroupSize = Literal[0, 32, 64, 128]
+Scales = Literal["group", "row"]
+ROW_STORED: Literal[128] = 128  # the groups in which rows with one scale are stored
 Activations = Literal["int8", "int8-static", "float"]
 HeadWeights = Literal["int8", "int4", "float"]
 
@@ -74,7 +76,9 @@ class Quantize:
     )
     group_size: GroupSize = field(
         default=128,
-        metadata={"help": "Columns that share a scale in INT4 and INT3; smaller is finer and a little larger."},
+        metadata={
+            "help": "Columns that share a scale in INT4 and INT3; smaller is finer and a little larger; 0 is all of a row."
+        },
     )
     activations: Activations = field(
         default="int8",
@@ -105,7 +109,13 @@ class Quantize:
     )
 
     def __post_init__(self) -> None:
-        choices = {"weights": Weights, "method": Method, "group_size": GroupSize, "activations": Activations}
+        choices = {
+            "weights": Weights,
+            "method": Method,
+            "group_size": GroupSize,
+            "activations": Activations,
+            "scales": Scales,
+        }
         for name, kind in {**choices, "head": HeadWeights}.items():
             _check_choice(name, getattr(self, name), get_args(kind))
         _check_choice("cache", self.cache, (None, "int8"))
@@ -122,6 +132,10 @@ class Quantize:
 
     def _check_method(self) -> None:
         """What a method has no use for is said, not ignored."""
+        if self.group_size == 0 and self.weights not in ("int4", "int3"):
+            raise SnelloError(
+                f"group_size=0 has no meaning with weights={self.weights!r}", "use weights='int4' or 'int3'"
+            )
         if self.weights not in FITS[self.method]:
             fitting = " or ".join(repr(weights) for weights in FITS[self.method])
             raise SnelloError(
@@ -134,6 +148,11 @@ class Quantize:
             raise SnelloError(f"alpha={self.alpha!r} is not between 0 and 1", "alpha=0.5 is where the paper starts")
         if self.method != "smoothquant" and self.alpha != ALPHA:
             raise SnelloError(f"alpha={self.alpha} has no meaning with method={self.method!r}", "use smoothquant")
+
+    @property
+    def scales(self) -> Scales:
+        """Whether each group has a scale of its own; rows with one scale are stored as groups with equal ones."""
+        return "group" if self.group_size else "row"
 
     @property
     def calibrates(self) -> bool:
@@ -174,7 +193,7 @@ class Quantize:
     def format(self, weights: Literal["int8", "int4", "int3"]) -> Format:
         """The format of a linear that gets these integer weights."""
         equalize = self.equalize or self.method in ("awq", "smoothquant")
-        group = 0 if weights == "int8" else self.group_size
+        group = 0 if weights == "int8" else self.group_size or ROW_STORED
         return Format(
             weights=weights, group_size=group, activations=self.activations, rotate=self.rotate, equalize=equalize
         )

@@ -104,7 +104,7 @@ def _write_unit(
     seen = calibrator if is_calibrated(spec, unit) else None
     statistic = seen.statistic(unit.input) if seen is not None and options.method not in DATA_FREE else None
     loud = loudness.estimate(model, unit.input)
-    solution = solve(weights, formats, loud, options.method, statistic, options.alpha)
+    solution = solve(weights, formats, loud, options.method, statistic, options.alpha, options.scales)
     if seen is not None:
         if spec.format(unit.linears[0]).activations == "int8-static":
             step = static_step(seen.largest(unit.input, solution.basis.inputs))

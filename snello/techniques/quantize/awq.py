@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from snello.models.spec import Format
+from snello.techniques.quantize import Scales
 from snello.techniques.quantize.basis import Basis, column_rms
 from snello.techniques.quantize.rounding import GRIDS, round_activations, round_grouped, round_int8
 
@@ -30,11 +31,13 @@ class Choice:
     errors: Mapping[Exponents, float]
 
 
-def search_scale(consumers: Mapping[str, Tensor], formats: Mapping[str, Format], rows: Tensor) -> Choice:
+def search_scale(
+    consumers: Mapping[str, Tensor], formats: Mapping[str, Format], rows: Tensor, scales: Scales = "group"
+) -> Choice:
     """The best scale for these linears, by name, on sampled inputs `rows` (M, K)."""
     judged = {name: w[:: max(1, len(w) // JUDGED_ROWS)] for name, w in consumers.items()}
     scale_of = candidates(list(consumers.values()), rows)
-    errors = {point: output_error(judged, formats, rows, scale_of(point)) for point in GRID}
+    errors = {point: output_error(judged, formats, rows, scale_of(point), scales) for point in GRID}
     best = min(GRID, key=lambda point: errors[point])
     return Choice(scale_of(best), best, errors)
 
@@ -45,7 +48,11 @@ def candidates(consumers: list[Tensor], rows: Tensor) -> Callable[[Exponents], T
 
 
 def output_error(
-    consumers: Mapping[str, Tensor], formats: Mapping[str, Format], rows: Tensor, scale: Tensor | None
+    consumers: Mapping[str, Tensor],
+    formats: Mapping[str, Format],
+    rows: Tensor,
+    scale: Tensor | None,
+    scales: Scales = "group",
 ) -> float:
     """Squared error of all outputs, relative to their energy, when rounded to nearest with this input scale."""
     error = energy = 0.0
@@ -54,7 +61,8 @@ def output_error(
         basis = Basis(w.shape[1], scale, format.rotate)
         stored = basis.weights(w)
         grid = GRIDS.get(format.weights)
-        rounded = round_grouped(stored, format.group_size, grid) if grid else round_int8(stored)
+        size = format.group_size if scales == "group" else basis.padded
+        rounded = round_grouped(stored, size, grid) if grid else round_int8(stored)
         x = basis.inputs(rows)
         x = x if format.activations == "float" else round_activations(x, static=format.activations == "int8-static")
         target = rows @ w.T

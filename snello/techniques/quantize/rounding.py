@@ -75,6 +75,12 @@ class Grouped:
         steps = self.row_scale[:, None] * self.group_scale
         return self.q * steps.repeat_interleave(self.group_size, dim=1)[:, : self.q.shape[1]]
 
+    def in_groups(self, group_size: int) -> Grouped:
+        """The same matrix, its one group of all columns told as groups of this size with equal scales."""
+        assert self.group_scale.shape[1] == 1
+        count = -(-self.q.shape[1] // group_size)
+        return dataclasses.replace(self, group_scale=self.group_scale.repeat(1, count), group_size=group_size)
+
 
 @dataclass(frozen=True)
 class Int8:
@@ -220,7 +226,7 @@ def _read(curve: Tensor, energy: Tensor, ratio: Tensor, grid: Grid) -> Tensor:
     inside = pair[..., 0] + (pair[..., 1] - pair[..., 0]) * part
     coarser = inside * (ratio / (grid.start * grid.ratio ** (GRID_POINTS - 1))).clamp(min=1).square()
     clipped = (1 - ratio / grid.start).clamp(min=0).square() * energy
-    return torch.minimum(coarser + clipped, energy)
+    return torch.where(energy > 0, torch.minimum(coarser + clipped, energy), 0.0)  # a group of zeros loses nothing
 
 
 def _least_error(groups: Tensor, step: Tensor, grid: Grid) -> Tensor:

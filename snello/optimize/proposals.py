@@ -85,6 +85,8 @@ def _upwards(fraction: Fraction) -> float:
 def quantize_offers(subject: Subject) -> tuple[Offer, ...]:
     """Cheap and sure first, then fewer bits with more effort.
 
+    Three bits only by GPTQ: the other methods lose too much with them (docs/quantize.md).
+
     Rounding without another basis finds the integers of a grid again, which loses a third of what rounding anew does
     (docs/models.md).
 
@@ -99,11 +101,12 @@ def quantize_offers(subject: Subject) -> tuple[Offer, ...]:
         offers.append(_quantize("int4, the checkpoint's own grid", **found))
     offers += [_quantize(f"int4, {m}", weights="int4", method=m) for m in ("rtn", "gptq", "awq")]
     offers += [_quantize(f"mixed {b} bits", weights="mixed", budget=f"{b:g} bits", method="gptq") for b in (5.0, 6.0)]
+    offers.append(_quantize("int3, gptq", "int4, gptq", weights="int3", method="gptq"))
     return tuple(offers)
 
 
-def _quantize(label: str, **options: object) -> Offer:
-    return Offer(label, Step("quantize", options))
+def _quantize(label: str, milder: str = "", **options: object) -> Offer:
+    return Offer(label, Step("quantize", options), milder)
 
 
 PHASES: tuple[Offers, ...] = (prune_offers, quantize_offers)

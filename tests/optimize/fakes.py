@@ -218,6 +218,7 @@ EFFECTS: dict[str, tuple[float, float]] = {
     "int4 rtn": (0.12, 0.33),
     "int4 gptq": (0.003, 0.33),
     "int4 awq": (0.004, 0.33),
+    "int3 gptq": (0.2, 0.28),
     "mixed gptq": (0.002, 0.45),
     "bf16 rtn": (0.0005, 0.99),
     "prune": (0.2, 0.9),  # nothing that a usual budget allows

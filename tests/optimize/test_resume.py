@@ -51,7 +51,8 @@ def counted(real):
 os.replace, os.rename = counted(real_replace), counted(real_rename)
 folder = Path({folder!r})
 bench = fakes.FakeWorkbench(folder)
-bench.effects = {{name: bench.effects[name] for name in ("int8", "int4 rtn", "int4 gptq", "int4 awq", "mixed gptq")}}
+kept = ("int8", "int4 rtn", "int4 gptq", "int4 awq", "mixed gptq", "int3 gptq")
+bench.effects = {{name: bench.effects[name] for name in kept}}
 events = list(optimize("fake", text=Path({text!r}), max_loss="4%", output=folder / "out", workbench=bench,
                        recipe=Path({recipe!r})))
 print(json.dumps({{"applied": bench.applied, "renames": count, **events[-1].to_json()}}))

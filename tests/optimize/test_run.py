@@ -34,6 +34,7 @@ def test_a_run_keeps_what_pays_and_proves_it(bed: Bed) -> None:
         "quantize int4, awq": "dropped",
         "quantize mixed 5.0 bits": "not run",
         "quantize mixed 6.0 bits": "not run",
+        "quantize int3, gptq": "dropped",
         "int8 kv cache": "kept",
     }
     rows = {row.name: row for row in result.ladder}
@@ -159,12 +160,12 @@ def test_a_failed_proof_is_exit_3(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_noise_is_cannot_tell(bed: Bed, fake_time: Any) -> None:
     fake_time.noise = 0.6
-    bed.bench.effects = dict.fromkeys(bed.bench.effects, (0.001, 0.97))
+    bed.bench.effects = dict.fromkeys(bed.bench.effects, (0.001, 1.0))
     result = bed.run()
     verdicts = bed.verdicts(result)
     assert verdicts["original again (A/A)"] == "unsteady"
-    assert "cannot tell" in verdicts.values()
-    assert "kept" not in verdicts.values()
+    quantized = {verdict for name, verdict in verdicts.items() if name.startswith("quantize")}
+    assert "cannot tell" in quantized and "kept" not in quantized
     assert "too noisy to say whether it pays" in result.sentence
     assert "that pays" not in result.sentence and "gains" not in result.sentence
 
@@ -247,7 +248,7 @@ def test_no_stage_starts_that_does_not_fit(bed: Bed, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(planner.Forecast, "stage", lambda *_, **__: 4000.0)
     result = bed.run()
-    assert result.sentence.startswith("nothing was tried: no stage fits into a time budget of 30 min; --time-budget 4")
+    assert result.sentence.startswith("nothing was tried: no stage fits into a time budget of 30 min; --time-budget 5")
     assert bed.verdicts(result)["quantize int8"] == "not run"
     assert result.ladder[4].reason.startswith("needs about 67 min")
     assert any(isinstance(event, Warned) and "would take about" in event.message for event in bed.events)

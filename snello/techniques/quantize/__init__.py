@@ -77,7 +77,7 @@ class Quantize:
     group_size: GroupSize = field(
         default=128,
         metadata={
-            "help": "Columns that share a scale in INT4 and INT3; smaller is finer and a little larger; 0 is all of a row."
+            "help": "Columns that share a scale in INT4 and INT3; fewer are finer, a little larger; 0: a whole row."
         },
     )
     activations: Activations = field(

@@ -229,6 +229,7 @@ EFFECTS: dict[str, tuple[float, float]] = {
 class FakeWorkbench:
     root: Path
     effects: dict[str, tuple[float, float]] = field(default_factory=lambda: dict(EFFECTS))
+    cache_pace: float = 0.9  # of an INT8 cache, over the model without it
     applied: list[str] = field(default_factory=list)
     same_bits: bool = True  # the original gives the same numbers twice
     base: Spec = field(default_factory=spec)
@@ -282,7 +283,7 @@ class FakeWorkbench:
         context.progress("half", 0.5)
         loss, pace = self.effect(options)
         if options.get("cache"):
-            loss, pace = loss + 0.0005, pace * 0.9
+            loss, pace = loss + 0.0005, pace * self.cache_pace
         loss, pace = loss + model.loss, pace * model.pace  # steps add and multiply; below 0 it reads better
         windows = hashlib.sha256(b"".join(window.tobytes() for window in context.windows)).hexdigest()
         before = json.loads(model.content)["steps"] if model.content != "original" else []

@@ -160,12 +160,13 @@ def test_a_failed_proof_is_exit_3(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_noise_is_cannot_tell(bed: Bed, fake_time: Any) -> None:
     fake_time.noise = 0.6
-    bed.bench.effects = dict.fromkeys(bed.bench.effects, (0.001, 1.0))
+    bed.bench.effects = dict.fromkeys(bed.bench.effects, (0.001, 0.97))
+    bed.bench.cache_pace = 1.0  # twelve quads would show a real gain through this noise
     result = bed.run()
     verdicts = bed.verdicts(result)
     assert verdicts["original again (A/A)"] == "unsteady"
-    quantized = {verdict for name, verdict in verdicts.items() if name.startswith("quantize")}
-    assert "cannot tell" in quantized and "kept" not in quantized
+    assert "cannot tell" in verdicts.values()
+    assert "kept" not in verdicts.values()
     assert "too noisy to say whether it pays" in result.sentence
     assert "that pays" not in result.sentence and "gains" not in result.sentence
 

@@ -18,6 +18,7 @@ import argparse
 import itertools
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def main() -> None:
     measured = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     earlier = measured.get(Path(args.model).name, {})
     if not args.only:
-        measured[Path(args.model).name] = {**facts, "rows": rows, "pairs": pairs(losses)}
+        measured[Path(args.model).name] = {**facts, "rows": rows, "pairs": pairs(losses, ordered_names())}
     elif earlier and all(earlier[fact] == value for fact, value in facts.items()):
         joined = earlier["rows"] | rows
         earlier["rows"] = {name: joined[name] for name in RECIPES if name in joined}
@@ -121,10 +122,10 @@ def ordered_names() -> list[list[str]]:
     return [[table.format(method) for method in ORDERED] for table in tables]
 
 
-def pairs(losses: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
-    """Every two methods at the same bits and scales: what the second loses beyond the first, in nats a token."""
+def pairs(losses: Mapping[str, list[np.ndarray]], tables: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Every two rows of a table: what the second loses beyond the first, in nats a token; corrected over all tables."""
     found = []
-    for first, second in itertools.chain(*(itertools.combinations(names, 2) for names in ordered_names())):
+    for first, second in itertools.chain(*(itertools.combinations(names, 2) for names in tables)):
         differences = [after - before for before, after in zip(losses[first], losses[second], strict=True)]
         clusters = Clusters.of(differences, list(range(len(differences))))
         bounds = {name: round(value, 5) for name, value in mean_interval(clusters, seed=0).to_json().items()}

@@ -7,8 +7,10 @@ adds to benchmarks/results/sparsify_methods.json, under the model's name: for ea
 on the held-out windows, with a two-sided 90% interval from redrawing windows (so each end is a one-sided 95% bound),
 the share of zeros in the blocks' weights, and the size of the weights as the engine holds them. Nothing is random but
 which text calibrates, so what reads it is measured on three draws of it: the interval is the first's, `draws` has all.
-`demo` is measured on the modules that it has never seen and calibrated on others of this Python. `--recipe` measures
-only those that are named (as often as one likes) and keeps the other rows.
+The methods of one share or pattern are compared two by two, token by token: the difference with its interval, and how
+likely chance is as large, by Holm's correction over all pairs. `demo` is measured on the modules that it has never seen
+and calibrated on others of this Python. `--recipe` measures only those that are named (as often as one likes), keeps
+the other rows, and compares nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.quantize_methods import pairs
 from snello.engine.native import NativeExecutor
 from snello.measure.bootstrap import Clusters, mean_interval
 from snello.models import load
@@ -55,6 +58,8 @@ RECIPES: dict[str, Steps] = {
     "sparsegpt, 50%, then int4, not rotated": [Sparsify(method="sparsegpt"), Quantize(rotate=False)],
 }
 
+ORDERED = [[f"{method}, {share}" for method in ("magnitude", "wanda", "sparsegpt")] for share in ("50%", "60%", "2:4")]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -76,10 +81,13 @@ def main() -> None:
         "original_nats": round(float(np.concatenate(losses).mean()), 5),
         "original_bytes": size,
     }
+    after: dict[str, list[np.ndarray]] = {}
     for name in args.recipe or RECIPES:
-        row = measure(original, RECIPES[name], calib, held, losses)
+        row, after[name] = measure(original, RECIPES[name], calib, held, losses)
         keep(original.name, facts, name, row)
         print(name, json.dumps(row), flush=True)
+    if not args.recipe:
+        keep_pairs(original.name, pairs(after, ORDERED))
 
 
 def texts(model: str, calib: Path | None, text: Path | None) -> tuple[str, str]:
@@ -100,7 +108,8 @@ def windows(model: Model, text: str, count: int) -> list[np.ndarray]:
 
 def measure(
     original: Model, steps: Steps, calib: list[np.ndarray], held: list[np.ndarray], losses: list[np.ndarray]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """The row, and the losses of the first draw."""
     reads_text = any(step.method not in ("magnitude", "rtn") for step in steps)
     found = [draw(original, steps, calib[first::DRAWS], held) for first in range(DRAWS if reads_text else 1)]
     intervals = []
@@ -110,7 +119,8 @@ def measure(
     _, zeros, size = found[0]
     bounds = {name: round(value, 5) for name, value in intervals[0].to_json().items()}
     draws = [round(interval.mid, 5) for interval in intervals]
-    return {"increase_nats": bounds, "draws": draws, "zeros": round(zeros, 5), "weights_bytes": size}
+    row = {"increase_nats": bounds, "draws": draws, "zeros": round(zeros, 5), "weights_bytes": size}
+    return row, found[0][0]
 
 
 def draw(
@@ -144,7 +154,14 @@ def keep(model: str, facts: dict[str, Any], name: str, row: dict[str, Any]) -> N
     """Writes the row beside what the file has of this model, in the order of the recipes."""
     whole = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     rows = {**whole.get(model, {}).get("rows", {}), name: row}
-    whole[model] = {**facts, "rows": {recipe: rows[recipe] for recipe in RECIPES if recipe in rows}}
+    compared = {"pairs": whole[model]["pairs"]} if "pairs" in whole.get(model, {}) else {}
+    whole[model] = {**facts, **compared, "rows": {recipe: rows[recipe] for recipe in RECIPES if recipe in rows}}
+    RESULTS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def keep_pairs(model: str, compared: list[dict[str, Any]]) -> None:
+    whole = json.loads(RESULTS.read_text(encoding="utf-8"))
+    whole[model]["pairs"] = compared
     RESULTS.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 

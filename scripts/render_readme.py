@@ -213,15 +213,19 @@ def _draws(row: Mapping[str, Any]) -> str:
 def _pairs_of_methods(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the second loses beyond the first; p over all pairs of the table together."""
     lines = (
-        []
-        if not pairs
-        else ["", "| in groups of 128 | the second loses more by (95% bounds) | p, Holm |", "|---|---:|---:|"]
+        ["", "| two methods | the second loses more by (95% bounds) | p, Holm |", "|---|---:|---:|"] if pairs else []
     )
     for pair in pairs:
-        bounds = pair["difference_nats"]
+        bounds, (method, *kind) = pair["difference_nats"], _apart(pair["first"], pair["second"])
         said = f"{bounds['mid']:+.4f} ({bounds['low']:+.4f} to {bounds['high']:+.4f})"
-        lines.append(f"| {pair['first']}; {pair['second'].split(', ')[1]} | {said} | {pair['p_holm']:.4f} |")
+        lines.append(f"| {', '.join(kind)}: {method} | {said} | {pair['p_holm']:.4f} |")
     return lines
+
+
+def _apart(first: str, second: str) -> tuple[str, ...]:
+    """What differs in two rows' names, "rtn; gptq", and then what they share."""
+    words = list(zip(first.split(", "), second.split(", "), strict=True))
+    return "; ".join(next(pair for pair in words if pair[0] != pair[1])), *(a for a, b in words if a == b)
 
 
 def three_bits() -> str:
@@ -276,6 +280,43 @@ def scale() -> str:
     return "\n".join(lines)
 
 
+def planned() -> str:
+    """The planner's chain beside the best single step of the same run; then each part's own share."""
+    lines = ["| model, goal, budget | the chain over the original (95%) | loses at most |", "|---|---:|---:|"]
+    for name, goal, row in _plans():
+        told, chain = f"{name}, {goal}, {row['max_loss']:.0%}", row["planner"]
+        lines.append(f"| {told}: {' + '.join(chain['parts'])} | {_times(chain['speedup'])} | {_most(chain)} |")
+        for single, found in row["rows"].items():
+            if found.get("parts") == 1 and found["loss_at_most"] <= row["max_loss"]:
+                lines.append(f"| - {single} alone | {_times(found['speedup'])} | {_most(found)} |")
+    lines += ["", "| the chain over, in turn | times as fast (95%) |", "|---|---:|"]
+    for name, _, row in _plans():
+        chain = row["planner"]
+        lines += [f"| {name}: itself without {k} | {_times(v)} |" for k, v in chain["over_the_chain_without"].items()]
+        lines += [f"| {name}: {single} alone | {_times(v)} |" for single, v in chain["over_the_single"].items()]
+    for name, _, row in _plans():
+        for tokens, (before, after) in row["planner"]["sequences_a_second"].items():
+            lines += ["", f"{name}, {tokens} tokens: {before:g} sequences a second, then {after:g}."]
+    return "\n".join(lines)
+
+
+def _plans() -> list[tuple[str, str, Any]]:
+    return [
+        (name, goal, row)
+        for name, goals in _read("planner_vs_single.json").items()
+        for goal, row in goals.items()
+        if row["planner"] is not None
+    ]
+
+
+def _times(bounds: Sequence[float]) -> str:
+    return f"{bounds[1]:.2f} ({bounds[0]:.2f}-{bounds[2]:.2f})"
+
+
+def _most(row: Mapping[str, Any]) -> str:
+    return f"{row['loss_at_most']:.2%}"
+
+
 def _range(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
 
@@ -302,7 +343,7 @@ def zeros() -> str:
             others = ", ".join(f"{value:+.4f}" for value in row["draws"][1:]) or "-"
             size = f"{row['weights_bytes'] / 1e6:.1f} MB"
             parts.append(f"| {name} | {row['zeros']:.1%} | {_added(row)} | {others} | {size} |")
-        parts.append("")
+        parts += [*_pairs_of_methods(measured.get("pairs", [])), ""]
     return "\n".join(parts).rstrip()
 
 
@@ -406,6 +447,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "outliers": outliers,
     },
     "docs/distill.md": {"healed": healed},
+    "docs/planner.md": {"planned": planned},
     "docs/prune.md": {"pruned": pruned},
     "docs/skip.md": {"skipping": skipping},
     "docs/sparsify.md": {"zeros": zeros},

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from snello.models.spec import BITS, Attention, Spec
 from snello.optimize.recipe import Stage, Step
@@ -97,15 +98,15 @@ def quantize_offers(subject: Subject) -> tuple[Offer, ...]:
     offers = [_quantize("bf16", weights="bf16")] if BITS[own] > 16 else []
     offers.append(_quantize("int8", weights="int8"))
     if subject.grid:
-        found = {"weights": "int4", "group_size": subject.grid, "rotate": False, "equalize": False}
+        found: dict[str, Any] = {"weights": "int4", "group_size": subject.grid, "rotate": False, "equalize": False}
         offers.append(_quantize("int4, the checkpoint's own grid", **found))
     offers += [_quantize(f"int4, {m}", weights="int4", method=m) for m in ("rtn", "gptq", "awq")]
     offers += [_quantize(f"mixed {b} bits", weights="mixed", budget=f"{b:g} bits", method="gptq") for b in (5.0, 6.0)]
-    offers.append(_quantize("int3, gptq", "int4, gptq", weights="int3", method="gptq"))
+    offers.append(_quantize("int3, gptq", milder="int4, gptq", weights="int3", method="gptq"))
     return tuple(offers)
 
 
-def _quantize(label: str, milder: str = "", **options: object) -> Offer:
+def _quantize(label: str, *, milder: str = "", **options: object) -> Offer:
     return Offer(label, Step("quantize", options), milder)
 
 

@@ -1,11 +1,13 @@
-"""`snello bench`: tokens a second of a model, or of a published shape with random weights, beside the ceiling here."""
+"""`snello bench`: tokens a second of a model, or of a published shape with random weights, beside the ceiling here;
+or a server under load.
+"""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from snello.cli import against
+from snello.cli import against, load
 from snello.cli.keeping import add_keeping, check_keeping, say_what_is_kept
 from snello.cli.opening import open_model
 from snello.cli.options import at_least
@@ -25,6 +27,7 @@ EXAMPLES = (
     "snello bench lean/qwen3-0.6b --streams 16 --json",
     "snello bench demo --profile",
     "snello bench --shape tinyllama-1.1b --against openvino,llama.cpp --streams 8",
+    "snello bench --serve http://127.0.0.1:8080 --rate 2 --requests 200",
     "snello bench lean/qwen3-0.6b --against openvino,llama.cpp,ctranslate2,transformers --text held_out.txt",
 )
 
@@ -58,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--install-peers", metavar="PEERS", help="make what --against needs: up to 2 GB, and as much for a model"
     )
+    load.add_arguments(parser)
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -65,6 +69,9 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     from snello.measure.machine import machine
     from snello.models.spec import Deployment
 
+    if arguments.serve is not None:
+        return load.execute(arguments, terminal)
+    load.refuse_without_serve(arguments)
     if arguments.cache is not None and arguments.shape is None:
         raise SnelloError("--cache goes with --shape", "a MODEL has a type of its own", exit_code=2)
     if arguments.against is not None or arguments.install_peers is not None:

@@ -88,6 +88,7 @@ snello_program::snello_program(snello::Pool& pool, snello::ProgramSpec spec, con
   tail_not_finite_.resize(static_cast<size_t>(spec_.head_rows));
   zeros_.resize(max_rows);
   blocks_.reserve(max_rows);
+  adapted_.reserve(max_rows);
   const auto experts = static_cast<size_t>(facts.most_experts);
   const size_t most_dispatched = max_rows * static_cast<size_t>(facts.most_active);
   shares_.reserve(snello::kMaxJoinedLinears * std::max<size_t>(experts, 1));
@@ -155,7 +156,7 @@ snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
 Part snello_program::plan(int begin, int end) const {
   Part part;
   for (int i = begin; i < end; ++i) {
-    if (op(i).kind == SNELLO_OP_LINEAR || op(i).kind == SNELLO_OP_EXPERTS) {
+    if (op(i).kind == SNELLO_OP_LINEAR || op(i).kind == SNELLO_OP_EXPERTS || op(i).kind == SNELLO_OP_ADAPT) {
       part.actions.push_back({Action::kLinear, i});
     } else if (op(i).kind == SNELLO_OP_ATTENTION) {
       part.actions.push_back({Action::kStore, i});
@@ -193,6 +194,7 @@ bool snello_program::side_by_side(const Part& part, const Stage& stage, const sn
 bool snello_program::independent(const snello_op& before, const snello_op& after) const {
   if (after.in[0] == before.out || before.in[0] == after.out) return false;
   if (before.out != after.out) return true;
+  if (before.kind == SNELLO_OP_ADAPT || after.kind == SNELLO_OP_ADAPT) return false;
   const int end_before = before.i[1] + tensor(before.tensor[0])->rows;
   const int end_after = after.i[1] + tensor(after.tensor[0])->rows;
   return before.i[1] >= end_after || after.i[1] >= end_before;
@@ -268,10 +270,20 @@ void snello_program::begin(const snello_batch& batch) {
   positions_seen_ = 0;
   std::fill_n(not_finite_.begin(), batch.num_rows, uint8_t{0});
   for (int m = 0; m < batch.num_rows; ++m) positions_seen_ += batch.positions[m] + 1;
+  group_by_adapter(batch);
   for (size_t i = 0; i < shifted_positions_.size(); ++i)
     if (!shifted_positions_[i].empty())
       for (int m = 0; m < batch.num_rows; ++m)
         shifted_positions_[i][static_cast<size_t>(m)] = batch.positions[m] + spec_.ops[i].i[1];
+}
+
+void snello_program::group_by_adapter(const snello_batch& batch) {
+  adapted_.clear();
+  if (batch.adapters == nullptr) return;
+  for (int m = 0, end; m < batch.num_rows; m = end) {
+    for (end = m + 1; end < batch.num_rows && batch.adapters[end] == batch.adapters[m];) ++end;
+    if (batch.adapters[m] >= 0) adapted_.push_back({batch.adapters[m], m, end});
+  }
 }
 
 // 1 + the first row that is not finite, or 0. Every row of its sequence is marked along with it.
@@ -442,31 +454,36 @@ struct snello_program::Linears {
   }
 };
 
-// An expert's product is that of its rows alone; who has none has no part in the job.
+// An expert's product, or an adapter's, is that of its rows alone; who has none has no part in the job.
 void snello_program::add_linear(Linears* job, const snello_op& o, const Rows& r) const {
-  LinearTask task = linear_task(o, r);
+  const LinearTask task = linear_task(o, r);
   if (o.kind == SNELLO_OP_LINEAR) return job->add(task);
-  const snello::QuantRows quant = task.quant;
-  const FloatRows input = task.input, output = task.output;
-  for (const snello::ExpertRows& group : groups_) {
-    task.weights = tensor(o.tensor[0] + group.expert);
-    task.num_rows = group.end - group.begin;
-    task.output.data = output.row(group.begin);
-    if (task.quantized) {
-      task.quant.q = quant.row(group.begin);
-      task.quant.scale = quant.scale + group.begin;
-      task.quant.sums = quant.row_sums(group.begin);
-    } else {
-      task.input.data = input.row(group.begin);
-    }
-    job->add(task);
+  for (const snello::RowGroup& group : o.kind == SNELLO_OP_EXPERTS ? groups_ : adapted_)
+    add_group(job, task, tensor(o.tensor[0] + group.number), group);
+}
+
+void snello_program::add_group(Linears* job, LinearTask task, const snello_tensor* weights,
+                               const snello::RowGroup& group) const {
+  if (weights->rows == 0) return;
+  task.weights = weights;
+  task.num_rows = group.end - group.begin;
+  task.output.data = task.output.row(group.begin);
+  if (task.quantized) {
+    const snello::QuantRows quant = task.quant;
+    task.quant.q = quant.row(group.begin);
+    task.quant.scale = quant.scale + group.begin;
+    task.quant.sums = quant.row_sums(group.begin);
+  } else {
+    task.input.data = task.input.row(group.begin);
   }
+  job->add(task);
 }
 
 void snello_program::run_linears(const Part& part, const Stage& stage, const Rows& r) {
   shares_.clear();
   Linears job{shares_};
   for (int a = stage.begin; a < stage.end; ++a) add_linear(&job, op(part.actions[static_cast<size_t>(a)].op), r);
+  if (shares_.empty()) return;
   // Few rows are bound by memory, which is read fastest in long runs; many by arithmetic, which is shared in pieces.
   const int limit = shares_.front().task.quantized ? snello::kernels().few_rows : snello::kFewRowsFloat;
   const bool few = job.most_rows <= limit;

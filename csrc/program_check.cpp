@@ -11,8 +11,9 @@
 namespace snello {
 
 const char* op_name(int kind) {
-  constexpr const char* kNames[] = {"embed", "norm",   "transform", "linear", "rope",     "attention", "activate",
-                                    "add",   "gather", "scale",     "route",  "dispatch", "experts",   "combine"};
+  constexpr const char* kNames[] = {"embed",     "norm",     "transform", "linear",  "rope",
+                                    "attention", "activate", "add",       "gather",  "scale",
+                                    "route",     "dispatch", "experts",   "combine", "adapt"};
   return kind >= 0 && kind < static_cast<int>(std::size(kNames)) ? kNames[kind] : "unknown";
 }
 
@@ -222,6 +223,7 @@ class Checker {
       case SNELLO_OP_DISPATCH: return check_dispatch();
       case SNELLO_OP_EXPERTS: return check_experts();
       case SNELLO_OP_COMBINE: return check_combine();
+      case SNELLO_OP_ADAPT: return check_adapt();
       default: return bad("kind %d", op_->kind);
     }
   }
@@ -435,6 +437,35 @@ class Checker {
     return writes_float(op_->out);
   }
 
+  // What rows without an adapter, or columns that an adapter does not have, hold in a new out is nobody's affair.
+  bool check_adapt() {
+    if (!before_gather() || !reads_float(op_->in[0], "in0") || !one_of_flags(0) || !exists(op_->out, "out"))
+      return false;
+    if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
+    const int first = op_->tensor[0], count = op_->i[2], begin = op_->i[1];
+    if (count < 1 || (num_adapters_ > 0 && count != num_adapters_))
+      return bad("%d adapters, and %d elsewhere", count, num_adapters_);
+    num_adapters_ = count;
+    if (first < 0 || int64_t{first} + count > static_cast<int64_t>(spec_.tensors.size()))
+      return bad("tensor[0] is the first of %d, tensor %d of %zu", count, first, spec_.tensors.size());
+    if (begin < 0 || begin > width(op_->out)) return bad("out has %d columns, not %d", width(op_->out), begin);
+    for (int id = first; id < first + count; ++id)
+      if (!adapter_matrix(id, width(op_->out) - begin)) return false;
+    if (op_->i[0] == 1 && !reads(op_->out, "out")) return false;
+    return is_float(op_->out, "out") && writes(op_->out, begin, width(op_->out));
+  }
+  bool adapter_matrix(int id, int most_rows) const {
+    const snello_tensor& t = spec_.tensors[static_cast<size_t>(id)];
+    if (t.rows == 0 && t.data == nullptr) return true;
+    if (!aligned(t.data)) return bad("the data of tensor %d is not 64-byte aligned", id);
+    if (!packed_tensor(id)) return false;
+    if (integer(t)) return bad("tensor %d is an integer matrix", id);
+    if (t.columns > width(op_->in[0]) || t.rows > most_rows)
+      return bad("tensor %d is %d x %d: in0 has %d columns, and out %d", id, t.rows, t.columns, width(op_->in[0]),
+                 most_rows);
+    return true;
+  }
+
   bool check_gather() {
     if (!reads(op_->in[0], "in0", Side::kRows) || !is_float(op_->in[0], "in0") || !exists(op_->out, "out"))
       return false;
@@ -451,6 +482,7 @@ class Checker {
     int routes = -1, experts = 0;
   };
   Routed routed_, dispatched_;
+  int num_adapters_ = 0;
   const snello_op* op_ = nullptr;
   int index_ = 0;
 };
@@ -514,6 +546,17 @@ int check_tables(const ProgramSpec& spec, const snello_batch& b) {
   return 0;
 }
 
+// All ADAPT of a program know equally many.
+int check_adapters(const ProgramSpec& spec, const snello_batch& b) {
+  if (b.adapters == nullptr) return 0;
+  const auto adapts = [](const snello_op& op) { return op.kind == SNELLO_OP_ADAPT; };
+  const auto found = std::find_if(spec.ops.begin(), spec.ops.end(), adapts);
+  const int count = found == spec.ops.end() ? 0 : found->i[2];
+  for (int m = 0; m < b.num_rows; ++m)
+    if (b.adapters[m] < -1 || b.adapters[m] >= count) return fail("row %d: adapter %d of %d", m, b.adapters[m], count);
+  return 0;
+}
+
 }  // namespace
 
 int check_program(const ProgramSpec& spec, ProgramFacts* facts) { return Checker(spec, facts).check() ? 0 : -1; }
@@ -536,6 +579,7 @@ int check_batch(const ProgramSpec& spec, const snello_batch& b) {
       return fail("output %d: row %d does not come after row %d", i, row, b.output_rows[i - 1]);
   }
   if (const int error = check_rows(spec, b)) return error;
+  if (const int error = check_adapters(spec, b)) return error;
   return check_tables(spec, b);
 }
 

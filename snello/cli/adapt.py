@@ -76,7 +76,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _merge(arguments: argparse.Namespace, terminal: Terminal, model: Any) -> dict[str, Any]:
-    from snello.techniques.adapt.files import read_adapter
+    from snello.models.adapter import read_adapter
     from snello.techniques.adapt.merge import merge
 
     merged = merge(model, read_adapter(arguments.adapter, model), arguments.output)

@@ -13,6 +13,7 @@ from snello.terminal import Terminal
 EXAMPLES = (
     "snello serve demo",
     "snello serve lean/qwen3-0.6b small=lean/demo          two models, the second under another name",
+    "snello serve demo --adapter answers=adapters/answers  the model, and with an adapter, in one batch",
     "snello serve lean/qwen3-0.6b --host 0.0.0.0 --keys keys.txt",
 )
 
@@ -20,6 +21,7 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="a folder, a Hugging Face name, or demo; NAME=MODEL names it")
+    add("--adapter", action="append", default=[], metavar="NAME=FOLDER", help="served too, under its name; repeatable")
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="[127.0.0.1: this machine alone]")
     add("--port", type=at_least(0), default=8080, metavar="N", help="0 takes a free one [8080]")
     add("--keys", type=Path, metavar="FILE", help="a SHA-256 of a key a line: who has none of them is refused")
@@ -56,6 +58,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     names += ("cache", "cache_bytes")
     options = ServeOptions(
         models=tuple(arguments.models),
+        adapters=tuple(arguments.adapter),
         drain_seconds=arguments.drain,
         vllm_names=not arguments.no_vllm_names,
         limits=Limits(queue_tokens=arguments.queue_tokens, seconds=arguments.timeout),
@@ -64,11 +67,20 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
 
     def started(address: str, models: Any) -> None:
         for served in models.values():
-            context = numbers.count(served.llm.executor.context)
-            terminal.say(f"{served.name}: context {context}, answers {', '.join(served.urls) or 'nothing'}")
+            terminal.say(_line(served))
         terminal.say(f"{address}/v1   Ctrl-C finishes what runs, then stops; again: at once")
         if terminal.json:
             terminal.document({"event": "serving", "address": address, "models": list(models)})
 
     finished = serve(options, started, verbose=terminal.verbose)
     return {"exit": 0 if finished else 1, "finished": finished}
+
+
+def _line(served: Any) -> str:
+    """What is served under one name."""
+    executor, answers = served.llm.executor, ", ".join(served.urls) or "nothing"
+    if served.parent is not None:
+        return f"{served.name}: an adapter of {served.parent}, answers {answers}"
+    count, held = len(executor.adapters), numbers.size(executor.adapters.num_bytes)
+    beside = f", {count} adapters of {held}" if count else ""
+    return f"{served.name}: context {numbers.count(executor.context)}{beside}, answers {answers}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from snello.engine.adapters import Adapters
 from snello.errors import SnelloError, Unsupported
 from snello.models.packed import PackedWeights
 from snello.models.rope import rope_tables
@@ -47,18 +48,19 @@ class Lowered:
     dispatched: set[int] = field(default_factory=set)  # registers with a row for each expert that a row goes to
 
 
-def lower(spec: Spec, weights: PackedWeights, *, positions: int) -> Lowered:
-    """The program of `spec` for up to `positions` absolute positions.
+def lower(spec: Spec, weights: PackedWeights, *, positions: int, adapters: Adapters | None = None) -> Lowered:
+    """The program of `spec` for up to `positions` absolute positions, each row with one of `adapters` or none.
 
     Raises:
         Unsupported: the spec says something that the native core does not do.
     """
-    return _Builder(spec, weights, positions).build()
+    return _Builder(spec, weights, positions, adapters).build()
 
 
 class _Builder:
-    def __init__(self, spec: Spec, weights: PackedWeights, positions: int) -> None:
+    def __init__(self, spec: Spec, weights: PackedWeights, positions: int, adapters: Adapters | None) -> None:
         self.spec = spec
+        self.adapters = adapters
         self.weights = weights
         self.positions = positions
         self.lowered = Lowered()
@@ -169,6 +171,7 @@ class _Builder:
         v = self.register("v", mixer.num_kv_heads * mixer.head_dim)
         for part, register in (("q", q), ("k", k), ("v", v)):
             self.linear(f"{name}.{part}", x, register, bias=mixer.qkv_bias)
+        self.adapt(name, x, {"q": q, "k": k, "v": v})
         if mixer.qk_norm is not None:
             self.norm(f"{name}.q_norm", mixer.qk_norm, q, q, segment=mixer.head_dim)
             self.norm(f"{name}.k_norm", mixer.qk_norm, k, k, segment=mixer.head_dim)
@@ -182,6 +185,7 @@ class _Builder:
             everywhere = replace(mixer, window=None, sinks=0)
             self.attend(everywhere, q, k, v, mixed, rows=mixer.global_rows)
         self.linear(f"{name}.o", mixed, out, bias=mixer.out_bias, accumulate=self.accumulates(index))
+        self.adapt(name, mixed, {"o": out})
 
     def attend(self, mixer: Attention, q: int, k: int, v: int, mixed: int, *, rows: int = 0) -> None:
         """`rows`: only the first of each sequence are written; 0: all."""
@@ -207,10 +211,13 @@ class _Builder:
         if ffn.gated:
             gate = self.register("gate", ffn.width)
             self.linear(f"{name}.gate", x, gate, bias=ffn.bias)
+            self.adapt(name, x, {"up": up, "gate": gate})
             self.op(core.OpKind.ACTIVATE, gate, up, out=up, i=kind)
         else:
+            self.adapt(name, x, {"up": up})
             self.op(core.OpKind.ACTIVATE, up, -1, out=up, i=kind)
         self.linear(f"{name}.down", up, out, bias=ffn.bias, accumulate=self.accumulates(index))
+        self.adapt(name, up, {"down": out})
 
     def mixture(self, index: int, ffn: FeedForward, x: int, out: int) -> None:
         """Experts: rows are dispatched to those that the router chose, sorted by expert, and their answers summed."""
@@ -331,6 +338,27 @@ class _Builder:
         numbers, part = (int(accumulate), 0), JOINED.get(last, last)
         self.op(core.OpKind.LINEAR, prepared, out=out, tensors=(matrix, added), i=numbers, part=part)
         self.touch(out)
+
+    def adapt(self, half: str, x: int, outputs: dict[str, int]) -> None:
+        """Adds B (A x) of each row's adapter to what linears made of x. All A run beside those linears, then all B."""
+        if self.adapters is None:
+            return
+        count, stacks = len(self.adapters), dict[str, tuple[int, int]]()
+        for part in outputs:
+            if pairs := self.adapters.pairs(f"{half}.{part}"):
+                stacks[part] = (self.stack([a for a, _ in pairs]), self.stack([b for _, b in pairs]))
+        low = {part: self.register(f"low {part}", self.adapters.rank) for part in stacks}
+        for part, (a, _) in stacks.items():
+            self.op(core.OpKind.ADAPT, x, out=low[part], tensors=(a,), i=(0, 0, count), part="adapters")
+        for part, (_, b) in stacks.items():
+            self.op(core.OpKind.ADAPT, low[part], out=outputs[part], tensors=(b,), i=(1, 0, count), part="adapters")
+            self.touch(outputs[part])
+
+    def stack(self, tensors: list[core.Tensor]) -> int:
+        """The first of tensors that lie one after the other."""
+        first = len(self.lowered.tensors)
+        self.lowered.tensors += tensors
+        return first
 
     def prepare(self, linear: str, x: int) -> int:
         """The register that `linear` reads: x itself, or x transformed, rotated or rounded, made once per input."""

@@ -81,6 +81,7 @@ class OpKind(IntEnum):
     DISPATCH = 11
     EXPERTS = 12
     COMBINE = 13
+    ADAPT = 14
 
 
 # ---- instruction sets
@@ -135,7 +136,7 @@ class Tensor:
     vector = plain
 
     def to_c(self) -> CTensor:
-        pointer, size = self.data.ctypes.data, self.data.nbytes
+        pointer, size = self.data.ctypes.data if self.data.size else None, self.data.nbytes
         return CTensor(pointer, size, FORMATS[self.format], self.rows, self.columns, self.group_size)
 
 
@@ -324,6 +325,7 @@ class Batch:
     lengths: Ints  # (sequences,)
     output_rows: Ints  # (outputs,)
     types: Ints | None = None  # (M,)
+    adapters: Ints | None = None  # (M,), -1: none
 
     def to_c(self) -> CBatch:
         sequences, pages = self.page_tables.shape
@@ -333,7 +335,7 @@ class Batch:
             pages,
             len(self.output_rows),
             *(_int_pointer(x) for x in (self.tokens, self.types, self.positions, self.sequences)),
-            *(_int_pointer(x) for x in (self.page_tables, self.lengths, self.output_rows)),
+            *(_int_pointer(x) for x in (self.page_tables, self.lengths, self.output_rows, self.adapters)),
         )
 
 

@@ -77,8 +77,9 @@ def adapt(
     Raises:
         SnelloError: the data cannot be used; or, with exit code 3, the adapter does not beat its base.
     """
+    from snello.models import adapter as files
     from snello.models.plain_folder import check_free
-    from snello.techniques.adapt import files, lora, train
+    from snello.techniques.adapt import lora, train
     from snello.techniques.adapt.merge import merge
 
     linears = options.linears(model.spec)

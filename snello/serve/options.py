@@ -47,6 +47,7 @@ class ServeOptions:
 
     Attributes:
         models: a folder or a name; NAME=MODEL serves it under another name.
+        adapters: NAME=FOLDER, each of one of the models, served beside it under its own name.
         host, port: 0 takes a free port.
         keys: a file of SHA-256 hashes of keys; None: no key is asked for, which is for this machine alone.
         open: other machines may call without a key.
@@ -60,6 +61,7 @@ class ServeOptions:
     """
 
     models: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8080
     keys: Path | None = None

@@ -31,6 +31,7 @@ def _model(served: Served) -> dict[str, Any]:
     llm, gate = served.llm, served.gate
     return {
         "name": served.name,
+        "parent": served.parent,
         "parameters": llm.model.num_parameters,
         "context": llm.executor.context,
         "answers": list(served.urls),

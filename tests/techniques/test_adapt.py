@@ -11,9 +11,9 @@ import pytest
 
 from snello.errors import SnelloError, Unsupported
 from snello.models import load
+from snello.models.adapter import CONFIG, Adapter, read_adapter, write_adapter
 from snello.models.model import Model
 from snello.techniques.adapt import Adapt
-from snello.techniques.adapt.files import CONFIG, Adapter, read_adapter, write_adapter
 from snello.techniques.adapt.lora import factors, with_corrections
 from snello.techniques.adapt.merge import merge
 from snello.techniques.adapt.train import Answer, score, teach

@@ -1,8 +1,8 @@
 """Adapt: a small correction of a frozen model learns a task. Options, and which linears they mean; no torch here.
 
-`lora` puts the correction beside the frozen linears, `train` teaches it answers to prompts and scores them, `files`
-reads and writes PEFT's format, `merge` adds it to the weights. Whether an adapter is worth publishing is judged above,
-in `optimize.adapt`.
+`lora` puts the correction beside the frozen linears, `train` teaches it answers to prompts and scores them, `merge`
+adds it to the weights. PEFT's files are read and written by `models.adapter`: the engine runs adapters too. Whether an
+adapter is worth publishing is judged above, in `optimize.adapt`.
 """
 
 from __future__ import annotations

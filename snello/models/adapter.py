@@ -139,6 +139,12 @@ def read_adapter(path: Path, model: Model) -> Adapter:
     )
 
 
+def base_of(path: Path) -> str | None:
+    """The digest of the base that an adapter was made for; None: it does not say, as PEFT's do not."""
+    base = read_json_if_there(path / OWN).get("base")
+    return base if isinstance(base, str) else None
+
+
 def _numbers(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
     if config.get("peft_type") != "LORA":
         raise Unsupported(f"{path} is an adapter of the kind {config.get('peft_type')}", "LORA is what is supported")

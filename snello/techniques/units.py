@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from snello.errors import Unsupported
-from snello.models.spec import Attention, Spec, input_name, is_router, linear_names
+from snello.models.spec import Attention, ShortConvolution, Spec, input_name, is_router, linear_names
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ def units(spec: Spec, linears: Sequence[str]) -> list[Unit]:
     return [Unit(name, tuple(members)) for name, members in grouped.items()]
 
 
-def check_plain_blocks(spec: Spec, technique: str, experts: str | None = "") -> None:
+def check_plain_blocks(spec: Spec, technique: str, experts: str | None = "", *, convolutions: bool = False) -> None:
     """Refuses blocks that are not attention and a dense feed-forward, by name.
 
-    `experts`: what to do instead where there are experts; None: they are welcome.
+    `experts`: what to do instead where there are experts; None: they are welcome. So are `convolutions`, if so.
     """
     for index, layer in enumerate(spec.layers):
-        if not isinstance(layer.mixer, Attention):
+        if not isinstance(layer.mixer, (Attention, ShortConvolution) if convolutions else Attention):
             raise Unsupported(f"{technique}: {type(layer.mixer).__name__} in layer {index}", "attention is supported")
         if layer.feed_forward.experts is not None and experts is not None:
             hint = experts or "dense feed-forward layers are supported"

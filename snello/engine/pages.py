@@ -112,8 +112,8 @@ class Retention:
     Attributes:
         window: a row at position p sees positions > p - window; None: all before it.
         sinks: with a window, the first positions that are seen for ever.
-        takes_back: of a page only its last positions are kept by some layer (a convolution): so a page's beginning alone
-            is of no use, and at most so many computed positions of it can be given up again. None: any number.
+        takes_back: some layer (a convolution) keeps only the last positions of a page: so a page's beginning alone is
+            of no use, and at most so many computed positions can be given up again. None: any number.
     """
 
     window: int | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from snello.errors import Unsupported
+from snello.errors import SnelloError, Unsupported
 from snello.models.spec import Attention, ShortConvolution, Spec, input_name, is_router, linear_names
 
 
@@ -45,3 +45,20 @@ def check_plain_blocks(spec: Spec, technique: str, experts: str | None = "", *, 
         if layer.feed_forward.experts is not None and experts is not None:
             hint = experts or "dense feed-forward layers are supported"
             raise Unsupported(f"{technique}: experts in layer {index}", hint)
+
+
+def layer_numbers(text: str, all_of_them: str = "all") -> frozenset[int] | None:
+    """ "all" (or another word) -> None, "0,2,5-7" -> {0, 2, 5, 6, 7}."""
+    if text == all_of_them:
+        return None
+    hint = f"{all_of_them}, or numbers from 0 on such as 0,2,5-7"
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
+            raise SnelloError(f"layers={text!r} names no layers", hint)
+        end = int(last) if dash else int(first)
+        if end < int(first) or end > 10_000:
+            raise SnelloError(f"layers={text!r}: {part.strip()} is no range of layers", "write the lower number first")
+        numbers |= set(range(int(first), end + 1))
+    return frozenset(numbers)

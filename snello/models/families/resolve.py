@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from snello.errors import Unsupported
-from snello.models.families import FAMILIES
-from snello.models.families import convolutions
+from snello.models.families import FAMILIES, convolutions
 from snello.models.families.config import Config, token_ids
 from snello.models.families.family import Family
 from snello.models.model import FloatFormat

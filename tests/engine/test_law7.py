@@ -134,7 +134,7 @@ FORMATS: dict[str, tuple[str, Technique | tuple[Technique, ...]]] = {
     "int8": ("mistral-window", Quantize(weights="int8")),
     "int8, static": ("qwen3", Quantize(weights="int8", method="smoothquant", activations="int8-static")),
     "bf16": ("qwen3/bf16", ()),
-    "int4, convolutions": ("qwen3", (Convolution(layers="0,2", kernel=4), Quantize(cache="int8"))),
+    "int4, convolutions": ("llama", (Convolution(layers="0,2", kernel=3), Quantize(cache="int8"))),
     "int8, layers that differ": ("gemma3", Quantize(weights="int8")),
     "int3, experts": ("qwen3-moe", Quantize(weights="int3", method="hqq", group_size=32)),
 }

@@ -43,14 +43,15 @@ int check_batch(const ProgramSpec& spec, const snello_batch& batch);
 
 const char* op_name(int kind);
 
-// Part of an operation that one thread can do alone: attention is storing (row by row), a barrier, attending.
+// Part of an operation that one thread can do alone: attention is storing (row by row), a barrier, attending; a
+// convolution is convolving (row by row), a barrier, storing its state.
 struct Action {
-  enum Kind : uint8_t { kRow, kStore, kLinear, kAttend };
+  enum Kind : uint8_t { kRow, kStore, kLinear, kAttend, kStoreState };
   Kind kind;
   int op;
 };
 
-// Actions [begin, end), all of one kind but for kRow and kStore, which mix.
+// Actions [begin, end), all of one kind but for those that work row by row, which mix; kStoreState only begins a stage.
 struct Stage {
   int begin, end;
 };
@@ -80,6 +81,12 @@ struct LinearShare {
 // Some rows of one sequence that attention takes at once.
 struct RowBlock {
   int begin, end;
+};
+
+// A row of a convolution's state as it was before the step.
+struct SavedState {
+  float* place;
+  int width;
 };
 
 }  // namespace snello
@@ -141,6 +148,9 @@ struct snello_program {
   snello::LinearTask linear_task(const snello_op& op, const Rows& rows) const;
   snello::TransformTask transform_task(const snello_op& op, const Rows& rows) const;
   snello::AttentionTask attention_task(const snello_op& op, const Rows& rows) const;
+  snello::ConvolveTask convolve_task(const snello_op& op) const;
+  void save_states(const snello_batch& batch);
+  void restore_states();
   void divide_rows(int rows_per_block, int before);
   int64_t row_cost(const snello::Part& part, const snello::Stage& stage) const;
   void flag_infinite_outputs(const Rows& rows);
@@ -171,6 +181,8 @@ struct snello_program {
   int blocks_before_ = 0;  // and the position before which rows are in them
   std::vector<snello::LinearShare> shares_;
   std::vector<snello::RowGroup> adapted_;  // rows with adapters
+  std::vector<snello::SavedState> saved_;  // `saved_values_` holds the rows themselves, one after the other
+  std::vector<float> saved_values_;
 
   // Of the DISPATCH under way; sized once. `source_`: the row that a dispatched one comes from; `places_`: where the
   // choices of each row went.

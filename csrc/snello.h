@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 5
+#define SNELLO_ABI_VERSION 6
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
@@ -100,6 +100,9 @@ typedef struct snello_cache_layer {
   int32_t num_kv_heads;
   int32_t head_dim;
   int32_t format; /* F32, F16, BF16 or INT8 */
+  /* 0: keys and values of every position.  Else the state of a convolution: one FP32 row of head_dim values (format
+   * F32, one kv head) for each of the last state_rows positions of a page, a power of two up to 128. */
+  int32_t state_rows;
 } snello_cache_layer;
 SNELLO_API snello_cache* snello_cache_create(const snello_cache_layer* layers, int32_t num_layers, int32_t num_pages);
 SNELLO_API void snello_cache_destroy(snello_cache* cache);
@@ -172,7 +175,13 @@ enum snello_op_kind {
   /* Of rows with an adapter: out[:, i1 : i1 + rows] = or += (i0 = 1) in0 * matrix^T. The matrix is the adapter's own,
    * of i2 float matrices from tensor[0] on, which may differ in rows and columns; it takes the first columns of in0.
    * One without rows and data: that adapter does nothing here. Nothing else of out is written. Before GATHER only. */
-  SNELLO_OP_ADAPT = 14
+  SNELLO_OP_ADAPT = 14,
+  /* Gated short convolution: u = in0 * in1, y[p] = sum over k of tensor[0][k] * u[p - i1 + 1 + k], out = (y +
+   * tensor[1])
+   * * in2; u before position 0 is 0.  i0 cache layer, which keeps u, i1 kernel: 1 to state_rows.  tensor[0] taps, a
+   * plain FP32 matrix [i1, width], tensor[1] bias [width] or -1.  A step begins where the sequence ended, or at most
+   * state_rows - i1 + 1 positions before that on the same page, or at a page's first position. */
+  SNELLO_OP_CONVOLVE = 15
 };
 
 typedef struct snello_op {

@@ -85,7 +85,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["apply", "quantise", "demo", "-o", "x"], 2, "did you mean quantize"),
         (["apply", "quantize", "demo", "-o", "x", "--weights", "int5"], 2, "did you mean int"),
         (["apply", "sparsify", "demo", "-o", "x", "--sparsity", "1.5"], 1, "not between 0 and 1"),
-        (["explain", "prayer"], 2, "there are: attention, distill, prune, quantize, skip, sparsify, trim"),
+        (["explain", "prayer"], 2, "there are: attention, convolution, distill, prune, quantize, skip, sparsify, trim"),
         (["optimize", "demo", "--max-loss", "lots"], 2, "write 1% or 0.01"),
         (["optimize", "demo", "--max-loss", "900%"], 2, "'900%' is not more than 0% and less than 100%"),
         (["optimize", "demo", "--max-loss", "-1"], 2, "write 1% or 0.01"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from snello.engine.adapters import Adapters
+from snello.engine.pages import STATE_ROWS
 from snello.errors import SnelloError, Unsupported
 from snello.models.packed import PackedWeights
 from snello.models.rope import rope_tables
@@ -24,6 +25,7 @@ from snello.models.spec import (
     Format,
     Layer,
     Norm,
+    ShortConvolution,
     Spec,
     input_name,
     linear_shape,
@@ -33,7 +35,11 @@ from snello.native import core
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "tanh": 5}
 BLOCK = 64  # integer matrices pad their columns to this
 PARTS = {core.OpKind.TRANSFORM: "rotate, round"}  # what an op is called in a profile, where its name does not say it
-JOINED = dict.fromkeys(("q", "k", "v", *GLOBAL), "q, k, v") | dict.fromkeys(("up", "gate"), "up, gate")  # of one input
+JOINED = {  # of one input
+    **dict.fromkeys(("q", "k", "v", *GLOBAL), "q, k, v"),
+    **dict.fromkeys(("b", "c", "x"), "b, c, x"),
+    **dict.fromkeys(("up", "gate"), "up, gate"),
+}
 
 
 @dataclass
@@ -55,6 +61,30 @@ def lower(spec: Spec, weights: PackedWeights, *, positions: int, adapters: Adapt
         Unsupported: the spec says something that the native core does not do.
     """
     return _Builder(spec, weights, positions, adapters).build()
+
+
+def cache_layers(spec: Spec) -> list[core.CacheLayer]:
+    """What a page holds of each layer. Global rows have keys and values of their own."""
+    found: list[core.CacheLayer] = []
+    for layer in spec.layers:
+        mixer = layer.mixer
+        if isinstance(mixer, ShortConvolution):
+            found.append(_state_layer(spec))
+        elif isinstance(mixer, Attention):
+            found += [_kv_layer(spec, mixer)] * (2 if mixer.global_rows else 1)
+    return found
+
+
+def _kv_layer(spec: Spec, mixer: Attention) -> core.CacheLayer:
+    form = core.FORMATS[spec.cache_format]
+    return core.CacheLayer(num_kv_heads=mixer.num_kv_heads, head_dim=mixer.head_dim, format=form)
+
+
+def _state_layer(spec: Spec) -> core.CacheLayer:
+    """Always FP32: few rows, which every later row must find as they were computed."""
+    return core.CacheLayer(
+        num_kv_heads=1, head_dim=spec.hidden_size, format=core.FORMATS["fp32"], state_rows=STATE_ROWS
+    )
 
 
 class _Builder:
@@ -130,21 +160,21 @@ class _Builder:
 
     def block(self, index: int, layer: Layer, hidden: int) -> None:
         mixer = layer.mixer
-        if not isinstance(mixer, Attention):
+        if not isinstance(mixer, (Attention, ShortConvolution)):
             raise Unsupported(f"layer {index} mixes with {type(mixer).__name__}, which the native core does not run")
         if layer.norms == "parallel":
             self.parallel(index, mixer, layer, hidden)
             return
-        self.half(f"layers.{index}.attention", layer, hidden, lambda x, out: self.attention(index, mixer, x, out))
+        self.half(f"layers.{index}.attention", layer, hidden, lambda x, out: self.mix(index, mixer, x, out))
         self.half(f"layers.{index}.ffn", layer, hidden, lambda x, out: self.feed_forward(index, layer, x, out))
 
-    def parallel(self, index: int, mixer: Attention, layer: Layer, hidden: int) -> None:
+    def parallel(self, index: int, mixer: Attention | ShortConvolution, layer: Layer, hidden: int) -> None:
         """Both halves of what the block was given: the second norm is taken before the first half is added."""
         width, norm = self.spec.hidden_size, self.spec.norm
         first, second = self.register("normed", width), self.register("normed too", width)
         self.norm(f"layers.{index}.attention.norm", norm, hidden, first)
         self.norm(f"layers.{index}.ffn.norm", norm, hidden, second)
-        self.attention(index, mixer, first, hidden)
+        self.mix(index, mixer, first, hidden)
         self.feed_forward(index, layer, second, hidden)
 
     def half(self, name: str, layer: Layer, hidden: int, compute: Callable[[int, int], None]) -> None:
@@ -163,6 +193,28 @@ class _Builder:
         compute(normed, added)
         self.norm(f"{name}.post_norm", norm, added, added)
         self.op(core.OpKind.ADD, hidden, added, out=hidden, f=(1.0,))
+
+    def mix(self, index: int, mixer: Attention | ShortConvolution, x: int, out: int) -> None:
+        """What brings positions together."""
+        if isinstance(mixer, ShortConvolution):
+            self.convolution(index, mixer, x, out)
+        else:
+            self.attention(index, mixer, x, out)
+
+    def convolution(self, index: int, mixer: ShortConvolution, x: int, out: int) -> None:
+        name, width = f"layers.{index}.attention", self.spec.hidden_size
+        b, c, given = (self.register(f"convolution {part}", width) for part in ("b", "c", "x"))
+        for part, register in (("b", b), ("c", c), ("x", given)):
+            self.linear(f"{name}.{part}", x, register, bias=mixer.bias)
+        mixed = self.register("mixed", width)
+        taps, bias = self.vector(f"{name}.taps.weight"), self.vector(f"{name}.taps.bias") if mixer.bias else -1
+        numbers = (self.cache_layer(_state_layer(self.spec)), mixer.kernel)
+        self.op(core.OpKind.CONVOLVE, b, given, c, out=mixed, tensors=(taps, bias), i=numbers)
+        self.linear(f"{name}.o", mixed, out, bias=mixer.bias, accumulate=self.accumulates(index))
+
+    def cache_layer(self, layer: core.CacheLayer) -> int:
+        self.lowered.cache_layers.append(layer)
+        return len(self.lowered.cache_layers) - 1
 
     def attention(self, index: int, mixer: Attention, x: int, out: int) -> None:
         name = f"layers.{index}.attention"
@@ -189,12 +241,7 @@ class _Builder:
 
     def attend(self, mixer: Attention, q: int, k: int, v: int, mixed: int, *, rows: int = 0) -> None:
         """`rows`: only the first of each sequence are written; 0: all."""
-        layer = len(self.lowered.cache_layers)
-        self.lowered.cache_layers.append(
-            core.CacheLayer(
-                num_kv_heads=mixer.num_kv_heads, head_dim=mixer.head_dim, format=core.FORMATS[self.spec.cache_format]
-            )
-        )
+        layer = self.cache_layer(_kv_layer(self.spec, mixer))
         heads = (layer, mixer.num_heads, mixer.num_kv_heads, mixer.head_dim)
         numbers = (*heads, mixer.window or 0, mixer.sinks, int(mixer.causal), rows)
         scale = (mixer.score_scale, mixer.soft_cap or 0.0)

@@ -19,7 +19,7 @@ import numpy as np
 from snello.engine.adapters import NONE, Adapters
 from snello.engine.eviction import as_kept
 from snello.engine.generate import top_of
-from snello.engine.lowering import lower
+from snello.engine.lowering import cache_layers, lower
 from snello.engine.pages import PagePool, PageTable, Retention, retention_of
 from snello.engine.request import TokenLogprob
 from snello.engine.resources import choose_context, choose_pages, choose_threads
@@ -29,7 +29,7 @@ from snello.errors import SnelloError
 from snello.models.adapter import Adapter
 from snello.models.model import Model
 from snello.models.pack_cache import packed
-from snello.models.spec import Attention, Deployment, Spec
+from snello.models.spec import Attention, Deployment, ShortConvolution, Spec
 from snello.native import core
 
 HEAD_ROWS = 32  # output rows whose logits are in memory at once while scoring
@@ -71,7 +71,7 @@ class NativeExecutor:
         self.threads = choose_threads(self.deployment) if pool is None else pool.num_threads
         self.adapters = Adapters(model, adapters or {})
         self.weights = packed(model)
-        self.page_bytes = core.cache_page_bytes(_cache_layers(self.spec))
+        self.page_bytes = core.cache_page_bytes(cache_layers(self.spec))
         self.context = self._choose_context()
         chosen = self.adapters if self.adapters.names else None
         lowered = self.lowered = lower(self.spec, self.weights, positions=self.context, adapters=chosen)
@@ -363,20 +363,10 @@ class Session:
         self.close()
 
 
-def _cache_layers(spec: Spec) -> list[core.CacheLayer]:
-    """Global rows have keys and values of their own."""
-    mixers = [
-        layer.mixer
-        for layer in spec.layers
-        if isinstance(layer.mixer, Attention)
-        for _ in range(2 if layer.mixer.global_rows else 1)
-    ]
-    number = core.FORMATS[spec.cache_format]
-    return [core.CacheLayer(num_kv_heads=m.num_kv_heads, head_dim=m.head_dim, format=number) for m in mixers]
-
-
 def _cached_bytes(mixer: object, spec: Spec, context: int) -> int:
     """Bytes of keys and values that one row reads in this layer."""
+    if isinstance(mixer, ShortConvolution):
+        return 4 * (min(context, mixer.kernel - 1)) * spec.hidden_size
     if not isinstance(mixer, Attention):
         return 0
     seen = context if mixer.window is None else min(context, mixer.window + mixer.sinks)

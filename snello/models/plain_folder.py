@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from snello.errors import SnelloError, Unsupported
-from snello.models.families import FAMILIES
+from snello.models.families import FAMILIES, convolutions
 from snello.models.families.family import names_for
 from snello.models.families.resolve import spec_from_config
 from snello.models.families.sentence import copy_sentence_files, is_sentence_folder, read_sentence_folder
@@ -72,9 +72,10 @@ def shaped_config(
         raise Unsupported(f"{source.name} came without a config.json", "start from a Hugging Face folder")
     config = {
         key: value
-        for key, value in (read_json(source.path / CONFIG) | dict(edits or {})).items()
+        for key, value in (convolutions.unwrap(read_json(source.path / CONFIG))[0] | dict(edits or {})).items()
         if key not in ("dtype", "torch_dtype", *QUANTIZED)
     }
+    stated, spec = spec, convolutions.attending(spec)
     layer = spec.layers[0]
     assert isinstance(layer.mixer, Attention)
     width, count = WIDTH_KEYS.get(spec.family, ("intermediate_size", "num_hidden_layers"))
@@ -84,7 +85,7 @@ def shaped_config(
         config["layer_types"] = config["layer_types"][: len(spec.layers)]
     if spec.family != source.spec.family:
         config |= _renamed(config, spec)
-    config |= _seen(source.spec, spec)
+    config |= _seen(convolutions.attending(source.spec), spec)
     if spec.family in GROUPED:
         config["num_key_value_heads"] = layer.mixer.num_kv_heads
     if spec.family in HEADS_APART:
@@ -94,6 +95,8 @@ def shaped_config(
             "head_dim": layer.mixer.head_dim,
         }
     beside = source.generation if generation is None else generation
+    if stated != spec:
+        spec, config = stated, convolutions.state(config, stated)
     described = spec_from_config(config, task=spec.task, generation=beside)
     if is_sentence_folder(source.path):
         described = read_sentence_folder(source.path).applied(described)

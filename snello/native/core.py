@@ -82,6 +82,7 @@ class OpKind(IntEnum):
     EXPERTS = 12
     COMBINE = 13
     ADAPT = 14
+    CONVOLVE = 15
 
 
 # ---- instruction sets
@@ -253,9 +254,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class CacheLayer:
+    """Keys and values, or with `state_rows` the FP32 state of a convolution: that many rows of `head_dim` a page."""
+
     num_kv_heads: int
     head_dim: int
     format: int
+    state_rows: int = 0
 
 
 class Cache:
@@ -281,7 +285,9 @@ def cache_page_bytes(layers: Sequence[CacheLayer]) -> int:
 
 
 def _layers(layers: Sequence[CacheLayer]) -> Any:
-    return (CCacheLayer * len(layers))(*(CCacheLayer(x.num_kv_heads, x.head_dim, x.format) for x in layers))
+    return (CCacheLayer * len(layers))(
+        *(CCacheLayer(x.num_kv_heads, x.head_dim, x.format, x.state_rows) for x in layers)
+    )
 
 
 @dataclass(frozen=True)

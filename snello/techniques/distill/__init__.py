@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from snello.errors import SnelloError, Unsupported
-from snello.models.spec import Spec
+from snello.models.spec import Attention, Spec
 from snello.techniques.distill.mix import parse_mix
 from snello.techniques.units import check_plain_blocks
 from snello.training.options import Schedule, check_choice, check_positive
@@ -81,7 +81,11 @@ class Distill:
 
     def plan(self, spec: Spec) -> Spec:
         """The spec of the student."""
-        check_plain_blocks(spec, "distill")
+        check_plain_blocks(spec, "distill", convolutions=True)
+        if "relations" in parse_mix(self.loss) and not isinstance(spec.layers[-1].mixer, Attention):
+            raise Unsupported(
+                "distill: relations are those of attention, and the last layer convolves", "leave relations out of loss"
+            )
         if spec.task == "embedding":
             hint = "distill the checkpoint as it was trained (masked words or labels)"
             raise Unsupported("distill: an embedding model", hint)

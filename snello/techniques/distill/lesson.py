@@ -129,7 +129,9 @@ def relations(student: Reference, teacher: Reference, own: Seen, theirs: Seen, m
 
 
 def last_attention(model: Reference) -> AttentionHalf:
-    return cast(Block, model.layers[-1]).attention
+    half = cast(Block, model.layers[-1]).attention
+    assert isinstance(half, AttentionHalf)
+    return half
 
 
 def _heads(mixer: Attention, name: str) -> int:

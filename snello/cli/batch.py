@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--context", type=at_least(1), metavar="N", help="positions of one request [the model's, if memory allows]")
     add("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
     add("--max-num-seqs", type=at_least(1), default=32, metavar="N", help="answers that run at the same time [32]")
-    add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, or a smaller model")
+    add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, a smaller model, or off")
     add("--fresh", action="store_true", help="do not continue a run that was stopped")
     add("--overwrite", action="store_true", help="replace the output if it is there")
 

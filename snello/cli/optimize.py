@@ -29,6 +29,7 @@ WISHES = (
     "time_budget",
     "strict",
     "metric",
+    "lossless",
     "target",
     "dry_run",
     "seed",
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--strict", action="store_true", default=None, help="the guards decide too: divergence, looping, ending")
     add("--metric", metavar="COMMAND", help="your own score per example; {model} is its folder")
+    add("--lossless", action="store_true", default=None, help="a lean model drafts; the answers stay the original's")
     add("--seed", type=at_least(0), help="[0]")
     add("--dry-run", action="store_true", help="say what would be tried, and stop")
     add("--fresh", action="store_true", help="do not continue a run that was stopped")

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speculate",
         metavar="HOW",
-        help="the same answer, sooner: prompt-lookup, suffix (past answers too), or a smaller model with its tokenizer",
+        help="the same answer, sooner: prompt-lookup, suffix (past answers too), a smaller model of its words, or off",
     )
     add_sampling(parser)
 

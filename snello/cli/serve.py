@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--context", type=at_least(1), metavar="N", help="positions of one request [the model's, if memory allows]")
     add("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
     add("--max-num-seqs", type=at_least(1), default=32, metavar="N", help="answers that run at the same time [32]")
-    add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, or a smaller model")
+    add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, a smaller model, or off")
     add("--cache", type=Path, metavar="FOLDER", help="answers and prefixes on disk, kept across restarts [none]")
     add("--cache-bytes", type=at_least(1), default=4_000_000_000, metavar="N", help="of each of the two [4000000000]")
     group = parser.add_argument_group("limits")

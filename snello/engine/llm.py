@@ -26,7 +26,7 @@ from snello.engine.request import (
     Usage,
     defaults_from_generation,
 )
-from snello.engine.speculate import LOOKUPS, Drafter, check_way
+from snello.engine.speculate import LOOKUPS, OFF, Drafter, check_way
 from snello.errors import SnelloError
 from snello.models import load
 from snello.models.adapter import Adapter
@@ -45,7 +45,7 @@ class LLM:
         max_num_seqs: answers that run at the same time; more wait in order.
         speculate: guess what follows, so that several tokens come in one step: "prompt-lookup" from what the text
             repeats, "suffix" from past answers too, or a smaller model with the same tokenizer. Answers stay the same,
-            token for token.
+            token for token. None takes the draft of a folder that holds both (`optimize --lossless`), "off" nobody.
         adapters: by name, folders of adapters of this model; a request may name one. All run in one batch.
         prefixes: keep computed prompts on disk, so that they outlast memory and this process; no byte changes.
         keep_first, keep_last: of a text's tokens only the first and the newest so many are seen, and what lies between
@@ -71,6 +71,10 @@ class LLM:
     ) -> None:
         check_way(speculate)
         self.model = model if isinstance(model, Model) else load(model)
+        if speculate is None:
+            speculate = self.model.draft
+        elif speculate == OFF:
+            speculate = None
         draft = self._draft_model(speculate)
         options = EngineOptions(max_num_seqs=max_num_seqs)
         deployment = Deployment(

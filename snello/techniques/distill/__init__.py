@@ -33,13 +33,14 @@ class Distill:
     Formula: forward is KL(p || q), p the teacher and q the student, both at temperature t, times t^2; reverse is
     KL(q || p). With top_k, p and q are the teacher's k likeliest words and the rest as one. text is the loss of the
     text itself (next or masked words), cosine 1 - cos of the last hidden rows, mse that of all layers' rows, relations
-    the KL between the softmaxed products of queries, keys and values with themselves. They are added with weights.
+    the KL between the softmaxed products of queries, keys and values with themselves. They are added with weights. With
+    on_policy, that share of the rows is what the student itself says to their first quarter, scored by the teacher.
 
     When it hurts: on text unlike the model's work it forgets the rest. On little text it learns that by heart; beyond
     one pass say so to yourself. A model that trains anyhow may gain from text alone: a control tells.
 
     Papers: Hinton arXiv:1503.02531, DistilBERT arXiv:1910.01108, MiniLMv2 arXiv:2012.15828, TinyBERT arXiv:1909.10351,
-    MiniLLM arXiv:2306.08543, Minitron arXiv:2407.14679.
+    MiniLLM arXiv:2306.08543, GKD arXiv:2306.13649, Minitron arXiv:2407.14679.
     """
 
     teacher: str | None = field(
@@ -64,16 +65,26 @@ class Distill:
         default=False, metadata={"help": "Compute blocks again for the gradient: less memory, a third more time."}
     )
 
+    on_policy: float = field(
+        default=0.0, metadata={"help": "Share of rows that the student goes on with itself, 0 to 1; decoders only."}
+    )
+    refresh: int = field(default=50, metadata={"help": "Steps after which the student answers anew; with on_policy."})
+
     def __post_init__(self) -> None:
         parse_mix(self.loss)
         check_choice("student", self.student, get_args(StudentKind))
         check_choice("schedule", self.schedule, get_args(Schedule))
         for name in ("temperature", "rate"):
             check_positive(name, getattr(self, name))
-        for name, least in (("top_k", 0), ("tokens", 1), ("batch_tokens", 1)):
+        for name, least in (("top_k", 0), ("tokens", 1), ("batch_tokens", 1), ("refresh", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise SnelloError(f"{name}={value!r} is not a whole number of at least {least}", f"leave {name} out")
+        share = self.on_policy
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise SnelloError(f"on_policy={share!r} is not a share from 0 to 1", "on_policy=0.5 is half of the rows")
+        if share and set(parse_mix(self.loss)) == {"text"}:
+            raise SnelloError("on_policy with loss=text: nobody scores what the student says", "loss=reverse does")
         if not isinstance(self.recompute, bool):
             raise SnelloError(f"recompute={self.recompute!r} is not an option of distill", "on or off: a bool")
         if self.teacher is not None and not isinstance(self.teacher, str):
@@ -89,6 +100,8 @@ class Distill:
         if spec.task == "embedding":
             hint = "distill the checkpoint as it was trained (masked words or labels)"
             raise Unsupported("distill: an embedding model", hint)
+        if self.on_policy and not spec.causal:
+            raise Unsupported(f"distill: a {spec.task} model writes nothing", "leave on_policy out")
         if spec.task == "sequence-classification" and "text" in parse_mix(self.loss):
             raise Unsupported("distill: text has no labels to train a classifier on", "leave text out of loss")
         if spec.formats or spec.cache_format != spec.default_format.weights:
@@ -103,7 +116,7 @@ class Distill:
         """The original on the same tokens, schedule and seed, with what the text says as its only teacher."""
         if spec.task == "sequence-classification":
             return None
-        return dataclasses.replace(self, teacher=None, student="given", loss="text")
+        return dataclasses.replace(self, teacher=None, student="given", loss="text", on_policy=0.0)
 
     def apply(self, model: Model, context: Context) -> Model:
         """Writes an ordinary checkpoint at `context.output` and loads it."""

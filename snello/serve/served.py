@@ -19,6 +19,8 @@ from snello.serve.batch import usable_urls
 from snello.serve.caches.exact import ExactAnswers
 from snello.serve.caches.front import AnswerCaches
 from snello.serve.caches.identity import ModelIdentity
+from snello.serve.caches.lookup import Lookups
+from snello.serve.caches.proof import open_similar
 from snello.serve.errors import RequestError
 from snello.serve.gate import Gate
 from snello.serve.options import ServeOptions
@@ -64,10 +66,13 @@ class Served:
 
 
 class Models(Mapping[str, Served]):
-    """What is served, in the order of the command line. `exact`: the answers on disk, of all models."""
+    """What is served, in the order of the command line. `exact`, `similar`: the answers on disk, of all models, and
+    those to similar questions; None where they were not asked for, or could not be certified."""
 
-    def __init__(self, served: Mapping[str, Served], exact: ExactAnswers | None = None) -> None:
-        self._served, self.exact = dict(served), exact
+    def __init__(
+        self, served: Mapping[str, Served], exact: ExactAnswers | None = None, similar: Lookups | None = None
+    ) -> None:
+        self._served, self.exact, self.similar = dict(served), exact, similar
 
     def __getitem__(self, name: str) -> Served:
         return self._served[name]
@@ -100,6 +105,8 @@ class Models(Mapping[str, Served]):
         for served in self._served.values():
             served.worker.stop()
             served.llm.close()
+        if self.similar is not None:
+            self.similar.close()
         if self.exact is not None:
             self.exact.close()
 
@@ -108,11 +115,13 @@ def open_models(options: ServeOptions, num_keys: int = 0) -> Models:
     """Loads all models; those that were loaded are closed again when a later one fails.
 
     Raises:
-        SnelloError: one cannot be run here, or two have the same name.
+        SnelloError: one cannot be run here, or two have the same name; similar questions cannot be served.
     """
-    turns, opened = Turns(), dict[str, Served]()
+    turns, opened, similar = Turns(), dict[str, Served](), None
     exact = ExactAnswers(options.cache / "answers", options.cache_bytes) if options.cache is not None else None
     try:
+        if options.similar is not None and options.cache is not None:
+            similar = open_similar(options.similar, options.cache / "similar")
         for text in options.models:
             name, _, source = text.rpartition("=")
             llm = _open(source, options)
@@ -120,11 +129,11 @@ def open_models(options: ServeOptions, num_keys: int = 0) -> Models:
             if name in opened:
                 llm.close()
                 raise SnelloError(f"two models are named {name}", "name one: NAME=MODEL", exit_code=2)
-            opened[name] = _served(name, llm, options, turns, num_keys, exact)
+            opened[name] = _served(name, llm, options, turns, num_keys, exact, similar)
     except BaseException:
-        Models(opened, exact).close()
+        Models(opened, exact, similar).close()
         raise
-    return Models(opened, exact)
+    return Models(opened, exact, similar)
 
 
 def _open(source: str, options: ServeOptions) -> LLM:
@@ -143,7 +152,13 @@ def _open(source: str, options: ServeOptions) -> LLM:
 
 
 def _served(
-    name: str, llm: LLM, options: ServeOptions, turns: Turns, num_keys: int, exact: ExactAnswers | None
+    name: str,
+    llm: LLM,
+    options: ServeOptions,
+    turns: Turns,
+    num_keys: int,
+    exact: ExactAnswers | None,
+    similar: Lookups | None,
 ) -> Served:
     spec, limits = llm.model.spec, options.limits
     held = llm.executor.pages.num_pages * core.PAGE_POSITIONS
@@ -154,15 +169,15 @@ def _served(
         grammars=GrammarCompiler(llm.tokenizer, spec.vocab_size, spec.eos_tokens),
         urls=tuple(usable_urls(llm.model)),
         call_format=tools.format_of(llm.tokenizer) if spec.causal else None,
-        caches=_caches(name, llm, exact) if spec.causal else None,
+        caches=_caches(name, llm, exact, similar) if spec.causal else None,
     )
 
 
-def _caches(name: str, llm: LLM, exact: ExactAnswers | None) -> AnswerCaches:
+def _caches(name: str, llm: LLM, exact: ExactAnswers | None, similar: Lookups | None) -> AnswerCaches:
     """The caches of one model. Without answers on disk no weights are read for its identity: what runs now belongs to
     this process, which has one model of this name."""
     if exact is not None:
-        return AnswerCaches(ModelIdentity.of(llm.executor), exact)
+        return AnswerCaches(ModelIdentity.of(llm.executor), exact, similar)
     here = ModelIdentity(
         weights=name, runs=llm.executor.spec.digest, tokenizer="", recipe="", context=llm.executor.context
     )

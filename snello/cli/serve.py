@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from snello.cli.options import at_least, duration
+from snello.cli.options import at_least, duration, percent
+from snello.errors import SnelloError
 from snello.report import numbers
 from snello.terminal import Terminal
 
@@ -32,12 +33,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, a smaller model, or off")
     add("--cache", type=Path, metavar="FOLDER", help="answers and prefixes on disk, kept across restarts [none]")
     add("--cache-bytes", type=at_least(1), default=4_000_000_000, metavar="N", help="of each of the two [4000000000]")
+    similar = parser.add_argument_group("similar questions (off; what the bound means is in docs/cache.md)")
+    similar.add_argument("--similar", metavar="ENCODER", help="a folder, minilm (an extra), or words: no model")
+    similar.add_argument("--similar-pairs", type=Path, metavar="FILE", help="labelled, to certify on; kept in --cache")
+    similar.add_argument("--similar-bound", type=percent, metavar="1%%", help="most wrong ones among hits [1%%]")
+    similar.add_argument("--similar-confidence", type=percent, metavar="95%%", help="[95%%]")
+    similar.add_argument("--similar-audit", type=percent, metavar="5%%", help="hits that are computed too [5%%]")
     group = parser.add_argument_group("limits")
     group.add_argument("--queue-tokens", type=at_least(1), metavar="N", help="asked for at once [3 x the cache]")
     group.add_argument("--timeout", type=duration, default=600.0, metavar="TIME", help="of one request [10m]")
     group.add_argument("--drain", type=duration, default=30.0, metavar="TIME", help="to finish when stopped [30s]")
     group.add_argument("--log-prompts", action="store_true", help="the log holds what is asked")
     group.add_argument("--no-vllm-names", action="store_true", help="metrics by our own names only")
+
+
+def _similar(arguments: argparse.Namespace) -> Any:
+    """The settings of similar questions, of what was given."""
+    from snello.serve.caches.proof import SimilarSettings
+
+    given = {name: getattr(arguments, f"similar_{name}") for name in ("pairs", "bound", "confidence", "audit")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.similar is not None:
+        return SimilarSettings(encoder=arguments.similar, **given)
+    for name in given:
+        raise SnelloError(f"--similar-{name} needs --similar", "--similar words, minilm or an encoder", exit_code=2)
+    return None
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -61,6 +81,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         adapters=tuple(arguments.adapter),
         drain_seconds=arguments.drain,
         vllm_names=not arguments.no_vllm_names,
+        similar=_similar(arguments),
         limits=Limits(queue_tokens=arguments.queue_tokens, seconds=arguments.timeout),
         **{name: getattr(arguments, name) for name in names},
     )
@@ -68,6 +89,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     def started(address: str, models: Any) -> None:
         for served in models.values():
             terminal.say(_line(served))
+        if options.similar is not None:
+            terminal.say(f"similar questions: {options.similar.outcome(models.similar)}")
         terminal.say(f"{address}/v1   Ctrl-C finishes what runs, then stops; again: at once")
         if terminal.json:
             terminal.document({"event": "serving", "address": address, "models": list(models)})

@@ -118,6 +118,12 @@ class Engines(Collector):
             for name, value in vars(self._models.exact.counters).items():
                 kind = GaugeMetricFamily if name == "bytes" else CounterMetricFamily
                 yield kind(f"snello:exact_answers_{name}", "of the answers that are kept on disk", value=value)
+        if self._models.similar is not None:
+            similar, text = self._models.similar.similar, "of the cache of similar questions"
+            for name, value in vars(similar.counters).items():
+                yield CounterMetricFamily(f"snello:similar_questions_{name}", text, value=value)
+            for name, value in (("serves", similar.serves), ("entries", len(similar))):
+                yield GaugeMetricFamily(f"snello:similar_questions_{name}", text, value=value)
 
 
 FACTS: dict[str, tuple[str, str, Any]] = {  # ours -> vLLM's, what it is, its kind

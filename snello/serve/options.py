@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from snello.errors import SnelloError
+from snello.serve.caches.proof import SimilarSettings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -54,6 +55,7 @@ class ServeOptions:
         threads, context, max_num_seqs, speculate: as for `LLM`, of each model.
         cache: a folder for answers and prefixes that outlast this process; None: memory alone.
         cache_bytes: of the answers, and as much again of the prefixes of each model.
+        similar: answers to similar questions, of `cache`; None: none.
         drain_seconds: what runs may take so long to finish when the server is told to stop.
         keep_alive_seconds: a stream that says nothing for so long gets a comment, so that no proxy closes it.
         log_prompts: the log may hold what people ask and are answered.
@@ -72,6 +74,7 @@ class ServeOptions:
     speculate: str | None = None
     cache: Path | None = None
     cache_bytes: int = 4_000_000_000
+    similar: SimilarSettings | None = None
     drain_seconds: float = 30.0
     keep_alive_seconds: float = 15.0
     log_prompts: bool = False
@@ -84,6 +87,9 @@ class ServeOptions:
         if not self.on_loopback and self.keys is None and not self.open:
             message = f"{self.host} can be reached from other machines, and no key is asked for"
             raise SnelloError(message, "--keys FILE asks for one; --open lets everybody in", exit_code=2)
+        if self.similar is not None and self.cache is None:
+            message = "answers to similar questions are those that --cache keeps"
+            raise SnelloError(message, "--cache FOLDER", exit_code=2)
 
     @property
     def on_loopback(self) -> bool:

@@ -26,6 +26,8 @@ from snello.serve.batch import usable_urls
 from snello.serve.caches.exact import ExactAnswers
 from snello.serve.caches.front import AnswerCaches
 from snello.serve.caches.identity import ModelIdentity
+from snello.serve.caches.lookup import Lookups
+from snello.serve.caches.proof import open_similar
 from snello.serve.errors import RequestError
 from snello.serve.gate import Gate
 from snello.serve.options import ServeOptions
@@ -79,10 +81,13 @@ class Served:
 
 
 class Models(Mapping[str, Served]):
-    """What is served, in the order of the command line. `exact`: the answers on disk, of all models."""
+    """What is served, in the order of the command line. `exact`, `similar`: the answers on disk, of all models, and
+    those to similar questions; None where they were not asked for, or could not be certified."""
 
-    def __init__(self, served: Mapping[str, Served], exact: ExactAnswers | None = None) -> None:
-        self._served, self.exact = dict(served), exact
+    def __init__(
+        self, served: Mapping[str, Served], exact: ExactAnswers | None = None, similar: Lookups | None = None
+    ) -> None:
+        self._served, self.exact, self.similar = dict(served), exact, similar
 
     def __getitem__(self, name: str) -> Served:
         return self._served[name]
@@ -119,6 +124,8 @@ class Models(Mapping[str, Served]):
         for served in self.engines():
             served.worker.stop()
             served.llm.close()
+        if self.similar is not None:
+            self.similar.close()
         if self.exact is not None:
             self.exact.close()
 
@@ -127,23 +134,25 @@ def open_models(options: ServeOptions, num_keys: int = 0) -> Models:
     """Loads all models; those that were loaded are closed again when a later one fails.
 
     Raises:
-        SnelloError: one cannot be run here, or two have the same name.
+        SnelloError: one cannot be run here, or two have the same name; similar questions cannot be served.
     """
-    turns, opened = Turns(), dict[str, Served]()
+    turns, opened, similar = Turns(), dict[str, Served](), None
     exact = ExactAnswers(options.cache / "answers", options.cache_bytes) if options.cache is not None else None
     try:
+        if options.similar is not None and options.cache is not None:
+            similar = open_similar(options.similar, options.cache / "similar")
         models = [(name, load(source)) for name, _, source in (text.rpartition("=") for text in options.models)]
         adapters = _adapters(options.adapters, [model for _, model in models])
         for (given, model), folders in zip(models, adapters, strict=True):
             name = given or model.name
             _check_free([name, *folders], opened)
             llm = _open(model, folders, options)
-            opened[name] = _served(name, llm, options, turns, num_keys, exact)
-            opened |= {adapter: _adapted(adapter, opened[name], exact) for adapter in folders}
+            opened[name] = _served(name, llm, options, turns, num_keys, exact, similar)
+            opened |= {adapter: _adapted(adapter, opened[name], exact, similar) for adapter in folders}
     except BaseException:
-        Models(opened, exact).close()
+        Models(opened, exact, similar).close()
         raise
-    return Models(opened, exact)
+    return Models(opened, exact, similar)
 
 
 def _check_free(names: list[str], opened: Mapping[str, Served]) -> None:
@@ -197,7 +206,13 @@ def _open(model: Model, adapters: Mapping[str, Path], options: ServeOptions) -> 
 
 
 def _served(
-    name: str, llm: LLM, options: ServeOptions, turns: Turns, num_keys: int, exact: ExactAnswers | None
+    name: str,
+    llm: LLM,
+    options: ServeOptions,
+    turns: Turns,
+    num_keys: int,
+    exact: ExactAnswers | None,
+    similar: Lookups | None,
 ) -> Served:
     spec, limits = llm.model.spec, options.limits
     held = llm.executor.pages.num_pages * core.PAGE_POSITIONS
@@ -208,11 +223,11 @@ def _served(
         grammars=GrammarCompiler(llm.tokenizer, spec.vocab_size, spec.eos_tokens),
         urls=tuple(usable_urls(llm.model)),
         call_format=tools.format_of(llm.tokenizer) if spec.causal else None,
-        caches=_caches(name, llm, exact) if spec.causal else None,
+        caches=_caches(name, llm, exact, similar) if spec.causal else None,
     )
 
 
-def _adapted(name: str, base: Served, exact: ExactAnswers | None) -> Served:
+def _adapted(name: str, base: Served, exact: ExactAnswers | None, similar: Lookups | None) -> Served:
     """An adapter of a model that is served: all is shared but the answers."""
     return replace(
         base,
@@ -220,17 +235,19 @@ def _adapted(name: str, base: Served, exact: ExactAnswers | None) -> Served:
         adapter=name,
         parent=base.name,
         urls=tuple(url for url in base.urls if url != openai.EMBEDDINGS),
-        caches=_caches(name, base.llm, exact, adapter=name),
+        caches=_caches(name, base.llm, exact, similar, adapter=name),
     )
 
 
-def _caches(name: str, llm: LLM, exact: ExactAnswers | None, adapter: str | None = None) -> AnswerCaches:
+def _caches(
+    name: str, llm: LLM, exact: ExactAnswers | None, similar: Lookups | None, adapter: str | None = None
+) -> AnswerCaches:
     """The caches of one model. Without answers on disk no weights are read for its identity: what runs now belongs to
     this process, which has one model of this name."""
     adapters = llm.executor.adapters
     own = adapters.digest(adapters.number(adapter))
     if exact is not None:
-        return AnswerCaches(ModelIdentity.of(llm.executor, adapter=own), exact)
+        return AnswerCaches(ModelIdentity.of(llm.executor, adapter=own), exact, similar)
     here = ModelIdentity(
         weights=name, runs=llm.executor.spec.digest, tokenizer="", recipe="", context=llm.executor.context, adapter=own
     )

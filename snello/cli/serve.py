@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from snello.cli.keeping import add_keeping, check_keeping, say_what_is_kept
 from snello.cli.options import at_least, duration
 from snello.report import numbers
 from snello.terminal import Terminal
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
     add("--max-num-seqs", type=at_least(1), default=32, metavar="N", help="answers that run at the same time [32]")
     add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, or a smaller model")
+    add_keeping(parser)
     add("--cache", type=Path, metavar="FOLDER", help="answers and prefixes on disk, kept across restarts [none]")
     add("--cache-bytes", type=at_least(1), default=4_000_000_000, metavar="N", help="of each of the two [4000000000]")
     group = parser.add_argument_group("limits")
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    check_keeping(arguments)
     from snello.serve.options import Limits, ServeOptions
     from snello.serve.server import serve
 
@@ -53,7 +56,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         "speculate",
         "log_prompts",
     )
-    names += ("cache", "cache_bytes")
+    names += ("keep_first", "keep_last", "cache", "cache_bytes")
     options = ServeOptions(
         models=tuple(arguments.models),
         drain_seconds=arguments.drain,
@@ -66,6 +69,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         for served in models.values():
             context = numbers.count(served.llm.executor.context)
             terminal.say(f"{served.name}: context {context}, answers {', '.join(served.urls) or 'nothing'}")
+            say_what_is_kept(served.llm.executor.deployment, terminal)
         terminal.say(f"{address}/v1   Ctrl-C finishes what runs, then stops; again: at once")
         if terminal.json:
             terminal.document({"event": "serving", "address": address, "models": list(models)})

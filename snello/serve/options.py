@@ -51,6 +51,7 @@ class ServeOptions:
         keys: a file of SHA-256 hashes of keys; None: no key is asked for, which is for this machine alone.
         open: other machines may call without a key.
         threads, context, max_num_seqs, speculate: as for `LLM`, of each model.
+        keep_first, keep_last: as for `LLM`, of each decoder.
         cache: a folder for answers and prefixes that outlast this process; None: memory alone.
         cache_bytes: of the answers, and as much again of the prefixes of each model.
         drain_seconds: what runs may take so long to finish when the server is told to stop.
@@ -68,6 +69,8 @@ class ServeOptions:
     context: int | None = None
     max_num_seqs: int = 32
     speculate: str | None = None
+    keep_first: int = 0
+    keep_last: int | None = None
     cache: Path | None = None
     cache_bytes: int = 4_000_000_000
     drain_seconds: float = 30.0

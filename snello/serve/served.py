@@ -139,6 +139,8 @@ def _open(source: str, options: ServeOptions) -> LLM:
         max_num_seqs=options.max_num_seqs,
         speculate=options.speculate if model.spec.causal else None,
         prefixes=prefixes,
+        keep_first=options.keep_first if model.spec.causal else 0,
+        keep_last=options.keep_last if model.spec.causal else None,
     )
 
 

@@ -81,6 +81,8 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["bench", "demo", "--keep-last", "9", "--against", "openvino"], 2, "--keep-last does not go with --against"),
         (["run", "demo", "x", "--keep-last", "0"], 2, "a whole number of at least 1"),
         (["run", "demo", "x", "--keep-first", "9"], 2, "--keep-first goes with --keep-last"),
+        (["serve", "demo", "--keep-first", "9"], 2, "--keep-first goes with --keep-last"),
+        (["batch", "in.jsonl", "-o", "out.jsonl", "--keep-first", "9"], 2, "--keep-first goes with --keep-last"),
         (["apply"], 2, "which technique"),
         (["apply", "quantise", "demo", "-o", "x"], 2, "did you mean quantize"),
         (["apply", "quantize", "demo", "-o", "x", "--weights", "int5"], 2, "did you mean int"),

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from snello.cli.keeping import add_keeping, check_keeping, say_what_is_kept
 from snello.cli.options import at_least, duration, percent
 from snello.errors import SnelloError
 from snello.report import numbers
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
     add("--max-num-seqs", type=at_least(1), default=32, metavar="N", help="answers that run at the same time [32]")
     add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, a smaller model, or off")
+    add_keeping(parser)
     add("--cache", type=Path, metavar="FOLDER", help="answers and prefixes on disk, kept across restarts [none]")
     add("--cache-bytes", type=at_least(1), default=4_000_000_000, metavar="N", help="of each of the two [4000000000]")
     similar = parser.add_argument_group("similar questions (off; what the bound means is in docs/cache.md)")
@@ -61,6 +63,7 @@ def _similar(arguments: argparse.Namespace) -> Any:
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    check_keeping(arguments)
     from snello.serve.options import Limits, ServeOptions
     from snello.serve.server import serve
 
@@ -75,7 +78,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         "speculate",
         "log_prompts",
     )
-    names += ("cache", "cache_bytes")
+    names += ("keep_first", "keep_last", "cache", "cache_bytes")
     options = ServeOptions(
         models=tuple(arguments.models),
         adapters=tuple(arguments.adapter),
@@ -89,6 +92,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     def started(address: str, models: Any) -> None:
         for served in models.values():
             terminal.say(_line(served))
+            say_what_is_kept(served.llm.executor.deployment, terminal)
         if options.similar is not None:
             terminal.say(f"similar questions: {options.similar.outcome(models.similar)}")
         terminal.say(f"{address}/v1   Ctrl-C finishes what runs, then stops; again: at once")

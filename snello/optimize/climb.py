@@ -91,7 +91,8 @@ class Climb:
 
     @property
     def subject(self) -> Subject:
-        return Subject(self.original.spec, self.request.goal, self.original.model.grid)
+        original, calib = self.original, self.examiner.texts.calib
+        return Subject(original.spec, self.request.goal, original.model.grid, self.request.max_loss, calib)
 
     @property
     def searches(self) -> bool:

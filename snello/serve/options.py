@@ -53,6 +53,7 @@ class ServeOptions:
         keys: a file of SHA-256 hashes of keys; None: no key is asked for, which is for this machine alone.
         open: other machines may call without a key.
         threads, context, max_num_seqs, speculate: as for `LLM`, of each model.
+        keep_first, keep_last: as for `LLM`, of each decoder.
         cache: a folder for answers and prefixes that outlast this process; None: memory alone.
         cache_bytes: of the answers, and as much again of the prefixes of each model.
         similar: answers to similar questions, of `cache`; None: none.
@@ -72,6 +73,8 @@ class ServeOptions:
     context: int | None = None
     max_num_seqs: int = 32
     speculate: str | None = None
+    keep_first: int = 0
+    keep_last: int | None = None
     cache: Path | None = None
     cache_bytes: int = 4_000_000_000
     similar: SimilarSettings | None = None

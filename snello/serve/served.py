@@ -202,6 +202,8 @@ def _open(model: Model, adapters: Mapping[str, Path], options: ServeOptions) -> 
         speculate=options.speculate if model.spec.causal else None,
         adapters=adapters,
         prefixes=prefixes,
+        keep_first=options.keep_first if model.spec.causal else 0,
+        keep_last=options.keep_last if model.spec.causal else None,
     )
 
 

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--keep", required=True, type=Path, help="where the folders are left, or found")
-    parser.add_argument("--tokens", type=int, default=49_152, help="of healing, for every row")
+    parser.add_argument("--tokens", type=int, default=24_576, help="of healing, for every row")
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--windows", type=int, default=40, help="held-out windows of 256 tokens")
     parser.add_argument("--shares", nargs="*", default=list(KEPT), choices=KEPT)

@@ -31,8 +31,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "trim": {"keep": 0.95},  # of a vocabulary that is hardly more than the bytes
 }
 # layers that differ cannot shrink alike, nor leave by turns
-REFUSED = {(name, variant) for name in ("distill", "prune") for variant in ("gemma2", "gemma3")}
+REFUSED = {(name, variant) for name in ("distill", "prune") for variant in ("gemma2", "gemma3", "lfm2")}
 REFUSED |= {("attention", "distilbert-mlm")}  # Longformer is made of BERT
+REFUSED |= {(name, "lfm2") for name in ("attention", "skip", "sparsify", "trim")}  # they know attention alone
 REFUSED |= {("convolution", variant) for variant in VARIANTS if variant not in CONVOLVING}
 NO_MIXTURES = ("attention", "convolution", "distill", "prune", "skip", "sparsify", "trim")
 REFUSED |= {(name, variant) for name in NO_MIXTURES for variant in MIXTURES}

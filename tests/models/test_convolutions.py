@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from snello.models.plain_folder import write_plain_folder
 from snello.models.reference import Reference
 from snello.models.reference_layers import ConvolutionHalf
 from snello.models.spec import Deployment, Format, ShortConvolution
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import VARIANTS, make_checkpoint
 from tests.twins import DictWeights, arrays_of
 
 
@@ -66,6 +67,30 @@ def test_the_reference_is_lfm2s_convolution(tmp_path: Path, bias: bool) -> None:
     y = torch.randn(2, 11, 96)
     with torch.inference_mode():
         assert torch.allclose(ours.project(ours.inner(y, None)), theirs(y), atol=1e-5)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "biases, a wider kernel": {"conv_bias": True, "conv_L_cache": 5, "tie_word_embeddings": False},
+    "indices": {"layer_types": None, "full_attn_idxs": [0, 2]},
+    "all attend": {"layer_types": None},
+    "a width as it is": {"block_auto_adjust_ff_dim": False},
+    "a width by a factor": {"block_ffn_dim_multiplier": 1.3, "block_multiple_of": 16},
+    "no factor": {"block_ffn_dim_multiplier": None},
+    "rotary": {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_of_lfm2(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    architecture, options = VARIANTS["lfm2"]
+    monkeypatch.setitem(VARIANTS, "lfm2 too", (architecture, options | SETTINGS[setting]))
+    model = load(make_checkpoint(tmp_path / "model", "lfm2 too"))
+    stock = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32).eval()
+    ids = torch.from_numpy(np.random.default_rng(0).integers(1, 307, (2, 40)))
+    with torch.inference_mode():
+        assert torch.allclose(Reference.from_model(model)(ids), stock(ids).logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 8])
@@ -136,6 +161,15 @@ def test_transformers_refuses_it_and_so_does_export(folder: Path) -> None:
         transformers.AutoModelForCausalLM.from_pretrained(folder)
     with pytest.raises(Unsupported, match="convolves"):
         hf_config(load(folder), "fp32")
+
+
+@pytest.mark.parametrize("change", [{"layer_types": ["conv"]}, {"layer_types": ["mamba"] * 3}])
+def test_layers_that_lfm2_does_not_have_are_refused(change: dict[str, object], tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "lfm2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(SnelloError, match="expected full_attention or conv"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

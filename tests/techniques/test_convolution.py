@@ -113,6 +113,23 @@ def test_what_is_made_is_nearer_than_nothing(original: Model, converted: Model) 
     assert (wanted - found).square().sum() < 0.9 * wanted.square().sum()
 
 
+def test_a_qwen3_becomes_an_lfm2_of_transformers(converted: Model) -> None:
+    import transformers
+
+    assert converted.spec.family == "lfm2" and "note" not in converted.history[-1]
+    stock = transformers.AutoModelForCausalLM.from_pretrained(converted.path, dtype=torch.float32).eval()
+    ids = torch.from_numpy(np.stack(WINDOWS).astype(np.int64))
+    with torch.inference_mode():
+        assert torch.allclose(Reference.from_model(converted)(ids), stock(ids).logits, atol=1e-4)
+
+
+def test_a_llama_keeps_its_name_and_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    original = load(make_checkpoint(tmp_path / "llama", "llama"))
+    made = Convolution(layers="1").apply(original, Context(output=tmp_path / "made", windows=WINDOWS))
+    assert made.spec.family == "llama" and convolving_layers(made.spec) == [1]
+    assert "no stock configuration" in made.history[-1]["note"]
+
+
 def test_other_layers_are_as_they_were(original: Model, converted: Model) -> None:
     names = [name for name in original.weights.names() if ".attention." not in name or name.startswith("layers.1.")]
     for name in [*names, "layers.0.attention.norm.weight"]:

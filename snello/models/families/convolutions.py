@@ -2,7 +2,7 @@
 
 Stock Transformers would load such a folder with a warning and random attention, so its config.json does not call itself
 what it was: model_type is our own, and `snello_convolutions` beside it says which layers convolve and what the model
-was made of. All other keys and names are the family's; those of a convolution are LFM2's, its taps (kernel, D) apart.
+was made of. All other keys and names are the family's; those of a convolution are LFM2's.
 """
 
 from __future__ import annotations

@@ -171,13 +171,14 @@ class _Expansion:
         return found
 
     def convolution(self, index: int) -> dict[str, Source]:
-        """What stands in the place of this layer's attention; under names of Transformers' LFM2, but for the taps."""
+        """What stands in the place of this layer's attention; under the names of Transformers' LFM2."""
         stem, own = at(STEM, index), f"layers.{index}.attention"
         found: dict[str, Source] = {}
         for suffix in SUFFIXES:
             joined = tuple(f"{own}.{part}.{suffix}" for part in ("b", "c", "x"))
             found |= dict.fromkeys(joined, Source(self.spellings(f"{stem}.in_proj.{suffix}"), joined))
-            found[f"{own}.taps.{suffix}"] = Source(self.spellings(f"{stem}.taps.{suffix}"))
+            layout = Arrangement(depthwise=suffix == "weight")
+            found[f"{own}.taps.{suffix}"] = Source(self.spellings(f"{stem}.conv.{suffix}"), arrangement=layout)
             found[f"{own}.o.{suffix}"] = Source(self.spellings(f"{stem}.out_proj.{suffix}"))
         return found
 

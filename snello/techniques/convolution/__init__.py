@@ -62,7 +62,7 @@ class Convolution:
         return convert(spec, keep=self.keep, kernel=self.kernel, layers=named_layers(self.layers))
 
     def apply(self, model: Model, context: Context) -> Model:
-        """Writes a plain folder at `context.output`, which this engine alone reads, and loads it."""
+        """Writes an LFM2 at `context.output` where that says the result, else a folder of our own, and loads it."""
         from snello.techniques.convolution.apply import replace_attention
 
         return replace_attention(self, model, context)

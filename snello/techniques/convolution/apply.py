@@ -47,7 +47,8 @@ def replace_attention(options: Convolution, model: Model, context: Context) -> M
     entry["layers"] = convolving_layers(planned)
     walk = LayerWalk(model, planned, windows, context, options.kernel)
     entry["unexplained"] = walk.unexplained  # filled while weights are written, before the history is
-    entry["note"] = "no stock configuration says this model: its folder is for this engine only"
+    if planned.family == model.spec.family:
+        entry["note"] = "no stock configuration says this model: its folder is for this engine only"
     write_plain_folder(context.output, planned, model, (*model.history, entry), walk.values)
     return load(context.output)
 

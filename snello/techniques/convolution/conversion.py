@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from snello.errors import Unsupported
 from snello.models.families.convolutions import FAMILIES_WITH
+from snello.models.families.lfm2 import renamed
 from snello.models.spec import ShortConvolution, Spec
 from snello.techniques.units import check_plain_blocks, layer_numbers
 
@@ -42,11 +43,12 @@ def convert(spec: Spec, *, keep: float, kernel: int, layers: frozenset[int] | No
 
 
 def with_convolutions(spec: Spec, layers: Iterable[int], kernel: int) -> Spec:
+    """A Qwen3 without biases becomes an LFM2, which says it; others keep their name, and no stock config does."""
     mixer, chosen = ShortConvolution(kernel=kernel, bias=True), frozenset(layers)
     changed = (
         dataclasses.replace(layer, mixer=mixer) if index in chosen else layer for index, layer in enumerate(spec.layers)
     )
-    return dataclasses.replace(spec, layers=tuple(changed))
+    return renamed(dataclasses.replace(spec, layers=tuple(changed)))
 
 
 def check(spec: Spec) -> None:

@@ -137,9 +137,10 @@ def evaluate(here: Running, folder: Path, model: str, tokenizer: Path, rows: lis
     for name, task in (("last_word", LAST_WORD), ("whole_text", WHOLE_TEXT)):
         (folder / f"{name}.yaml").write_text(task.format(file=folder / "rows.json"))
     arguments = f"model={model},base_url={here.address}/v1/completions,tokenizer={tokenizer},max_length=1024"
-    arguments += ",num_concurrent=2,max_retries=1,batch_size=3"
+    arguments += ",num_concurrent=2,max_retries=1"
     command: list[str | Path] = [python_of("lm-eval"), "-m", "lm_eval", "--model", "local-completions"]
     command += ["--model_args", arguments, "--tasks", "last_word,whole_text", "--include_path", folder]
+    command += ["--batch_size", "3"]
     run(here, [*command, "--output_path", folder / "out"], HF_HOME=str(folder / "hf"))
     (result,) = (folder / "out").rglob("results_*.json")
     return dict(json.loads(result.read_text())["results"])

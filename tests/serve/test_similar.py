@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 
 from snello.errors import SnelloError
@@ -157,3 +161,23 @@ def test_it_needs_a_place_for_its_answers_and_a_proof(options: Any, tmp_path: Pa
         serving(replace(options(tmp_path), similar=SETTINGS)),
     ):
         pass
+
+
+def test_killed_in_the_middle(options: Any, tmp_path: Path) -> None:
+    """kill -9 while it answers and learns: the certificate and the answers are whole, and the questions are gone."""
+    made = options(tmp_path / "cache")
+    pairs = str(made.similar.pairs)
+    command = ["serve", *made.models, "--port", "0", "--threads", "1", "--context", "512", "--cache", str(made.cache)]
+    command += ["--similar", "words", "--similar-bound", "5%", "--similar-pairs", pairs, "--json"]
+    with subprocess.Popen([sys.executable, "-m", "snello", *command], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        address = json.loads(server.stdout.readline())["address"]
+        with httpx.Client(base_url=address, timeout=30.0) as client:
+            answer = client.post(CHAT, json=body(ONE)).json()["choices"]
+            assert client.post(CHAT, json=body()).headers[SOURCE].startswith("similar; ")
+            with client.stream("POST", CHAT, json=body("What is a cloud?", stream=True)):
+                server.kill()
+    with serving(replace(made, similar=replace(made.similar, pairs=None))) as here:
+        source, again = ask(here, body(ONE))
+        assert source == "exact" and again["choices"] == answer
+        assert ask(here, body())[0] == "computed" and here.app.models.similar.similar.serves  # type: ignore[union-attr]

@@ -51,7 +51,7 @@ class SimilarSettings:
         proof = opened.similar.certificate
         assert proof is not None
         if proof.revoked:
-            return f"off: {proof.revoked}"
+            return f"off: {proof.revoked}; who removes the certificate from --cache may certify anew"
         shown = f"{proof.wrong} wrong of {proof.hits} hits on {proof.questions} labelled questions"
         return f"{asked}, from a similarity of {proof.threshold:g} on ({shown})"
 

@@ -91,8 +91,7 @@ class Climb:
 
     @property
     def subject(self) -> Subject:
-        original, calib = self.original, self.examiner.texts.calib
-        return Subject(original.spec, self.request.goal, original.model.grid, self.request.max_loss, calib)
+        return Subject(self.original.spec, self.request.goal, self.original.model.grid)
 
     @property
     def searches(self) -> bool:

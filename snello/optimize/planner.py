@@ -5,9 +5,6 @@ A candidate's cost is predicted from the ceiling of its *planned* spec, times wh
 budget together. One that would have the same formats as what is kept costs the same and can only lose less; it is run
 where the stages that may still pay fit beside it. Time is predicted per stage and corrected by the stages that are
 done; no stage starts that does not fit into what is left after the proof's share.
-
-Weights that are read channel by channel come slower than whole rows do, on every machine that was measured, so a model
-that skips is expected to take its bytes over a part of the bandwidth until one like it was measured.
 """
 
 from __future__ import annotations
@@ -27,8 +24,6 @@ from snello.techniques.base import wanted_tokens
 
 # per billion weights, before any was measured: by method, where a technique has none by its name
 APPLY_SECONDS = {"rtn": 40.0, "hqq": 150.0, "smoothquant": 400.0, "awq": 500.0, "gptq": 700.0, "prune": 1500.0}
-APPLY_SECONDS |= {"skip": 1500.0, "trim": 10.0}
-GATHERED = 0.77  # bandwidth of weights that are read channel by channel, over that of whole rows (docs/skip.md)
 DOUBT = 0.95  # a prediction this much better than expected must not pay either before a stage is left out
 SENSITIVITY_SECONDS = 1200.0
 TRAIN_SECONDS, CONTROL_SECONDS = 0.06, 0.04  # per token: with the teacher's answers, and on the text alone
@@ -88,14 +83,6 @@ class Goals:
             return 1 / self.ceiling(spec, self.workload.streams).decode_tokens_per_second
         return self.ceiling(spec).seconds(self.workload.prompt, self.workload.generate)
 
-    def expected(self, spec: Spec) -> float:
-        """`predicted`, with what is known beforehand of how far from it a model will be: skipping gathers its bytes."""
-        predicted = self.predicted(spec)
-        if self.goal != "latency" or not spec.causal or not skips(spec):
-            return predicted
-        decode = (self.workload.generate - 1) / self.ceiling(spec).decode_tokens_per_second
-        return predicted + decode * (1 / GATHERED - 1)
-
     def _sequences(self, spec: Spec) -> list[float]:
         """Seconds of a sequence of each length."""
         limits = [ceiling(spec, self.machine, prompt=n, generate=1) for n in self.workload.sequences]
@@ -115,12 +102,12 @@ class Overhead:
     _seen: list[tuple[frozenset[str], float]] = field(default_factory=list)
 
     def learn(self, spec: Spec, cost: float) -> None:
-        limit = self.goals.expected(spec)
+        limit = self.goals.predicted(spec)
         self._seen.append((_formats(spec), cost - limit if self.goals.goal == "memory" else cost / limit))
 
     def predicted(self, spec: Spec) -> float:
         """The cost to expect, by the goal; before anything was measured, the ceiling."""
-        limit = self.goals.expected(spec)
+        limit = self.goals.predicted(spec)
         alike = [over for formats, over in self._seen if formats == _formats(spec)]
         known = alike or [over for _, over in self._seen]
         if not known:
@@ -129,14 +116,8 @@ class Overhead:
 
 
 def _formats(spec: Spec) -> frozenset[str]:
-    """Number types of weights and cache, and whether inputs are skipped, whatever the shapes."""
-    how = {"skip"} if skips(spec) else set[str]()
-    weights = {spec.default_format.weights, *(form.weights for _, form in spec.formats)}
-    return frozenset({f"cache {spec.cache_format}", *weights, *how})
-
-
-def skips(spec: Spec) -> bool:
-    return any(form.skip for _, form in spec.formats)
+    """Number types of weights and cache, whatever the shapes."""
+    return frozenset({spec.default_format.weights, f"cache {spec.cache_format}", *(f.weights for _, f in spec.formats)})
 
 
 def hopeless(steps: Sequence[Step], alone: Callable[[Step], float | None], max_loss: float) -> str:

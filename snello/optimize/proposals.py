@@ -1,33 +1,25 @@
-"""What the search may try, as one literal list of phases in their order: prune, trim, quantize.
+"""What the search may try, as one literal list of phases in their order: prune, quantize.
 
 A phase offers steps. The search puts each behind the original, and behind the few chains that earlier phases left over.
-The INT8 cache comes last, on top of what was kept, and behind it skipping, which needs what is quantized. Nothing here
-trains: that takes minutes to hours and much text, so it is for recipes.
+The INT8 cache comes last, on top of what was kept. Nothing here trains: that takes minutes to hours and much text, so
+it is for recipes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-
 from snello.models.spec import BITS, Attention, Spec
 from snello.optimize.recipe import Stage, Step
-from snello.optimize.words import leaving, seen
 from snello.techniques.prune import shapes
 from snello.techniques.table import TECHNIQUES
 
 FFN = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2))
 LAYERS = (Fraction(1, 8), Fraction(1, 4))
 HEADS = (Fraction(1, 4), Fraction(1, 2))
-WORDS = (Fraction(1, 2), Fraction(1, 4))  # that stay
-NATS_A_WORD = 8.0  # lost where a word that left is used (docs/trim.md)
-SKIPPED = (0.4, 0.5)  # of the inputs' values; less does not pay for gathering (docs/skip.md)
-STORED = ("int8", "int4", "mixed")  # that can be read by channel
 NOTHING = {"ffn": 0.0, "heads": 0.0, "width": 0.0, "layers": 0.0}
 
 
@@ -45,14 +37,11 @@ class Subject:
     """What is made lean, and by which goal.
 
     `grid`: the group size of four-bit integers that the weights were read from (`Model.grid`); 0: none.
-    `calib`: calibration text, in tokens.
     """
 
     spec: Spec
     goal: str
     grid: int = 0
-    max_loss: float = 0.01
-    calib: Sequence[np.ndarray] = ()
 
 
 Offers = Callable[[Subject], tuple[Offer, ...]]
@@ -94,23 +83,6 @@ def _upwards(fraction: Fraction) -> float:
     return -(-fraction.numerator * 10_000 // fraction.denominator) / 10_000
 
 
-def trim_offers(subject: Subject) -> tuple[Offer, ...]:
-    """Fewer words, where the calibration text needs no more and half of it says that the other half would lose little.
-
-    Whether the head is large enough for it to pay, the ceilings say.
-    """
-    spec, offers = subject.spec, list[Offer]()
-    if not spec.causal or not subject.calib:
-        return ()
-    for share in WORDS:
-        keep = int(share * spec.vocab_size)
-        lost = math.expm1(NATS_A_WORD * leaving(subject.calib, keep))
-        if seen(subject.calib) < keep and lost <= subject.max_loss:
-            step = Step("trim", {"keep": float(share)})
-            offers.append(Offer(f"words {share}", step, offers[-1].label if offers else ""))
-    return tuple(offers)
-
-
 def quantize_offers(subject: Subject) -> tuple[Offer, ...]:
     """Cheap and sure first, then fewer bits with more effort.
 
@@ -138,7 +110,7 @@ def _quantize(label: str, *, milder: str = "", **options: object) -> Offer:
     return Offer(label, Step("quantize", options), milder)
 
 
-PHASES: tuple[Offers, ...] = (prune_offers, trim_offers, quantize_offers)
+PHASES: tuple[Offers, ...] = (prune_offers, quantize_offers)
 
 
 def drafts(subject: Subject) -> tuple[Stage, ...]:
@@ -168,19 +140,3 @@ def cache_stage(spec: Spec, best: Sequence[Step]) -> Stage | None:
     if own not in ("bf16", "fp16"):
         return None
     return Stage("int8 kv cache", (*steps, Step("quantize", {"weights": own, "cache": "int8"})))
-
-
-def skip_stages(goal: str, best: Sequence[Step]) -> tuple[Stage, ...]:
-    """The best chain, quantized in the basis that the model has, in which some channels are quiet; then skipping.
-
-    For one stream, where weights are waited for; none where nothing was quantized to what can be stored by channel.
-    """
-    places = [n for n, step in enumerate(best) if step.use == "quantize" and step.options.get("weights") in STORED]
-    if goal != "latency" or not places:
-        return ()
-    (place,) = places
-    quantize = Step("quantize", {**best[place].options, "rotate": False})
-    chain = (*best[:place], quantize, *best[place + 1 :])
-    return tuple(
-        Stage(f"skip {share:.0%} of the inputs", (*chain, Step("skip", {"share": share}))) for share in SKIPPED
-    )

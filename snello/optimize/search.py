@@ -16,7 +16,7 @@ from snello.optimize.candidate import Candidate, within_budget
 from snello.optimize.events import Event
 from snello.optimize.gate import percent
 from snello.optimize.planner import hopeless, prospect
-from snello.optimize.proposals import PHASES, Offer, Offers, cache_stage, skip_stages, stage_of
+from snello.optimize.proposals import PHASES, Offer, Offers, cache_stage, stage_of
 from snello.optimize.recipe import Stage, Step
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ WIDTH = 3  # of the beam, the original with it
 
 
 def search(climb: Climb) -> Run:
-    """All phases, then the INT8 cache on what was kept, then skipping."""
+    """All phases, then the INT8 cache on what was kept."""
     found = Search(climb)
     for number, phase in enumerate(PHASES):
         yield from found.phase(phase, later=PHASES[number + 1 :])
@@ -35,7 +35,6 @@ def search(climb: Climb) -> Run:
     if extra is not None:
         made = sum(step.use != "quantize" for step in climb.best.steps)
         yield from climb.stage(extra, alone=True, made=made)
-    yield from found.skipping()
 
 
 class Search:
@@ -143,17 +142,6 @@ class Search:
     def _predicted(self, stage: Stage) -> float:
         spec = self._plan_of(stage).spec
         return float("inf") if spec is None else self.climb.overhead.predicted(spec)
-
-    # ---- on what was kept
-
-    def skipping(self) -> Run:
-        """More and more of the inputs, until it loses too much."""
-        climb, refused = self.climb, ""
-        for stage in skip_stages(climb.request.goal, climb.best.steps):
-            made = [step.use for step in stage.steps].index("quantize")
-            candidate = yield from climb.stage(stage, alone=True, made=made, refused=refused)
-            if candidate is not None and candidate.loss.mid > climb.request.max_loss:
-                refused = f"less of it lost {percent(candidate.loss.mid)}, over {percent(climb.request.max_loss)}"
 
     # ---- the beam
 

@@ -222,8 +222,6 @@ EFFECTS: dict[str, tuple[float, float]] = {
     "mixed gptq": (0.002, 0.45),
     "bf16 rtn": (0.0005, 0.99),
     "prune": (0.2, 0.9),  # nothing that a usual budget allows
-    "skip": (0.2, 0.9),
-    "trim": (0.2, 0.9),
 }
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from snello.measure.speed import Workload
-from snello.optimize.planner import CONTROL_SECONDS, GATHERED, TRAIN_SECONDS, Forecast, Goals, Overhead
-from snello.optimize.proposals import Subject, quantize_offers, skip_stages, trim_offers
+from snello.optimize.planner import CONTROL_SECONDS, TRAIN_SECONDS, Forecast
+from snello.optimize.proposals import Subject, quantize_offers
 from snello.optimize.recipe import Recipe, Stage, Step
 from snello.techniques.quantize import Quantize
-from snello.techniques.skip import Skip
-from tests.optimize.fakes import MACHINE, spec
+from tests.optimize.fakes import spec
 
 
 def test_methods_that_only_cost_time_are_left_to_recipes() -> None:
@@ -27,58 +23,6 @@ def test_integers_that_others_chose_are_looked_for_on_their_own_grid() -> None:
     (added,) = (offer for offer in own if offer not in plain)
     assert added.step.technique == Quantize(weights="int4", group_size=64, rotate=False, equalize=False)
     assert own.index(added) == [offer.label for offer in own].index("int4, rtn") - 1
-
-
-def narrow(words: int) -> list[np.ndarray]:
-    """Text that uses so many of the 512 words, and not the earliest."""
-    generator = np.random.default_rng(1)
-    return [generator.integers(500 - words, 500, 512).astype(np.int32) for _ in range(8)]
-
-
-def test_words_leave_only_where_the_text_uses_few() -> None:
-    few = Subject(spec(), "latency", calib=narrow(100))
-    assert [offer.step.options["keep"] for offer in trim_offers(few)] == [0.5, 0.25]
-    assert [offer.label for offer in trim_offers(few)] == ["words 1/2", "words 1/4"]
-    assert [offer.label for offer in trim_offers(dataclasses.replace(few, calib=narrow(200)))] == ["words 1/2"]
-    for none in (narrow(300), [], narrow(100)[:1]):
-        assert not trim_offers(dataclasses.replace(few, calib=none))
-
-
-def test_words_that_are_rare_in_the_text_are_counted_against_the_budget() -> None:
-    windows = narrow(100)
-    windows[1][:10] = np.arange(300, 310)  # of 2,048 tokens that are asked for; none was chosen
-    lost = np.expm1(8 * 10 / 2048)
-    offered = [bool(trim_offers(Subject(spec(), "latency", max_loss=budget, calib=windows))) for budget in (0.03, 0.05)]
-    assert 0.03 < lost < 0.05 and offered == [False, True]
-
-
-def test_skipping_comes_behind_what_is_quantized_for_one_stream() -> None:
-    chain = (Step("prune", {"ffn": 0.25}), Step("quantize", {"weights": "int4", "method": "gptq", "cache": "int8"}))
-    some, more = skip_stages("latency", chain)
-    assert some.steps[0] == chain[0] and [step.use for step in some.steps] == ["prune", "quantize", "skip"]
-    assert some.steps[1].technique == Quantize(weights="int4", method="gptq", cache="int8", rotate=False)
-    assert (some.steps[2].technique, more.steps[2].technique) == (Skip(share=0.4), Skip(share=0.5))
-    assert not skip_stages("throughput", chain) and not skip_stages("memory", chain)
-    for other in ((), chain[:1], (Step("quantize", {"weights": "bf16"}),), (Step("quantize", {"weights": "int3"}),)):
-        assert not skip_stages("latency", other)
-
-
-def test_what_is_gathered_is_expected_to_come_slower() -> None:
-    """A quarter less to read takes as long as all; the ceiling says otherwise, and stays one."""
-    goals = Goals("latency", MACHINE, Workload(prompt=8, generate=128))
-    whole = Quantize(weights="int4", rotate=False).plan(spec(layers=30))
-    quarter, half = (Skip(share=share).plan(whole) for share in (0.25, 0.5))
-    assert goals.expected(whole) == goals.predicted(whole)
-    assert goals.predicted(half) < goals.predicted(quarter) < goals.predicted(whole)
-    assert goals.expected(half) < goals.expected(whole) < 1.03 * goals.expected(quarter)
-    assert 1 < goals.expected(half) / goals.predicted(half) <= 1 / GATHERED
-    overhead = Overhead(goals)
-    overhead.learn(whole, 2 * goals.predicted(whole))
-    assert overhead.predicted(half) == pytest.approx(2 * goals.expected(half))
-    overhead.learn(quarter, 3 * goals.expected(quarter))  # of those that skip, this one is nearer
-    assert overhead.predicted(half) == pytest.approx(3 * goals.expected(half))
-    memory = Goals("memory", MACHINE, Workload(prompt=8, generate=128))
-    assert memory.expected(half) == memory.predicted(half)
 
 
 def test_a_recipe_may_ask_for_them(tmp_path: Path) -> None:

@@ -36,8 +36,6 @@ def test_a_run_keeps_what_pays_and_proves_it(bed: Bed) -> None:
         "quantize mixed 6.0 bits": "not run",
         "quantize int3, gptq": "dropped",
         "int8 kv cache": "kept",
-        "skip 40% of the inputs": "dropped",
-        "skip 50% of the inputs": "not run",
     }
     rows = {row.name: row for row in result.ladder}
     assert rows["original again (A/A)"].loss == Interval.exact(0.0)

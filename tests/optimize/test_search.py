@@ -124,24 +124,6 @@ def test_more_of_what_lost_too_much_is_not_run(pruning: Bed) -> None:
     assert not [name for name in rows if "+" in name]  # nothing of it is left for a chain
 
 
-def test_skipping_is_tried_last_on_what_was_kept(bed: Bed) -> None:
-    bed.bench.effects |= {"skip share 0.4": (0.002, 0.7), "skip share 0.5": (0.2, 0.6)}
-    result = bed.run()
-    some, more = result.ladder[-2:]
-    assert (some.name, some.verdict, some.replaces) == ("skip 40% of the inputs", "kept", "int8 kv cache")
-    assert (more.name, more.verdict, more.reason) == ("skip 50% of the inputs", "dropped", "over 4%")
-    (stage,) = [stage for stage in Recipe.load(bed.output / "recipe.toml").stages if stage.name == some.name]
-    assert [step.use for step in stage.steps] == ["quantize", "skip"]
-    assert stage.steps[0].technique == Quantize(weights="int4", method="gptq", cache="int8", rotate=False)
-
-
-def test_more_is_not_skipped_where_less_lost_too_much(bed: Bed) -> None:
-    bed.bench.effects["skip share 0.4"] = (0.1, 0.7)
-    some, more = bed.run().ladder[-2:]
-    assert (some.verdict, some.reason) == ("dropped", "over 4%")
-    assert (more.verdict, more.reason[:16]) == ("not run", "less of it lost ")
-
-
 def test_the_search_trains_nothing(pruning: Bed) -> None:
     """What lost too much is not healed: that takes much text and long, and is for recipes."""
     pruning.bench.effects["prune ffn 0.1667"] = (0.1, 0.9)

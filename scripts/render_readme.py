@@ -318,6 +318,17 @@ def _most(row: Mapping[str, Any]) -> str:
     return f"{row['loss_at_most']:.2%}"
 
 
+def convolved() -> str:
+    """Converted and deleted layers by the share of attention that stays, before and after healing."""
+    lines = []
+    for model, measured in _read("convolutions.json").items():
+        lines += [f"| {model} | added loss (95% bounds) | parameters | bytes of a page |", "|---|---:|---:|---:|"]
+        for name, row in measured["rows"].items():
+            page, size = row["cache_page_bytes"], f"{row['parameters'] / 1e6:.2f} M"
+            lines.append(f"| {name} | {_added(row)} | {size} | {page:,} |")
+    return "\n".join(lines)
+
+
 def _range(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
 
@@ -479,6 +490,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "outliers": outliers,
     },
     "docs/eviction.md": {"forgetting": forgetting},
+    "docs/convolution.md": {"convolved": convolved},
     "docs/distill.md": {"healed": healed},
     "docs/planner.md": {"planned": planned},
     "docs/prune.md": {"pruned": pruned},

@@ -119,7 +119,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 MIXTURES = ("mixtral", "qwen3-moe")
-DENSE = [name for name in VARIANTS if name not in MIXTURES]
+CONVOLVING = ("lfm2",)
+DENSE = [name for name in VARIANTS if name not in (*MIXTURES, *CONVOLVING)]
 DECODERS = [name for name, (architecture, _) in VARIANTS.items() if architecture.endswith(("CausalLM", "LMHeadModel"))]
 
 

@@ -75,7 +75,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "all attend": {"layer_types": None},
     "a width as it is": {"block_auto_adjust_ff_dim": False},
     "a width by a factor": {"block_ffn_dim_multiplier": 1.3, "block_multiple_of": 16},
-    "no factor": {"block_ffn_dim_multiplier": None},
     "rotary": {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "head_dim": 16},
 }
 

@@ -14,7 +14,7 @@ from snello.errors import SnelloError, Unsupported
 from snello.models.spec import Attention, Spec
 from snello.techniques.distill.mix import parse_mix
 from snello.techniques.units import check_plain_blocks
-from snello.training.options import Schedule, check_choice, check_positive
+from snello.training.options import check_choice, check_positive
 
 if TYPE_CHECKING:
     from snello.models.model import Model
@@ -60,23 +60,19 @@ class Distill:
     tokens: int = field(default=1_000_000, metadata={"help": "Tokens to train on; text that is shorter is repeated."})
     rate: float = field(default=5e-4, metadata={"help": "The largest learning rate, after a twentieth of the steps."})
     batch_tokens: int = field(default=4096, metadata={"help": "Tokens in one update of the weights, about."})
-    schedule: Schedule = field(default="cosine", metadata={"help": "How the learning rate falls after its rise."})
     recompute: bool = field(
         default=False, metadata={"help": "Compute blocks again for the gradient: less memory, a third more time."}
     )
-
     on_policy: float = field(
         default=0.0, metadata={"help": "Share of rows that the student goes on with itself, 0 to 1; decoders only."}
     )
-    refresh: int = field(default=50, metadata={"help": "Steps after which the student answers anew; with on_policy."})
 
     def __post_init__(self) -> None:
         parse_mix(self.loss)
         check_choice("student", self.student, get_args(StudentKind))
-        check_choice("schedule", self.schedule, get_args(Schedule))
         for name in ("temperature", "rate"):
             check_positive(name, getattr(self, name))
-        for name, least in (("top_k", 0), ("tokens", 1), ("batch_tokens", 1), ("refresh", 1)):
+        for name, least in (("top_k", 0), ("tokens", 1), ("batch_tokens", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise SnelloError(f"{name}={value!r} is not a whole number of at least {least}", f"leave {name} out")

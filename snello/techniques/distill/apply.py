@@ -21,7 +21,7 @@ from snello.models.spec import Spec
 from snello.techniques.distill.lesson import Lesson
 from snello.techniques.distill.mix import parse_mix
 from snello.techniques.distill.pair import check_pair, check_text, find_teacher
-from snello.techniques.distill.rollouts import OnPolicyRows, StudentWeights
+from snello.techniques.distill.rollouts import REFRESH, OnPolicyRows, StudentWeights
 from snello.training.data import Batches, MaskedRows, Rows
 from snello.training.loop import Trained, train
 from snello.training.options import TrainOptions
@@ -92,7 +92,7 @@ def _batches(
         model,
         spec,
         share=options.on_policy,
-        refresh=options.refresh,
+        refresh=REFRESH,
         folder=folder,
         threads=context.threads,
         tell=lambda message: context.progress(message, 0.0),
@@ -106,7 +106,6 @@ def train_options(options: Distill, spec: Spec, rows: Rows, context: Context) ->
     return TrainOptions(
         steps=steps,
         rate=options.rate,
-        schedule=options.schedule,
         warmup_steps=round(WARMUP_SHARE * steps),
         seed=context.seed,
         accumulate=min(rows.batch, math.ceil(answers * spec.vocab_size * 4 / LOGITS_BYTES)),

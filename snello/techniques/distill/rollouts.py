@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Tokens: TypeAlias = npt.NDArray[np.int32]
 BEGINNING = 4  # a quarter of a row is the text's
+REFRESH = 50  # steps after which the student answers anew
 TOGETHER = 16  # answers at a time
 NOTHING = -1  # fills the ends of rows in the file
 

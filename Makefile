@@ -2,6 +2,7 @@
 #
 #   make demo       the first five minutes: this machine, a model, its lean twin and the proof
 #   make test       the tests that take seconds      make test-slow  the others
+#   make test-clients   others' clients, installed apart, against our server
 #   make check      what a change must pass: format, lint, types, warnings, tests
 #   make lock       resolve the dependencies of pyproject.toml anew into requirements/lock.txt
 
@@ -15,7 +16,7 @@ JOBS   ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install core demo test test-slow check format format-check lint types lock clean
+.PHONY: help install core demo test test-slow test-clients check format format-check lint types lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -58,6 +59,11 @@ test: install
 
 test-slow: install
 	@$(PYTEST) -m slow
+
+# Slow tests too, which skip where these are absent.
+test-clients: install
+	@PYTHON=$(PYTHON) bash scripts/clients.sh
+	@$(PYTEST) -m slow tests/serve/test_foreign_clients.py
 
 # The core is compiled with warnings as errors, always.
 check: install format-check lint types

@@ -165,9 +165,8 @@ def skipped(
 
 
 def ways() -> list[Skip]:
-    found = [Skip(share=share, shares="greedy") for share in SHARES]
-    found += [Skip(share=0.4), Skip(share=0.4, shares="greedy", rank="magnitude")]
-    return [*found, Skip(share=0.4, rank="magnitude")]
+    found = [Skip(share=share, shares=shares) for share in SHARES for shares in ("greedy", "uniform")]
+    return [*found, *(Skip(share=0.4, shares=shares, rank="magnitude") for shares in ("greedy", "uniform"))]
 
 
 if __name__ == "__main__":

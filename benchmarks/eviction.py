@@ -1,11 +1,15 @@
 """What does forgetting the middle of a text cost, and what does it save?
 
-Loss: a trained model on whole windows of its length, with some keys and values given up and without, paired token by
-token; only tokens behind `keep_first + keep_last` can differ, and their loss is told apart. Speed and memory: next
-tokens of a long text with random weights, with and without in turn, and the bytes of keys and values that are held.
+    python -m benchmarks.eviction --model FOLDER --text held_out.txt
+    python -m benchmarks.eviction --shape smollm2-135m --context 8192
 
-    python -m benchmarks.eviction MODEL TEXT [--shape smollm2-135m] [--context 8192]
-                                            writes benchmarks/results/eviction.json
+add to benchmarks/results/eviction.json. `--model`: a trained model on whole windows of the length that it was trained
+at, with some keys and values given up and without, paired token by token and judged by `optimize`'s own gate: the loss
+L with its one-sided 95% bounds, and kept or dropped at `--max-loss`. Only tokens behind `keep_first + keep_last` can
+differ; what those lose is told apart. Beside it stand the gate's own checks: everything kept again, whose loss must be
+exactly zero, a planted fault of 1.1 times the budget, which must be dropped, and the smallest loss that this text can
+prove. `--shape`, on a quiet machine, about 3 minutes: next tokens of a long text with random weights, with and without
+in turn, and the bytes of keys and values that are held.
 """
 
 from __future__ import annotations
@@ -14,69 +18,108 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from snello.engine.native import NativeExecutor, Session
+from snello.measure import quality
 from snello.measure.machine import machine
+from snello.measure.rulers import NextTokens, Reading
+from snello.measure.text import Block
 from snello.models import load
+from snello.models.model import Model
 from snello.models.shapes import random_model
 from snello.models.spec import Deployment
+from snello.optimize.gate import judge_quality
 
 RESULTS = Path(__file__).parent / "results" / "eviction.json"
-KEPT = ((0, 256), (4, 252), (32, 224), (4, 124), (4, 508))
-WINDOWS, ROUNDS, STEPS = 48, 6, 40
+KEPT = ((0, 124), (4, 124), (0, 252), (4, 252), (32, 224), (4, 508), (4, 764))
+WINDOWS, ROUNDS, STEPS, RULER = 96, 6, 40, NextTokens()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--shape", default="smollm2-135m")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model")
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--max-loss", type=float, default=0.01, help="of the gate [0.01]")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="of the trained length [96]")
+    parser.add_argument("--shape")
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    result = {
-        "loss": losses(arguments.model, arguments.text),
-        "speed": speeds(arguments.shape, arguments.context, arguments.threads),
-        "machine": str(machine(threads=arguments.threads)),
-        "threads": arguments.threads,
-    }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    args = parser.parse_args()
+    if (args.shape is None) == (args.model is None) or (args.model is None) != (args.text is None):
+        parser.error("give --model and --text, or --shape")
+    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    if args.model:
+        command = f"python -m benchmarks.eviction --model {args.model} --text {args.text}"
+        found = judged(load(args.model), args.text, args.max_loss, args.windows)
+        result.setdefault("loss", {})[Path(args.model).name] = {"command": command, **found}
+    else:
+        command = f"python -m benchmarks.eviction --shape {args.shape} --context {args.context}"
+        here = {"threads": args.threads, "machine": machine(threads=args.threads).cpu}
+        found = {"command": command, **here, **speeds(args.shape, args.context, args.threads)}
+        result.setdefault("speed", {})[args.shape] = found
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=1))
 
 
-def losses(name: str, text: Path) -> dict[str, object]:
-    """Nats a token more than with everything kept, of all tokens and of those that forget something."""
-    model = load(name)
-    length = model.spec.max_positions
-    ids = model.tokenizer.encode(text.read_text(encoding="utf-8")[: 8 * WINDOWS * length])[: WINDOWS * length]
-    windows = np.array(ids, np.int32).reshape(-1, length)
-    whole = scores(name, windows, Deployment())
-    rows = []
+def judged(model: Model, text: Path, max_loss: float, count: int) -> dict[str, Any]:
+    """What the gate says of each way to keep, and of itself."""
+    blocks = long_blocks(model, text, count)
+    whole = reading(model, blocks, Deployment())
+    rows = {}
     for first, last in KEPT:
-        worse = whole - scores(name, windows, Deployment(keep_first=first, keep_last=last))  # (windows, length - 1)
-        behind = worse[:, first + last :]
-        error = worse.mean(axis=1).std(ddof=1) / np.sqrt(len(worse))
-        rows.append(
-            {
-                "keep_first": first,
-                "keep_last": last,
-                "nats_more": float(worse.mean()),
-                "plus_minus_95": float(1.96 * error),
-                "nats_more_behind": float(behind.mean()),
-            }
-        )
-    nats = float(-whole.mean())
-    return {"model": model.name, "tokens": int(whole.size), "length": length, "nats": nats, "rows": rows}
+        found = reading(model, blocks, Deployment(keep_first=first, keep_last=last))
+        behind = [after[first + last :] - before[first + last :] for before, after in pairs(whole, found)]
+        rows[f"{first} + {last}"] = verdict(whole, found, blocks, max_loss) | {
+            "nats_more_behind": round(float(np.concatenate(behind).mean()), 5)
+        }
+        print(f"{first} + {last}", json.dumps(rows[f"{first} + {last}"]), flush=True)
+    fault = quality.plant(RULER, whole, blocks, max_loss=max_loss, seed=0)
+    tokens = sum(map(len, whole.values))
+    power = quality.power(RULER, whole, fault, blocks, max_loss=max_loss, total_tokens=tokens, seed=0)
+    again = quality.compare(RULER, whole, reading(model, blocks, Deployment()), blocks, seed=0).loss
+    return {
+        "tokens": tokens,
+        "length": len(blocks[0].tokens),
+        "max_loss": max_loss,
+        "nats": round(float(np.concatenate(whole.values).mean()), 5),
+        "again": again.to_json(),
+        "provable": round(power.worst, 5),
+        "planted_fault": verdict(whole, fault, blocks, max_loss),
+        "rows": rows,
+    }
 
 
-def scores(name: str, windows: np.ndarray, deployment: Deployment) -> np.ndarray:
-    with NativeExecutor(load(name), deployment) as executor:
-        return np.stack([executor.score(window).log_probabilities for window in windows])
+def long_blocks(model: Model, text: Path, count: int) -> list[Block]:
+    """Windows as long as the model was trained, spread over the text; what is before it counts in none."""
+    length = model.spec.max_positions
+    ids = np.array(model.tokenizer.encode(text.read_text(encoding="utf-8")[:4_000_000]), np.int32)
+    starts = range(0, len(ids) - length, max(length, len(ids) // count))
+    return [
+        Block(source="text", document="text", cluster=i, start=at, tokens=ids[at : at + length], scored_from=1)
+        for i, at in enumerate(starts[:count])
+    ]
 
 
-def speeds(shape: str, context: int, threads: int) -> dict[str, object]:
+def reading(model: Model, blocks: list[Block], deployment: Deployment) -> Reading:
+    with NativeExecutor(model, deployment) as executor:
+        return RULER.read(executor, blocks)
+
+
+def pairs(one: Reading, other: Reading) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(zip(one.values, other.values, strict=True))
+
+
+def verdict(whole: Reading, found: Reading, blocks: list[Block], max_loss: float) -> dict[str, Any]:
+    loss = quality.compare(RULER, whole, found, blocks, seed=0).loss
+    judgement = judge_quality(loss, max_loss)
+    bounds = {name: round(value, 5) for name, value in loss.to_json().items()}
+    return {"loss": bounds, "verdict": "kept" if judgement is None else f"dropped: {judgement.reason}"}
+
+
+def speeds(shape: str, context: int, threads: int) -> dict[str, Any]:
     """Seconds of a next token behind `context` tokens, in turn."""
     model, room = random_model(shape, positions=context + 2 * ROUNDS * STEPS), context + 2 * ROUNDS * STEPS
     prompt = np.random.default_rng(0).integers(0, model.spec.vocab_size, context, dtype=np.int32)

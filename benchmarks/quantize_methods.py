@@ -9,17 +9,21 @@ bound), the mean KL divergence from the original at sampled positions, and the s
 groups of 128 are then compared token by token: the difference with its interval, and how likely chance is as large, by
 Holm's correction over all pairs of the table. Methods that calibrate also get other draws of calibration text. The
 embedded model brings its own text: modules of this Python that it has never seen, and others to calibrate on. With
-`--only`, the named rows join those of an earlier run on the same text, without pairs and other draws.
+`--only`, the named rows join those of an earlier run on the same text, without pairs and other draws. `--twin` measures
+a model of the same function with outliers that the original does not have (benchmarks/outliers.py), the rows that are
+ordered alone, under a name of its own. With `--keep`, finished rows stay in a folder and a run that was cut goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,7 @@ from snello.models.model import Model
 from snello.models.spec import Deployment
 from snello.techniques.base import Context
 from snello.techniques.quantize import DATA_FREE, Method, Quantize
+from tests.twins import rotated_stream, scaled_channels
 
 RESULTS = Path(__file__).parent / "results" / "quantize_methods.json"
 WINDOW = 512
@@ -73,6 +78,13 @@ class Reading:
     weights_bytes: int
 
 
+Row = tuple[dict[str, Any], list[np.ndarray]]  # what the results say, and nats of each token
+TWINS: dict[str, Callable[[Model, list[np.ndarray]], Model]] = {
+    "scaled": lambda model, windows: scaled_channels(model),
+    "rotated": rotated_stream,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
@@ -80,35 +92,78 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="needed but for demo")
     parser.add_argument("--windows", type=int, default=24, help="of 512 tokens, for calibration and for the loss")
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=[], help="of the rows: measure these anew")
+    parser.add_argument("--twin", choices=TWINS, help="measure a twin of the model instead")
+    parser.add_argument("--keep", type=Path, help="a folder for finished rows, from which a run goes on")
     args = parser.parse_args()
     original = load(args.model)
     seen, unseen = texts(parser, args)
     draws = [cut(original, seen, args.windows, draw) for draw in range(DRAWS)]
     calib, held = draws[0], cut(original, unseen, args.windows)
     base = read(original, held)
-    rows, losses = {}, {}
-    for name in args.only or RECIPES:
-        recipe = RECIPES[name]
-        found = applied(recipe, original, calib, held)
-        rows[name], losses[name] = compare(base, found), found.losses
-        if not args.only and name in itertools.chain(*ordered_names()) and recipe.method not in DATA_FREE:
-            others = [mean(applied(recipe, original, other, held).losses) for other in draws[1:]]
-            rows[name]["other_draws"] = [round(value - mean(base.losses), 5) for value in others]
-        print(name, json.dumps(rows[name]), flush=True)
     command = f"python -m benchmarks.quantize_methods --model {args.model}"
     command += "" if args.model == "demo" else f" --calib {args.calib} --text {args.text}"
+    command += f" --twin {args.twin}" if args.twin else ""
     tokens = {"tokens": sum(map(len, base.losses)), "calibration_tokens": sum(map(len, calib))}
     facts = {"command": command, **tokens, "original_nats": mean(base.losses), "original_bytes": base.weights_bytes}
+    source = TWINS[args.twin](original, calib[:4]) if args.twin else original
+    ordered = list(itertools.chain(*ordered_names()))
+    rows, losses = {}, {}
+    for name in args.only or (ordered if args.twin else RECIPES):
+        recipe = RECIPES[name]
+        reads_more = not args.only and name in ordered and recipe.method not in DATA_FREE
+        others = draws[1:] if reads_more else []
+        key = json.dumps([facts, repr(recipe), len(others)])
+        rows[name], losses[name] = kept(args.keep, key, partial(row_of, base, recipe, source, (calib, *others), held))
+        print(name, json.dumps(rows[name]), flush=True)
+    write(parser, args, facts, rows, losses)
+
+
+def row_of(
+    base: Reading, recipe: Quantize, source: Model, draws: Sequence[list[np.ndarray]], held: list[np.ndarray]
+) -> Row:
+    """Against the original, by the first draw of calibration text; other draws give a number each."""
+    first, *others = (applied(recipe, source, draw, held) for draw in draws)
+    row = compare(base, first)
+    if others:
+        row["other_draws"] = [round(mean(other.losses) - mean(base.losses), 5) for other in others]
+    return row, first.losses
+
+
+def write(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    facts: dict[str, Any],
+    rows: dict[str, Any],
+    losses: Mapping[str, list[np.ndarray]],
+) -> None:
+    """Under the model's name; some rows join what is there."""
     measured = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    earlier = measured.get(Path(args.model).name, {})
+    model = Path(args.model).name + (f", {args.twin} twin" if args.twin else "")
+    earlier = measured.get(model, {})
     if not args.only:
-        measured[Path(args.model).name] = {**facts, "rows": rows, "pairs": pairs(losses, ordered_names())}
+        measured[model] = {**facts, "rows": rows, "pairs": pairs(losses, ordered_names())}
     elif earlier and all(earlier[fact] == value for fact, value in facts.items()):
         joined = earlier["rows"] | rows
         earlier["rows"] = {name: joined[name] for name in RECIPES if name in joined}
     else:
         parser.error("no earlier run on the same text with the same original: measure all rows")
     RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def kept(folder: Path | None, key: str, measure: Callable[[], Row]) -> Row:
+    """What was measured for this key (all that a row depends on but the code), from the folder if it is there."""
+    if folder is None:
+        return measure()
+    stem = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+    row_file, losses_file = stem.with_suffix(".json"), stem.with_suffix(".npy")
+    if not row_file.exists():
+        row, losses = measure()
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(losses_file, np.stack(losses))
+        beside = stem.with_suffix(".partial")
+        beside.write_text(json.dumps(row), encoding="utf-8")
+        beside.rename(row_file)
+    return json.loads(row_file.read_text(encoding="utf-8")), list(np.load(losses_file))
 
 
 def applied(recipe: Quantize, original: Model, calib: list[np.ndarray], held: list[np.ndarray]) -> Reading:

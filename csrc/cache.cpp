@@ -25,14 +25,31 @@ HeadBytes head_bytes(const snello_cache_layer& layer) {
 }
 
 uint64_t layer_bytes(const snello_cache_layer& layer) {
+  if (layer.state_rows > 0)
+    return round_up(static_cast<uint64_t>(layer.state_rows) * static_cast<uint64_t>(layer.head_dim) * 4, kLine);
   const HeadBytes bytes = head_bytes(layer);
   return static_cast<uint64_t>(layer.num_kv_heads) * (bytes.key + bytes.value);
+}
+
+bool valid_state(const snello_cache_layer& layer, int l) {
+  const int rows = layer.state_rows;
+  if (rows < 1 || rows > kPage || (rows & (rows - 1)) != 0)
+    return fail("cache layer %d: state of %d rows: a power of two up to %d", l, rows, kPage), false;
+  if (layer.format != SNELLO_F32 || layer.num_kv_heads != 1)
+    return fail("cache layer %d: state is FP32 and has no heads", l), false;
+  if (layer.head_dim < 1 || layer.head_dim > kMaxStateWidth)
+    return fail("cache layer %d: state rows of %d values: 1 to %d", l, layer.head_dim, kMaxStateWidth), false;
+  return true;
 }
 
 bool valid(const snello_cache_layer* layers, int num_layers) {
   if (layers == nullptr || num_layers < 1) return fail("a cache needs at least one layer"), false;
   for (int l = 0; l < num_layers; ++l) {
     const snello_cache_layer& layer = layers[l];
+    if (layer.state_rows != 0) {
+      if (!valid_state(layer, l)) return false;
+      continue;
+    }
     if (layer.format < SNELLO_F32 || layer.format > SNELLO_INT8)
       return fail("cache layer %d: format %d holds no keys and values", l, layer.format), false;
     if (layer.num_kv_heads < 1 || layer.num_kv_heads > 4096)
@@ -67,6 +84,7 @@ snello_cache::snello_cache(const snello_cache_layer* given, int num_layers, int 
     layer.num_kv_heads = given[l].num_kv_heads;
     layer.head_dim = given[l].head_dim;
     layer.format = given[l].format;
+    layer.state_rows = given[l].state_rows;
     layers.push_back(layer);
     data += snello::layer_bytes(given[l]);
   }

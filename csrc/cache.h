@@ -20,5 +20,6 @@ struct snello_cache {
 namespace snello {
 
 constexpr int kMaxHeadDim = 512;
+constexpr int kMaxStateWidth = 131072;
 
 }  // namespace snello

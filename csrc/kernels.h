@@ -111,6 +111,11 @@ struct CacheLayer {
   int64_t head_stride;   // bytes between kv heads
   int64_t value_offset;  // of the V block inside a head's block
   int32_t num_kv_heads, head_dim, format;
+  int32_t state_rows;  // 0, or [page][position % state_rows] FP32 rows of head_dim values and nothing else
+
+  float* state(int64_t page, int position) const {
+    return reinterpret_cast<float*>(data + page * page_stride) + int64_t{position % state_rows} * head_dim;
+  }
 };
 
 struct AttentionTask {
@@ -123,6 +128,15 @@ struct AttentionTask {
   bool causal;
   float scale, soft_cap;
   uint8_t* not_finite;
+};
+
+struct ConvolveTask {
+  CacheLayer cache;
+  FloatRows gate, input, output_gate, output;
+  const float *taps, *bias;  // [kernel, width]; bias [width] or null
+  const int32_t *positions, *sequences, *page_tables;
+  int32_t pages_per_sequence, num_rows;
+  int32_t kernel, width;
 };
 
 struct ActivateTask {
@@ -159,6 +173,9 @@ struct Kernels {
   void (*scale)(const FloatRows& in, float factor, float cap, const FloatRows& out, int width, int m0, int m1);
   void (*route)(const RouteTask&, int m0, int m1);
   void (*combine)(const CombineTask&, int m0, int m1);
+  // rows [m0, m1): all of them are convolved before one is stored
+  void (*convolve)(const ConvolveTask&, int m0, int m1);
+  void (*store_state)(const ConvolveTask&, int m0, int m1);
   // all rows, output panels [p0, p1)
   void (*linear)(const LinearTask&, int p0, int p1);
   // store keys and values of rows [m0, m1), kv head h

@@ -38,7 +38,9 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t panels_of(const snello_tensor& weights) { return divide_up(weights.rows, kPanel); }
 
-bool row_like(Action::Kind kind) { return kind == Action::kRow || kind == Action::kStore; }
+bool row_like(Action::Kind kind) {
+  return kind == Action::kRow || kind == Action::kStore || kind == Action::kStoreState;
+}
 
 // FP32 rows start at cache lines, and not all in the same cache sets.
 int64_t row_stride(int width) {
@@ -57,9 +59,13 @@ int column_cost(int kind) {
     case SNELLO_OP_ACTIVATE: return 6;
     case SNELLO_OP_EMBED: return 4;
     case SNELLO_OP_ATTENTION: return 6;  // storing keys and values
+    case SNELLO_OP_CONVOLVE: return 6;
     default: return 1;
   }
 }
+
+// Whether a row of this operation reads other rows of its inputs: they must be complete before it begins.
+bool reads_neighbours(const snello_op& op) { return op.kind == SNELLO_OP_CONVOLVE; }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -88,6 +94,7 @@ snello_program::snello_program(snello::Pool& pool, snello::ProgramSpec spec, con
   tail_not_finite_.resize(static_cast<size_t>(spec_.head_rows));
   zeros_.resize(max_rows);
   blocks_.reserve(max_rows);
+  adapted_.reserve(max_rows);
   const auto experts = static_cast<size_t>(facts.most_experts);
   const size_t most_dispatched = max_rows * static_cast<size_t>(facts.most_active);
   shares_.reserve(snello::kMaxJoinedLinears * std::max<size_t>(experts, 1));
@@ -155,13 +162,14 @@ snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
 Part snello_program::plan(int begin, int end) const {
   Part part;
   for (int i = begin; i < end; ++i) {
-    if (op(i).kind == SNELLO_OP_LINEAR || op(i).kind == SNELLO_OP_EXPERTS) {
+    if (op(i).kind == SNELLO_OP_LINEAR || op(i).kind == SNELLO_OP_EXPERTS || op(i).kind == SNELLO_OP_ADAPT) {
       part.actions.push_back({Action::kLinear, i});
     } else if (op(i).kind == SNELLO_OP_ATTENTION) {
       part.actions.push_back({Action::kStore, i});
       part.actions.push_back({Action::kAttend, i});
     } else {
       part.actions.push_back({Action::kRow, i});
+      if (op(i).kind == SNELLO_OP_CONVOLVE) part.actions.push_back({Action::kStoreState, i});
     }
   }
   for (int a = 0; a < static_cast<int>(part.actions.size()); ++a) {
@@ -178,6 +186,8 @@ bool snello_program::can_join(const Part& part, const Stage& stage, const Action
   const Action::Kind kind = part.actions[static_cast<size_t>(stage.begin)].kind;
   const snello_op& before = op(part.actions[static_cast<size_t>(stage.begin)].op);
   if (dispatched(before) != dispatched(op(next.op)) || op(next.op).kind == SNELLO_OP_DISPATCH) return false;
+  if (next.kind == Action::kStoreState || (next.kind == Action::kRow && snello::reads_neighbours(op(next.op))))
+    return false;
   if (snello::row_like(kind)) return snello::row_like(next.kind);
   return kind == Action::kLinear && next.kind == Action::kLinear && side_by_side(part, stage, op(next.op));
 }
@@ -193,6 +203,7 @@ bool snello_program::side_by_side(const Part& part, const Stage& stage, const sn
 bool snello_program::independent(const snello_op& before, const snello_op& after) const {
   if (after.in[0] == before.out || before.in[0] == after.out) return false;
   if (before.out != after.out) return true;
+  if (before.kind == SNELLO_OP_ADAPT || after.kind == SNELLO_OP_ADAPT) return false;
   const int end_before = before.i[1] + tensor(before.tensor[0])->rows;
   const int end_after = after.i[1] + tensor(after.tensor[0])->rows;
   return before.i[1] >= end_after || after.i[1] >= end_before;
@@ -248,6 +259,7 @@ int snello_program::replay(const snello_batch& batch, Place place, Treat treat) 
   const snello::FloatEnvironment environment;
   pool_.wake();
   begin(batch);
+  save_states(batch);
   run(head_, {0, batch.num_rows, not_finite_.data()});
   for (int first = 0; first < batch.num_outputs; first += spec_.head_rows) {
     const Rows rows{first, std::min(spec_.head_rows, batch.num_outputs - first), tail_not_finite_.data()};
@@ -259,7 +271,9 @@ int snello_program::replay(const snello_batch& batch, Place place, Treat treat) 
       if (tail_not_finite_[static_cast<size_t>(m)]) not_finite_[static_cast<size_t>(batch.output_rows[first + m])] = 1;
   }
   batch_ = nullptr;
-  return spread_not_finite(batch);
+  const int result = spread_not_finite(batch);
+  if (result > 0) restore_states();
+  return result;
 }
 
 void snello_program::begin(const snello_batch& batch) {
@@ -268,10 +282,20 @@ void snello_program::begin(const snello_batch& batch) {
   positions_seen_ = 0;
   std::fill_n(not_finite_.begin(), batch.num_rows, uint8_t{0});
   for (int m = 0; m < batch.num_rows; ++m) positions_seen_ += batch.positions[m] + 1;
+  group_by_adapter(batch);
   for (size_t i = 0; i < shifted_positions_.size(); ++i)
     if (!shifted_positions_[i].empty())
       for (int m = 0; m < batch.num_rows; ++m)
         shifted_positions_[i][static_cast<size_t>(m)] = batch.positions[m] + spec_.ops[i].i[1];
+}
+
+void snello_program::group_by_adapter(const snello_batch& batch) {
+  adapted_.clear();
+  if (batch.adapters == nullptr) return;
+  for (int m = 0, end; m < batch.num_rows; m = end) {
+    for (end = m + 1; end < batch.num_rows && batch.adapters[end] == batch.adapters[m];) ++end;
+    if (batch.adapters[m] >= 0) adapted_.push_back({batch.adapters[m], m, end});
+  }
 }
 
 // 1 + the first row that is not finite, or 0. Every row of its sequence is marked along with it.
@@ -346,7 +370,9 @@ void snello_program::run_row_action(const Action& action, const Rows& r, int m0,
     for (int h = 0; h < o.i[2]; ++h) k.store_kv(task, h, m0, m1);
     return;
   }
+  if (action.kind == Action::kStoreState) return k.store_state(convolve_task(o), m0, m1);
   switch (o.kind) {
+    case SNELLO_OP_CONVOLVE: return k.convolve(convolve_task(o), m0, m1);
     case SNELLO_OP_EMBED: {
       const int32_t* types = batch_->types ? batch_->types : zeros_.data();
       const int32_t* ids = o.i[0] == 0   ? batch_->tokens
@@ -442,31 +468,36 @@ struct snello_program::Linears {
   }
 };
 
-// An expert's product is that of its rows alone; who has none has no part in the job.
+// An expert's product, or an adapter's, is that of its rows alone; who has none has no part in the job.
 void snello_program::add_linear(Linears* job, const snello_op& o, const Rows& r) const {
-  LinearTask task = linear_task(o, r);
+  const LinearTask task = linear_task(o, r);
   if (o.kind == SNELLO_OP_LINEAR) return job->add(task);
-  const snello::QuantRows quant = task.quant;
-  const FloatRows input = task.input, output = task.output;
-  for (const snello::ExpertRows& group : groups_) {
-    task.weights = tensor(o.tensor[0] + group.expert);
-    task.num_rows = group.end - group.begin;
-    task.output.data = output.row(group.begin);
-    if (task.quantized) {
-      task.quant.q = quant.row(group.begin);
-      task.quant.scale = quant.scale + group.begin;
-      task.quant.sums = quant.row_sums(group.begin);
-    } else {
-      task.input.data = input.row(group.begin);
-    }
-    job->add(task);
+  for (const snello::RowGroup& group : o.kind == SNELLO_OP_EXPERTS ? groups_ : adapted_)
+    add_group(job, task, tensor(o.tensor[0] + group.number), group);
+}
+
+void snello_program::add_group(Linears* job, LinearTask task, const snello_tensor* weights,
+                               const snello::RowGroup& group) const {
+  if (weights->rows == 0) return;
+  task.weights = weights;
+  task.num_rows = group.end - group.begin;
+  task.output.data = task.output.row(group.begin);
+  if (task.quantized) {
+    const snello::QuantRows quant = task.quant;
+    task.quant.q = quant.row(group.begin);
+    task.quant.scale = quant.scale + group.begin;
+    task.quant.sums = quant.row_sums(group.begin);
+  } else {
+    task.input.data = task.input.row(group.begin);
   }
+  job->add(task);
 }
 
 void snello_program::run_linears(const Part& part, const Stage& stage, const Rows& r) {
   shares_.clear();
   Linears job{shares_};
   for (int a = stage.begin; a < stage.end; ++a) add_linear(&job, op(part.actions[static_cast<size_t>(a)].op), r);
+  if (shares_.empty()) return;
   // Few rows are bound by memory, which is read fastest in long runs; many by arithmetic, which is shared in pieces.
   const int limit = shares_.front().task.quantized ? snello::kernels().few_rows : snello::kFewRowsFloat;
   const bool few = job.most_rows <= limit;
@@ -506,6 +537,57 @@ AttentionTask snello_program::attention_task(const snello_op& o, const Rows& r) 
   task.soft_cap = o.f[1];
   task.not_finite = r.not_finite;
   return task;
+}
+
+// ---- convolutions ----
+
+snello::ConvolveTask snello_program::convolve_task(const snello_op& o) const {
+  snello::ConvolveTask task{};
+  task.cache = spec_.cache->layers[static_cast<size_t>(o.i[0])];
+  task.gate = rows(o.in[0]);
+  task.input = rows(o.in[1]);
+  task.output_gate = rows(o.in[2]);
+  task.output = rows(o.out);
+  task.taps = vector(o.tensor[0]);
+  task.bias = vector(o.tensor[1]);
+  task.positions = batch_->positions;
+  task.sequences = batch_->sequences;
+  task.page_tables = batch_->page_tables;
+  task.pages_per_sequence = batch_->pages_per_sequence;
+  task.num_rows = batch_->num_rows;
+  task.kernel = o.i[1];
+  task.width = width(o.out);
+  return task;
+}
+
+// A step that fails is run again without the sequence that failed, so the rows of state that the others began with must
+// still be there. Only a step of many rows takes their slots.
+void snello_program::save_states(const snello_batch& b) {
+  saved_.clear();
+  saved_values_.clear();
+  for (const snello_op& o : spec_.ops) {
+    if (o.kind != SNELLO_OP_CONVOLVE) continue;
+    const snello::CacheLayer& layer = spec_.cache->layers[static_cast<size_t>(o.i[0])];
+    for (int m = 0; m < b.num_rows; ++m) {
+      if (m > 0 && b.sequences[m] == b.sequences[m - 1]) continue;
+      const int last = m + layer.state_rows - o.i[1] + 1;  // the first row that may take the slot of one before m
+      if (last >= b.num_rows || b.sequences[last] != b.sequences[m]) continue;
+      const int32_t* pages = b.page_tables + int64_t{b.sequences[m]} * b.pages_per_sequence;
+      for (int p = std::max(0, b.positions[m] - o.i[1] + 1); p < b.positions[m]; ++p) {
+        float* place = layer.state(pages[p / snello::kPage], p);
+        saved_.push_back({place, layer.head_dim});
+        saved_values_.insert(saved_values_.end(), place, place + layer.head_dim);
+      }
+    }
+  }
+}
+
+void snello_program::restore_states() {
+  const float* values = saved_values_.data();
+  for (const snello::SavedState& saved : saved_) {
+    std::copy_n(values, saved.width, saved.place);
+    values += saved.width;
+  }
 }
 
 // Blocks of rows at positions below `before` that attention treats at once: of one sequence, and not across a tile's

@@ -7,7 +7,7 @@
 //
 // Between DISPATCH and COMBINE a row is there once for each expert that it goes to, sorted by expert: so an expert's
 // rows lie together, and its matrices are read once for all of them. Matrices of experts that nobody chose are not
-// read.
+// read. Rows with adapters are grouped alike where they lie; those without have no part in ADAPT.
 #pragma once
 
 #include <cstdint>
@@ -43,14 +43,15 @@ int check_batch(const ProgramSpec& spec, const snello_batch& batch);
 
 const char* op_name(int kind);
 
-// Part of an operation that one thread can do alone: attention is storing (row by row), a barrier, attending.
+// Part of an operation that one thread can do alone: attention is storing (row by row), a barrier, attending; a
+// convolution is convolving (row by row), a barrier, storing its state.
 struct Action {
-  enum Kind : uint8_t { kRow, kStore, kLinear, kAttend };
+  enum Kind : uint8_t { kRow, kStore, kLinear, kAttend, kStoreState };
   Kind kind;
   int op;
 };
 
-// Actions [begin, end), all of one kind but for kRow and kStore, which mix.
+// Actions [begin, end), all of one kind but for those that work row by row, which mix; kStoreState only begins a stage.
 struct Stage {
   int begin, end;
 };
@@ -66,9 +67,9 @@ struct RegisterMemory {
   QuantRows quant{};
 };
 
-// Dispatched rows [begin, end) of one expert; none is empty.
-struct ExpertRows {
-  int expert, begin, end;
+// Rows [begin, end) that take the matrices of one expert, or of one adapter; none is empty.
+struct RowGroup {
+  int number, begin, end;
 };
 
 // A product as part of a job that several share: which units of the job are its own.
@@ -80,6 +81,12 @@ struct LinearShare {
 // Some rows of one sequence that attention takes at once.
 struct RowBlock {
   int begin, end;
+};
+
+// A row of a convolution's state as it was before the step.
+struct SavedState {
+  float* place;
+  int width;
 };
 
 }  // namespace snello
@@ -135,9 +142,15 @@ struct snello_program {
   void transform_by_expert(snello::TransformTask task, const snello_op& op, int m0, int m1);
   void combine(const snello_op& op, const Rows& rows, int m0, int m1);
   void add_linear(Linears* job, const snello_op& op, const Rows& rows) const;
+  void add_group(Linears* job, snello::LinearTask task, const snello_tensor* weights,
+                 const snello::RowGroup& group) const;
+  void group_by_adapter(const snello_batch& batch);
   snello::LinearTask linear_task(const snello_op& op, const Rows& rows) const;
   snello::TransformTask transform_task(const snello_op& op, const Rows& rows) const;
   snello::AttentionTask attention_task(const snello_op& op, const Rows& rows) const;
+  snello::ConvolveTask convolve_task(const snello_op& op) const;
+  void save_states(const snello_batch& batch);
+  void restore_states();
   void divide_rows(int rows_per_block, int before);
   int64_t row_cost(const snello::Part& part, const snello::Stage& stage) const;
   void flag_infinite_outputs(const Rows& rows);
@@ -167,11 +180,14 @@ struct snello_program {
   int blocks_for_ = 0;     // rows per block that blocks_ was made for; 0: none
   int blocks_before_ = 0;  // and the position before which rows are in them
   std::vector<snello::LinearShare> shares_;
+  std::vector<snello::RowGroup> adapted_;  // rows with adapters
+  std::vector<snello::SavedState> saved_;  // `saved_values_` holds the rows themselves, one after the other
+  std::vector<float> saved_values_;
 
   // Of the DISPATCH under way; sized once. `source_`: the row that a dispatched one comes from; `places_`: where the
   // choices of each row went.
   int num_dispatched_ = 0;
-  std::vector<snello::ExpertRows> groups_;
+  std::vector<snello::RowGroup> groups_;
   std::vector<int32_t> source_, places_, cursor_;
   std::vector<uint8_t> expert_not_finite_;
 

@@ -11,8 +11,10 @@
 namespace snello {
 
 const char* op_name(int kind) {
-  constexpr const char* kNames[] = {"embed", "norm",   "transform", "linear", "rope",     "attention", "activate",
-                                    "add",   "gather", "scale",     "route",  "dispatch", "experts",   "combine"};
+  constexpr const char* kNames[] = {"embed",     "norm",     "transform", "linear",  "rope",
+                                    "attention", "activate", "add",       "gather",  "scale",
+                                    "route",     "dispatch", "experts",   "combine", "adapt",
+                                     "convolve"};
   return kind >= 0 && kind < static_cast<int>(std::size(kNames)) ? kNames[kind] : "unknown";
 }
 
@@ -222,6 +224,8 @@ class Checker {
       case SNELLO_OP_DISPATCH: return check_dispatch();
       case SNELLO_OP_EXPERTS: return check_experts();
       case SNELLO_OP_COMBINE: return check_combine();
+      case SNELLO_OP_ADAPT: return check_adapt();
+      case SNELLO_OP_CONVOLVE: return check_convolve();
       default: return bad("kind %d", op_->kind);
     }
   }
@@ -299,18 +303,45 @@ class Checker {
     return plain(0, positions, rotary / 2, "the cosines") && plain(1, positions, rotary / 2, "the sines");
   }
 
-  bool check_attention() {
-    const int layer = op_->i[0], heads = op_->i[1], kv_heads = op_->i[2], head_dim = op_->i[3];
-    if (!before_gather() || !one_of_flags(6)) return false;
+  // The cache layer i0 exists and belongs to this op alone.
+  bool owns_cache_layer() {
+    const int layer = op_->i[0];
     if (spec_.cache == nullptr) return bad("the program has no cache");
     if (layer < 0 || layer >= static_cast<int>(spec_.cache->layers.size()))
       return bad("cache layer %d of %zu", layer, spec_.cache->layers.size());
+    if (layer_used_[static_cast<size_t>(layer)]) return bad("cache layer %d is another op's too", layer);
+    layer_used_[static_cast<size_t>(layer)] = true;
+    return true;
+  }
+
+  bool check_convolve() {
+    if (!before_gather() || !owns_cache_layer()) return false;
+    const CacheLayer& have = spec_.cache->layers[static_cast<size_t>(op_->i[0])];
+    if (have.state_rows == 0) return bad("cache layer %d holds keys and values", op_->i[0]);
+    if (op_->i[1] < 1 || op_->i[1] > have.state_rows)
+      return bad("a kernel of %d over a state of %d rows", op_->i[1], have.state_rows);
+    if (!exists(op_->out, "out")) return false;
+    if (width(op_->out) != have.head_dim)
+      return bad("out has %d columns, cache layer %d has rows of %d", width(op_->out), op_->i[0], have.head_dim);
+    for (int i = 0; i < 3; ++i) {
+      const char* names[] = {"in0", "in1", "in2"};
+      if (!reads_float(op_->in[i], names[i])) return false;
+      if (width(op_->in[i]) != have.head_dim)
+        return bad("in%d has %d columns, not %d", i, width(op_->in[i]), have.head_dim);
+      if (op_->in[i] == op_->out) return bad("in%d and out are both register %d", i, op_->out);
+    }
+    if (!plain(0, op_->i[1], have.head_dim, "the taps") || !optional_vector(1, have.head_dim, "the bias")) return false;
+    return writes_float(op_->out);
+  }
+
+  bool check_attention() {
+    const int layer = op_->i[0], heads = op_->i[1], kv_heads = op_->i[2], head_dim = op_->i[3];
+    if (!before_gather() || !one_of_flags(6) || !owns_cache_layer()) return false;
     const CacheLayer& have = spec_.cache->layers[static_cast<size_t>(layer)];
+    if (have.state_rows != 0) return bad("cache layer %d holds the state of a convolution", layer);
     if (have.num_kv_heads != kv_heads || have.head_dim != head_dim)
       return bad("cache layer %d has %d kv heads of %d, not %d of %d", layer, have.num_kv_heads, have.head_dim,
                  kv_heads, head_dim);
-    if (layer_used_[static_cast<size_t>(layer)]) return bad("cache layer %d is another op's too", layer);
-    layer_used_[static_cast<size_t>(layer)] = true;
     if (heads < 1 || heads % kv_heads != 0) return bad("%d heads over %d kv heads", heads, kv_heads);
     if (!reads_float(op_->in[0], "in0") || !reads_float(op_->in[1], "in1") || !reads_float(op_->in[2], "in2"))
       return false;
@@ -435,6 +466,35 @@ class Checker {
     return writes_float(op_->out);
   }
 
+  // What rows without an adapter, or columns that an adapter does not have, hold in a new out is nobody's affair.
+  bool check_adapt() {
+    if (!before_gather() || !reads_float(op_->in[0], "in0") || !one_of_flags(0) || !exists(op_->out, "out"))
+      return false;
+    if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
+    const int first = op_->tensor[0], count = op_->i[2], begin = op_->i[1];
+    if (count < 1 || (num_adapters_ > 0 && count != num_adapters_))
+      return bad("%d adapters, and %d elsewhere", count, num_adapters_);
+    num_adapters_ = count;
+    if (first < 0 || int64_t{first} + count > static_cast<int64_t>(spec_.tensors.size()))
+      return bad("tensor[0] is the first of %d, tensor %d of %zu", count, first, spec_.tensors.size());
+    if (begin < 0 || begin > width(op_->out)) return bad("out has %d columns, not %d", width(op_->out), begin);
+    for (int id = first; id < first + count; ++id)
+      if (!adapter_matrix(id, width(op_->out) - begin)) return false;
+    if (op_->i[0] == 1 && !reads(op_->out, "out")) return false;
+    return is_float(op_->out, "out") && writes(op_->out, begin, width(op_->out));
+  }
+  bool adapter_matrix(int id, int most_rows) const {
+    const snello_tensor& t = spec_.tensors[static_cast<size_t>(id)];
+    if (t.rows == 0 && t.data == nullptr) return true;
+    if (!aligned(t.data)) return bad("the data of tensor %d is not 64-byte aligned", id);
+    if (!packed_tensor(id)) return false;
+    if (integer(t)) return bad("tensor %d is an integer matrix", id);
+    if (t.columns > width(op_->in[0]) || t.rows > most_rows)
+      return bad("tensor %d is %d x %d: in0 has %d columns, and out %d", id, t.rows, t.columns, width(op_->in[0]),
+                 most_rows);
+    return true;
+  }
+
   bool check_gather() {
     if (!reads(op_->in[0], "in0", Side::kRows) || !is_float(op_->in[0], "in0") || !exists(op_->out, "out"))
       return false;
@@ -451,6 +511,7 @@ class Checker {
     int routes = -1, experts = 0;
   };
   Routed routed_, dispatched_;
+  int num_adapters_ = 0;
   const snello_op* op_ = nullptr;
   int index_ = 0;
 };
@@ -459,6 +520,8 @@ class Checker {
 
 // Rows of a sequence are consecutive, their positions ascend and lie inside its length, and its pages exist.
 int check_rows(const ProgramSpec& spec, const snello_batch& b) {
+  const bool convolves =
+      std::any_of(spec.ops.begin(), spec.ops.end(), [](const snello_op& op) { return op.kind == SNELLO_OP_CONVOLVE; });
   const int64_t capacity = int64_t{b.pages_per_sequence} * kPage;
   int previous = -1;
   for (int m = 0; m < b.num_rows; ++m) {
@@ -470,6 +533,8 @@ int check_rows(const ProgramSpec& spec, const snello_batch& b) {
     if (sequence == previous) {
       if (position <= b.positions[m - 1])
         return fail("row %d: position %d does not come after position %d", m, position, b.positions[m - 1]);
+      if (convolves && position != b.positions[m - 1] + 1)
+        return fail("row %d: a convolution passes over no position, from %d to %d", m, b.positions[m - 1], position);
       continue;
     }
     if (sequence < previous) return fail("row %d: sequence %d comes after sequence %d", m, sequence, previous);
@@ -514,6 +579,17 @@ int check_tables(const ProgramSpec& spec, const snello_batch& b) {
   return 0;
 }
 
+// All ADAPT of a program know equally many.
+int check_adapters(const ProgramSpec& spec, const snello_batch& b) {
+  if (b.adapters == nullptr) return 0;
+  const auto adapts = [](const snello_op& op) { return op.kind == SNELLO_OP_ADAPT; };
+  const auto found = std::find_if(spec.ops.begin(), spec.ops.end(), adapts);
+  const int count = found == spec.ops.end() ? 0 : found->i[2];
+  for (int m = 0; m < b.num_rows; ++m)
+    if (b.adapters[m] < -1 || b.adapters[m] >= count) return fail("row %d: adapter %d of %d", m, b.adapters[m], count);
+  return 0;
+}
+
 }  // namespace
 
 int check_program(const ProgramSpec& spec, ProgramFacts* facts) { return Checker(spec, facts).check() ? 0 : -1; }
@@ -536,6 +612,7 @@ int check_batch(const ProgramSpec& spec, const snello_batch& b) {
       return fail("output %d: row %d does not come after row %d", i, row, b.output_rows[i - 1]);
   }
   if (const int error = check_rows(spec, b)) return error;
+  if (const int error = check_adapters(spec, b)) return error;
   return check_tables(spec, b);
 }
 

@@ -46,10 +46,10 @@ void snello_program::dispatch(const snello_op& o, int m0, int m1) {
 }
 
 void snello_program::transform_by_expert(snello::TransformTask task, const snello_op& o, int m0, int m1) {
-  for (const snello::ExpertRows& group : groups_) {
+  for (const snello::RowGroup& group : groups_) {
     const int begin = std::max(m0, group.begin), end = std::min(m1, group.end);
     if (begin >= end) continue;
-    task.multiplier = vector(o.tensor[0] + group.expert);
+    task.multiplier = vector(o.tensor[0] + group.number);
     snello::kernels().transform(task, begin, end);
   }
 }

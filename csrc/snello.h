@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 4
+#define SNELLO_ABI_VERSION 6
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
@@ -100,6 +100,9 @@ typedef struct snello_cache_layer {
   int32_t num_kv_heads;
   int32_t head_dim;
   int32_t format; /* F32, F16, BF16 or INT8 */
+  /* 0: keys and values of every position.  Else the state of a convolution: one FP32 row of head_dim values (format
+   * F32, one kv head) for each of the last state_rows positions of a page, a power of two up to 128. */
+  int32_t state_rows;
 } snello_cache_layer;
 SNELLO_API snello_cache* snello_cache_create(const snello_cache_layer* layers, int32_t num_layers, int32_t num_pages);
 SNELLO_API void snello_cache_destroy(snello_cache* cache);
@@ -168,7 +171,17 @@ enum snello_op_kind {
   SNELLO_OP_EXPERTS = 12,
   /* out = or += (i0 = 1) the sum over a row's experts, in ascending order, of weight * its row of in0 (dispatched).
    * in1: what ROUTE wrote. */
-  SNELLO_OP_COMBINE = 13
+  SNELLO_OP_COMBINE = 13,
+  /* Of rows with an adapter: out[:, i1 : i1 + rows] = or += (i0 = 1) in0 * matrix^T. The matrix is the adapter's own,
+   * of i2 float matrices from tensor[0] on, which may differ in rows and columns; it takes the first columns of in0.
+   * One without rows and data: that adapter does nothing here. Nothing else of out is written. Before GATHER only. */
+  SNELLO_OP_ADAPT = 14,
+  /* Gated short convolution: u = in0 * in1, y[p] = sum over k of tensor[0][k] * u[p - i1 + 1 + k], out = (y +
+   * tensor[1])
+   * * in2; u before position 0 is 0.  i0 cache layer, which keeps u, i1 kernel: 1 to state_rows.  tensor[0] taps, a
+   * plain FP32 matrix [i1, width], tensor[1] bias [width] or -1.  A step begins where the sequence ended, or at most
+   * state_rows - i1 + 1 positions before that on the same page, or at a page's first position. */
+  SNELLO_OP_CONVOLVE = 15
 };
 
 typedef struct snello_op {
@@ -204,6 +217,8 @@ typedef struct snello_batch {
   const int32_t* page_tables; /* [num_sequences, pages_per_sequence]; position p lives in entry p / 128 */
   const int32_t* lengths;     /* [num_sequences] positions stored after this step */
   const int32_t* output_rows; /* [num_outputs] ascending */
+  const int32_t* adapters;    /* [num_rows] number of the row's adapter, -1: none; NULL: no row has one. Neighbours with
+                                 the same are treated together, so sort by it. */
 } snello_batch;
 
 /* outputs [num_outputs, output width]. Returns 0; or 1 + the first row whose activations are not finite (that row's

@@ -7,6 +7,7 @@ A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `demo` is 
 results/demo.txt; `peers` are ours over the best of others in results/decode_vs_peers.json, those that we lose included;
 `methods` and `outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json; `zeros`, of
 docs/sparsify.md, is results/sparsify_methods.json; `skipping`, of docs/skip.md, is results/activation_sparsity.json;
+`forgetting`, of docs/eviction.md, is results/eviction.json;
 the blocks of docs/compare.md are the results files of their names.
 """
 
@@ -317,6 +318,17 @@ def _most(row: Mapping[str, Any]) -> str:
     return f"{row['loss_at_most']:.2%}"
 
 
+def convolved() -> str:
+    """Converted and deleted layers by the share of attention that stays, before and after healing."""
+    lines = []
+    for model, measured in _read("convolutions.json").items():
+        lines += [f"| {model} | added loss (95% bounds) | parameters | bytes of a page |", "|---|---:|---:|---:|"]
+        for name, row in measured["rows"].items():
+            page, size = row["cache_page_bytes"], f"{row['parameters'] / 1e6:.2f} M"
+            lines.append(f"| {name} | {_added(row)} | {size} | {page:,} |")
+    return "\n".join(lines)
+
+
 def _range(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
 
@@ -392,6 +404,37 @@ def skipping() -> str:
     return "\n".join(parts).rstrip()
 
 
+def forgetting() -> str:
+    """What the gate says of a trained model that forgets; what a long text costs with and without."""
+    if not (RESULTS / "eviction.json").exists():
+        return "`python -m benchmarks.eviction` measures it."
+    parts, found = [], _read("eviction.json")
+    for model, measured in found.get("loss", {}).items():
+        told = f"{measured['tokens']:,} tokens in windows of {measured['length']:,}, budget {measured['max_loss']:.0%}"
+        told += f" (this text can prove {measured['provable']:.2%})"
+        parts += [f"`{model}`, {told}; `{measured['command']}`:", ""]
+        parts += [
+            "| first + newest | loss (95% bounds) | nats a token that forgets | the gate |",
+            "|---|---:|---:|---|",
+        ]
+        for name, row in measured["rows"].items():
+            loss = " to ".join(f"{row['loss'][bound]:+.2%}" for bound in ("low", "high"))
+            behind = f"{row['nats_more_behind']:+.4f}"
+            parts.append(f"| {name} | {row['loss']['mid']:+.2%} ({loss}) | {behind} | {row['verdict']} |")
+        exact, fault = measured["again"]["mid"], measured["planted_fault"]
+        parts += [f"| everything, again | {exact:+.2%} | | |"]
+        parts += [f"| planted fault | {fault['loss']['mid']:+.2%} | | {fault['verdict']} |", ""]
+    for shape, measured in found.get("speed", {}).items():
+        told = f"{measured['context']:,} tokens, {measured['threads']} threads"
+        parts += [f"`{shape}`, random weights, {told}; `{measured['command']}`:", ""]
+        parts += ["| kept | decode, tokens a second | keys and values |", "|---|---:|---:|"]
+        for name, row in measured["rows"].items():
+            rate, size = row["decode_tokens_per_second"], row["cache_bytes"] / 1e6
+            parts.append(f"| {name} | {rate:.1f} | {size:.1f} MB |")
+        parts.append("")
+    return "\n".join(parts).rstrip()
+
+
 def healed() -> str:
     """A table for each model: pruned, healed and from scratch, beside the original and its control."""
     parts = []
@@ -446,6 +489,8 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "scale": scale,
         "outliers": outliers,
     },
+    "docs/eviction.md": {"forgetting": forgetting},
+    "docs/convolution.md": {"convolved": convolved},
     "docs/distill.md": {"healed": healed},
     "docs/planner.md": {"planned": planned},
     "docs/prune.md": {"pruned": pruned},

@@ -89,6 +89,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("MistralForCausalLM", DECODER | {"sliding_window": 33}),
     "qwen2": ("Qwen2ForCausalLM", {k: v for k, v in DECODER.items() if k != "head_dim"} | {"num_key_value_heads": 2}),
     "qwen3": ("Qwen3ForCausalLM", DECODER | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        {key: value for key, value in DECODER.items() if key != "head_dim"}
+        | {"num_key_value_heads": 2, "block_multiple_of": 8, "layer_types": ["conv", "full_attention", "conv"]}
+        | {"tie_word_embeddings": True, "pad_token_id": None},
+    ),
     "mixtral": ("MixtralForCausalLM", MIXTURE | {"num_local_experts": 5, "intermediate_size": 72}),
     "qwen3-moe": (
         "Qwen3MoeForCausalLM",
@@ -113,7 +119,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 MIXTURES = ("mixtral", "qwen3-moe")
-DENSE = [name for name in VARIANTS if name not in MIXTURES]
+CONVOLVING = ("lfm2",)
+DENSE = [name for name in VARIANTS if name not in (*MIXTURES, *CONVOLVING)]
 DECODERS = [name for name, (architecture, _) in VARIANTS.items() if architecture.endswith(("CausalLM", "LMHeadModel"))]
 
 

@@ -36,6 +36,7 @@ ACROSS = {  # the same layer, one direction
     ("cli", "terminal"),
     ("serve", "report"),
     ("techniques", "training"),
+    ("techniques", "engine"),
 }
 HEAVY = {"torch", "transformers", "accelerate"}
 # Whole files that are about torch; everywhere else it is imported inside the function that needs it.

@@ -7,6 +7,7 @@
 #include "kernels/rows.inl"
 #include "kernels/experts.inl"
 #include "kernels/attention.inl"
+#include "kernels/convolve.inl"
 #include "kernels/score.inl"
 
 constexpr Kernels table(const char* name) {
@@ -23,6 +24,8 @@ constexpr Kernels table(const char* name) {
       .scale = scale_rows,
       .route = route,
       .combine = combine,
+      .convolve = convolve,
+      .store_state = store_state,
       .linear = linear,
       .store_kv = store_kv,
       .attend = attend,

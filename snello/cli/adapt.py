@@ -1,22 +1,33 @@
-"""`snello adapt MODEL --data D -o OUT`: an adapter for a task, written only if it beats its base; or one merged."""
+"""`snello adapt MODEL --data D -o OUT`: an adapter for a task, written only if it beats its base; or one merged.
+
+With `--merge --quantize int4` (or a recipe) the merged model is made lean and proved in the same command.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from snello.cli.options import add_options, build
+from snello.cli.optimize import follow, write_pages
+from snello.cli.options import add_options, build, duration, percent
 from snello.cli.techniques import require_torch
 from snello.errors import SnelloError
 from snello.report import numbers
 from snello.techniques.adapt import Adapt
 from snello.terminal import Terminal, bar
 
+if TYPE_CHECKING:
+    from snello.models.model import Model
+    from snello.optimize.adapt import Adapted
+
 EXAMPLES = (
     "snello adapt demo --data answers.jsonl -o adapters/answers",
     "snello adapt Qwen/Qwen3-0.6B --data reviews.tsv --rank 16 -o adapters/reviews",
+    "snello adapt demo --data answers.jsonl --merge --quantize int8 -o lean/answers",
     "snello adapt demo --adapter adapters/answers --merge -o models/demo-answers",
 )
 
@@ -31,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="[torch's own]")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
     add_options(parser, Adapt, "the adapter")
+    add = parser.add_argument_group("the merged model made lean").add_argument
+    add("--quantize", choices=("int8", "int4"), help="by rounding, if the gate keeps it")
+    add("--recipe", type=Path, metavar="FILE", help="these stages instead")
+    add("--text", type=Path, action="append", metavar="FILE", help="judges the loss [the training examples]")
+    add("--max-loss", type=percent, metavar="1%%", help="most that it may get worse than the adapted model [1%%]")
+    add("--goal", choices=("latency", "throughput", "memory"), help="what has to improve [latency]")
+    add("--time-budget", type=duration, metavar="30m", help="covers making it lean [30m]")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -47,23 +65,70 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     def progress(message: str, fraction: float) -> None:
         terminal.footer([f"  {bar(fraction)} {fraction:4.0%}  {message}"])
 
-    done = adapt(
-        model,
-        arguments.data,
-        options,
-        arguments.output,
-        merged=arguments.merge,
-        seed=arguments.seed,
-        threads=arguments.threads,
-        progress=progress,
-    )
+    how: dict[str, Any] = {"seed": arguments.seed, "threads": arguments.threads}
+    if _lean(arguments):
+        return _make_lean(arguments, terminal, model, options, {**how, "progress": progress})
+    done = adapt(model, arguments.data, options, arguments.output, merged=arguments.merge, progress=progress, **how)
+    _tell(terminal, done)
+    terminal.product(str(done.path))
+    fields = {"path": str(done.path), "verdict": dataclasses.asdict(done.verdict), "examples": done.examples}
+    return {**fields, "parameters": done.parameters, "seconds": done.seconds, "digest": done.digest}
+
+
+def _tell(terminal: Terminal, done: Adapted) -> None:
     terminal.clear_footer()
     dropped = f" ({done.dropped} dropped: they stand in held-out text)" if done.dropped else ""
     terminal.say(f"{numbers.count(done.parameters)} parameters learned from {done.examples} examples{dropped}")
     terminal.say(done.verdict.sentence())
-    terminal.product(str(done.path))
-    fields = {"path": str(done.path), "verdict": dataclasses.asdict(done.verdict), "examples": done.examples}
-    return {**fields, "parameters": done.parameters, "seconds": done.seconds, "digest": done.digest}
+
+
+def _lean(arguments: argparse.Namespace) -> bool:
+    return arguments.quantize is not None or arguments.recipe is not None
+
+
+def _make_lean(
+    arguments: argparse.Namespace, terminal: Terminal, model: Model, options: Adapt, how: dict[str, Any]
+) -> dict[str, Any]:
+    from snello.optimize.adapt_lean import adapt_or_reuse, make_lean
+    from snello.optimize.recipe import Recipe, Stage, Step
+
+    if arguments.recipe is not None:
+        recipe = Recipe.load(arguments.recipe)
+    else:
+        step = Step("quantize", {"weights": arguments.quantize})
+        recipe = Recipe(stages=(Stage(f"quantize {arguments.quantize}", (step,)),))
+    done = adapt_or_reuse(model, arguments.data, options, arguments.output, overwrite=arguments.overwrite, **how)
+    _tell(terminal, done)
+    terminal.say(f"adapted model in full precision: {done.path}\n")
+    events = make_lean(
+        model,
+        arguments.data,
+        done,
+        arguments.output,
+        recipe=recipe,
+        seed=arguments.seed,
+        threads=arguments.threads,
+        finish=functools.partial(_finish, terminal),
+        text=arguments.text,
+        max_loss=arguments.max_loss,
+        goal=arguments.goal,
+        time_budget=arguments.time_budget,
+        overwrite=arguments.overwrite,
+        command=["snello", *sys.argv[1:]],
+    )
+    result = follow(events, arguments.goal, terminal)
+    return {**result, "adapted": str(done.path), "verdict": dataclasses.asdict(done.verdict)}
+
+
+def _finish(terminal: Terminal, folder: Path) -> None:
+    from snello.optimize.receipts import read
+
+    task = read(folder).task
+    if task is not None:
+        bounds = numbers.task_gain(task.measure, task.lean.gain)
+        terminal.clear_footer()
+        terminal.say(f"\nthe task, lean over the base made lean alike: {bounds} on {task.held_out} held-out examples")
+    write_pages(folder)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -71,12 +136,21 @@ def _check(arguments: argparse.Namespace) -> None:
         raise SnelloError("give --data to train, or --adapter to merge", EXAMPLES[0], exit_code=2)
     if arguments.adapter is not None and not arguments.merge:
         raise SnelloError("what is to be done with this adapter?", "--merge puts it into the model", exit_code=2)
+    if _lean(arguments) and (arguments.data is None or not arguments.merge):
+        hint = "--data D --merge, or snello optimize of a merged model"
+        raise SnelloError("only a model that learns here and is merged can be made lean", hint, exit_code=2)
+    if arguments.quantize is not None and arguments.recipe is not None:
+        raise SnelloError("--quantize is a recipe of one step", "give one of --quantize and --recipe", exit_code=2)
+    only = [name for name in ("text", "max_loss", "goal", "time_budget") if getattr(arguments, name) is not None]
+    if only and not _lean(arguments):
+        flag = f"--{only[0].replace('_', '-')}"
+        raise SnelloError(f"{flag} goes with --quantize or --recipe", EXAMPLES[2], exit_code=2)
     if arguments.output.exists() and not arguments.overwrite:
         raise SnelloError(f"{arguments.output} is there already", "--overwrite replaces it")
 
 
 def _merge(arguments: argparse.Namespace, terminal: Terminal, model: Any) -> dict[str, Any]:
-    from snello.techniques.adapt.files import read_adapter
+    from snello.models.adapter import read_adapter
     from snello.techniques.adapt.merge import merge
 
     merged = merge(model, read_adapter(arguments.adapter, model), arguments.output)

@@ -28,6 +28,7 @@ EXAMPLES = (
     "snello apply skip lean/demo-int8 --share 0.25 --text yours.txt -o lean/demo-skip",
     "snello apply sparsify demo --sparsity 0.5 -o lean/demo-half",
     "snello apply attention Qwen/Qwen3-0.6B --window 1024 --layers 0-13 -o lean/qwen3-near",
+    "snello apply convolution Qwen/Qwen3-0.6B --keep 0.5 --text yours.txt -o lean/qwen3-conv",
     "snello apply quantize --help",
 )
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snello.cli.keeping import add_keeping, check_keeping, say_what_is_kept
 from snello.cli.options import at_least
 from snello.report import numbers
 from snello.terminal import Terminal, bar
@@ -31,16 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--context", type=at_least(1), metavar="N", help="positions of one request [the model's, if memory allows]")
     add("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
     add("--max-num-seqs", type=at_least(1), default=32, metavar="N", help="answers that run at the same time [32]")
-    add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, or a smaller model")
+    add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, a smaller model, or off")
+    add_keeping(parser)
     add("--fresh", action="store_true", help="do not continue a run that was stopped")
     add("--overwrite", action="store_true", help="replace the output if it is there")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    check_keeping(arguments)
+    from snello.models.spec import Deployment
     from snello.serve.batch import BatchOptions, answer_file
 
-    names = ("model", "context", "threads", "max_num_seqs", "speculate", "fresh", "overwrite")
-    options = BatchOptions(**{name: getattr(arguments, name) for name in names})
+    names = ["model", "context", "threads", "max_num_seqs", "speculate", "keep_first", "keep_last"]
+    options = BatchOptions(**{name: getattr(arguments, name) for name in [*names, "fresh", "overwrite"]})
+    say_what_is_kept(Deployment(keep_first=options.keep_first, keep_last=options.keep_last), terminal)
     shown, last = Shown(terminal), None
     try:
         for last in answer_file(arguments.requests, arguments.output, options):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FLAGS = (
     *("trace", "rate", "requests", "skip", "longest", "shrink", "name", "key_file"),
-    *("first_within", "between_within", "timeout", "words", "seed"),
+    *("first_within", "between_within", "timeout", "words", "seed", "cache_tokens"),
 )
 
 
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip", type=at_least(0), metavar="N", help="of the trace, before the first [0]")
     group.add_argument("--longest", type=at_least(4), metavar="N", help="leave out longer ones of the trace [2048]")
     group.add_argument("--shrink", type=at_least(1), metavar="N", help="divide the trace's lengths [1]")
+    group.add_argument("--cache-tokens", type=at_least(1), metavar="N", help="of its prefix cache, for a second bound")
     group.add_argument("--name", metavar="MODEL", help="which of the server's models [its only one]")
     group.add_argument("--key-file", metavar="FILE", help="a file with the server's key")
     group.add_argument("--first-within", type=duration, metavar="T", help="the first token is in time [1s]")
@@ -86,9 +87,11 @@ def _refuse(arguments: argparse.Namespace) -> None:
         if value:
             raise SnelloError(f"{name} does not go with --serve", "the server has its model already", exit_code=2)
     if arguments.trace is None:
-        for flag in ("skip", "longest", "shrink"):
+        for flag in ("skip", "longest", "shrink", "cache_tokens"):
             if getattr(arguments, flag) is not None:
-                raise SnelloError(f"--{flag} goes with --trace", "--prompt and --generate say lengths", exit_code=2)
+                raise SnelloError(
+                    f"--{flag.replace('_', '-')} goes with --trace", "--prompt and --generate say lengths", exit_code=2
+                )
     elif arguments.prompt or arguments.generate:
         raise SnelloError("--prompt and --generate do not go with --trace", "it says its lengths", exit_code=2)
     if arguments.streams > 1 and (arguments.trace is not None or arguments.rate is not None):
@@ -105,7 +108,9 @@ def _requests(arguments: argparse.Namespace, seed: int) -> list[Request]:
     shrink = arguments.shrink or 1
     longest, rows = arguments.longest or 2048, read_trace(Path(arguments.trace))
     fitting = chosen(rows, count, skip=arguments.skip or 0, longest=longest, shrink=shrink)
-    return from_trace(fitting, words, rate=arguments.rate, shrink=shrink, seed=seed)
+    return from_trace(
+        fitting, words, rate=arguments.rate, shrink=shrink, seed=seed, cache_tokens=arguments.cache_tokens
+    )
 
 
 def _target(arguments: argparse.Namespace) -> Target:
@@ -148,6 +153,7 @@ def _print(terminal: Terminal, found: dict[str, Any]) -> None:
     terminal.product(f"  {found['good']} in time ({first}, then {between} a token): {rate:.3g} a second")
     if found["cached_share"] is not None:
         bound = f", {found['shared_share']:.1%} could be" if found["shared_share"] else ""
+        bound += "" if found["held_share"] is None else f", {found['held_share']:.1%} in a cache of that size"
         terminal.product(f"  {found['cached_share']:.1%} of prompt tokens were known{bound}")
     if found["refused"]:
         terminal.product(f"  {found['refused']} refused, {found['refused_without_retry_after']} without Retry-After")

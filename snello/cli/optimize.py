@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snello.cli.options import at_least, duration, percent, target
 from snello.cli.techniques import require_torch
 from snello.terminal import Terminal
+
+if TYPE_CHECKING:
+    from snello.optimize.events import Event
 
 EXAMPLES = (
     "snello optimize demo",
@@ -29,6 +33,7 @@ WISHES = (
     "time_budget",
     "strict",
     "metric",
+    "lossless",
     "target",
     "dry_run",
     "seed",
@@ -55,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--strict", action="store_true", default=None, help="the guards decide too: divergence, looping, ending")
     add("--metric", metavar="COMMAND", help="your own score per example; {model} is its folder")
+    add("--lossless", action="store_true", default=None, help="a lean model drafts; the answers stay the original's")
     add("--seed", type=at_least(0), help="[0]")
     add("--dry-run", action="store_true", help="say what would be tried, and stop")
     add("--fresh", action="store_true", help="do not continue a run that was stopped")
@@ -63,12 +69,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     require_torch("optimize")
-    from snello.cli.ladder import Ladder
     from snello.optimize import optimize
+
+    return follow(optimize(**_wishes(arguments)), arguments.goal, terminal)
+
+
+def follow(events: Iterator[Event], goal: str | None, terminal: Terminal) -> dict[str, Any]:
+    """Shows a run to its end; its result as the fields of the last line."""
+    from snello.cli.ladder import Ladder
     from snello.optimize.events import Finished
 
-    events = optimize(**_wishes(arguments))
-    ladder, result = Ladder(terminal, arguments.goal or "latency"), None
+    ladder, result = Ladder(terminal, goal or "latency"), None
     try:
         for event in events:
             if isinstance(event, Finished):
@@ -90,10 +101,10 @@ def _wishes(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was asked, by the names of `optimize`; None leaves it to the recipe, then to the default."""
     wishes = {name: getattr(arguments, name) for name in WISHES}
     command = ["snello", *sys.argv[1:]]
-    return {**wishes, "resume": not arguments.fresh, "command": command, "finish": _finish}
+    return {**wishes, "resume": not arguments.fresh, "command": command, "finish": write_pages}
 
 
-def _finish(folder: Path) -> None:
+def write_pages(folder: Path) -> None:
     """Pages are written into the folder before it is put in place, so that it is never without them."""
     from snello.report.write import write_report
 

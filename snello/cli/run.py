@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.cli.keeping import add_keeping, check_keeping, forgetting, say_what_is_kept
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 EXAMPLES = (
     'snello run demo "def area(radius):"',
     "snello run Qwen/Qwen3-0.6B                        a conversation",
+    'snello run demo --adapter adapters/answers "Q:"    with an adapter, which is not merged',
     "cat question.txt | snello run lean/qwen3-0.6b > answer.txt",
     'snello run --compare demo lean/demo "def area("   both, first differing token marked',
 )
+ADAPTER = "adapter"  # its name here
 CHAT_HELP = '/help  /system TEXT  /reset  /stats  /quit     """ begins and ends many lines'
 
 
@@ -31,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder, a Hugging Face name, or demo")
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="without it: a conversation, or standard input")
     parser.add_argument("--compare", metavar="ORIGINAL", help="answer with this model first, then mark what differs")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="answer with this adapter of the model")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     parser.add_argument("--system", metavar="TEXT", help="the system message of a conversation")
     parser.add_argument("--context", type=int, help="positions to make room for [the model's own, if memory allows]")
@@ -39,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speculate",
         metavar="HOW",
-        help="the same answer, sooner: prompt-lookup, suffix (past answers too), or a smaller model with its tokenizer",
+        help="the same answer, sooner: prompt-lookup, suffix (past answers too), a smaller model of its words, or off",
     )
     add_sampling(parser)
 
@@ -69,7 +73,22 @@ def _open(name: str, arguments: argparse.Namespace, terminal: Terminal) -> LLM:
         message = f"{name} is an encoder ({model.spec.task}): it reads texts and writes none"
         raise SnelloError(message, verb or "it scores masked words or classes; run needs a decoder")
     keep = {"keep_first": arguments.keep_first, "keep_last": arguments.keep_last}
-    return LLM(model, threads=arguments.threads, context=arguments.context, speculate=arguments.speculate, **keep)
+    adapters = {} if arguments.adapter is None else {ADAPTER: arguments.adapter}
+    llm = LLM(
+        model,
+        threads=arguments.threads,
+        context=arguments.context,
+        speculate=arguments.speculate,
+        adapters=adapters,
+        **keep,
+    )
+    if adapters:
+        terminal.say(f"adapter {arguments.adapter}: {numbers.size(llm.executor.adapters.num_bytes)}")
+    return llm
+
+
+def _adapter(arguments: argparse.Namespace) -> str | None:
+    return None if arguments.adapter is None else ADAPTER
 
 
 def _messages(system: str | None, text: str) -> list[Mapping[str, str]]:
@@ -83,7 +102,7 @@ def _stream(
     """Prints the answer while it comes; returns it whole."""
     pieces: list[str] = []
     last: Chunk | None = None
-    for last in llm.stream(prompt, **sampling_names(arguments)):
+    for last in llm.stream(prompt, adapter=_adapter(arguments), **sampling_names(arguments)):
         pieces.append(last.text)
         terminal.product(last.text, end="")
     terminal.product()
@@ -211,6 +230,8 @@ def _read_turn(terminal: Terminal) -> str | None:
 
 def _compare(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     """Both answers under one seed; in the second the first token that differs is marked."""
+    if arguments.adapter is not None:
+        raise SnelloError("--compare is of models", "merge the adapter first: snello adapt --merge", exit_code=2)
     if arguments.prompt is None:
         raise SnelloError("--compare needs a prompt", "snello run --compare ORIGINAL LEAN PROMPT", exit_code=2)
     names = {"temperature": 0.0, "seed": 0, "max_tokens": 64, **sampling_names(arguments)}

@@ -143,7 +143,7 @@ class DraftModel:
         self, ask: Ask, num_asks: int, governor: Governor, others: Mapping[int, Piece]
     ) -> tuple[int, Piece | None]:
         """Guesses of this sequence, and the rows that bring the draft to its newest token, or nearer to it."""
-        most = min(ask.most, MOST, self.executor.context // 4)
+        most = min(ask.most, MOST, self.executor.context // 4, self.executor.retention.takes_back or MOST)
         rows_left = self.executor.chunk_rows - sum(len(piece.tokens) for piece in others.values()) - num_asks
         if min(most, rows_left) < 1:
             return 0, None

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from snello.engine.adapters import NONE, Adapters
 from snello.engine.cost import LearnedCost, StepTimes
 from snello.engine.generate import Answer
 from snello.engine.governor import Governor, Load
@@ -48,6 +49,7 @@ class Executor(Protocol):
     context: int  # positions of one sequence
     chunk_rows: int  # rows of one step
     pages: PagePool
+    adapters: Adapters
 
     def run(self, step: Step) -> np.ndarray: ...  # (outputs, V); raises NotFinite, then the copies are done
     def check(self, tokens: Sequence[int]) -> np.ndarray: ...
@@ -115,15 +117,27 @@ class Engine:
 
     # ---- requests
 
-    def add(self, prompt: Sequence[int], params: SamplingParams, *, priority: int = 0, salt: str = "") -> int:
+    def add(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        salt: str = "",
+        adapter: str | None = None,
+    ) -> int:
         """Queues a request and returns its number.
 
         Args:
             prompt: token ids. priority: smaller goes first. salt: computed prompts are shared only among equal ones.
+            adapter: the name of the executor's adapter that answers; None: the model itself.
 
         Raises:
-            SnelloError: empty or too long for the context, a token that does not exist, parameters that do not fit.
+            SnelloError: empty or too long for the context, a token or an adapter that does not exist, parameters that
+                do not fit.
         """
+        number = NONE if adapter is None else self._executor.adapters.number(adapter)
+        salt = salt if adapter is None else self._executor.adapters.salt(number, salt)
         executor, ids, seed = self._executor, self._executor.check(prompt), params.drawn_seed
         if len(ids) >= executor.context:
             raise executor.overflow(len(ids))
@@ -143,6 +157,7 @@ class Engine:
                         max_length=answer.max_length,
                         priority=priority,
                         salt=salt,
+                        adapter=number,
                     )
                 )
             return self._requests
@@ -173,7 +188,13 @@ class Engine:
             return events
 
     def stream(
-        self, prompt: Sequence[int], params: SamplingParams, *, priority: int = 0, salt: str = ""
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        salt: str = "",
+        adapter: str | None = None,
     ) -> Iterator[Chunk]:
         """Adds a request and yields its chunks, running steps as needed; others advance too. Dropping it cancels it.
 
@@ -181,7 +202,7 @@ class Engine:
             SnelloError: as `add`; and whatever ends the answer with an error.
         """
         with self._lock:
-            request = self.add(prompt, params, priority=priority, salt=salt)
+            request = self.add(prompt, params, priority=priority, salt=salt, adapter=adapter)
             box = self._boxes[request] = deque()
         try:
             unfinished = params.n
@@ -200,7 +221,9 @@ class Engine:
         finally:
             self.cancel(request)
 
-    def gather(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[list[Chunk]]:
+    def gather(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, adapter: str | None = None
+    ) -> list[list[Chunk]]:
         """The chunks of whole answers to all prompts, in their order; they run together.
 
         Raises:
@@ -211,7 +234,7 @@ class Engine:
         try:
             for prompt in prompts:
                 with self._lock:
-                    requests.append(self.add(prompt, params))
+                    requests.append(self.add(prompt, params, adapter=adapter))
                     self._boxes[requests[-1]] = deque()
             for request in requests:
                 answers.append(self._whole(request))

@@ -26,9 +26,10 @@ from snello.engine.request import (
     Usage,
     defaults_from_generation,
 )
-from snello.engine.speculate import LOOKUPS, Drafter, check_way
+from snello.engine.speculate import LOOKUPS, OFF, Drafter, check_way
 from snello.errors import SnelloError
 from snello.models import load
+from snello.models.adapter import Adapter
 from snello.models.model import Model
 from snello.models.spec import Deployment
 
@@ -44,7 +45,8 @@ class LLM:
         max_num_seqs: answers that run at the same time; more wait in order.
         speculate: guess what follows, so that several tokens come in one step: "prompt-lookup" from what the text
             repeats, "suffix" from past answers too, or a smaller model with the same tokenizer. Answers stay the same,
-            token for token.
+            token for token. None takes the draft of a folder that holds both (`optimize --lossless`), "off" nobody.
+        adapters: by name, folders of adapters of this model; a request may name one. All run in one batch.
         prefixes: keep computed prompts on disk, so that they outlast memory and this process; no byte changes.
         keep_first, keep_last: of a text's tokens only the first and the newest so many are seen, and what lies between
             is forgotten; without keep_last all are. Loses what is forgotten: for very long texts, where it is wanted.
@@ -62,12 +64,17 @@ class LLM:
         isa: str | None = None,
         max_num_seqs: int = 32,
         speculate: str | Path | Model | None = None,
+        adapters: Mapping[str, str | Path | Adapter] | None = None,
         prefixes: PrefixStoreOptions | None = None,
         keep_first: int = 0,
         keep_last: int | None = None,
     ) -> None:
         check_way(speculate)
         self.model = model if isinstance(model, Model) else load(model)
+        if speculate is None:
+            speculate = self.model.draft
+        elif speculate == OFF:
+            speculate = None
         draft = self._draft_model(speculate)
         options = EngineOptions(max_num_seqs=max_num_seqs)
         deployment = Deployment(
@@ -78,7 +85,7 @@ class LLM:
             keep_first=keep_first,
             keep_last=keep_last,
         )
-        self.executor = NativeExecutor(self.model, deployment)
+        self.executor = NativeExecutor(self.model, deployment, adapters=adapters)
         self.tokenizer = self.model.tokenizer
         self.drafter = self._drafter(speculate, draft, max_num_seqs)
         self.store: PrefixStore | None = None
@@ -122,46 +129,68 @@ class LLM:
         return params or SamplingParams.from_names({**self.default_params, **names})
 
     @overload
-    def generate(self, prompts: str, params: SamplingParams | None = None, **names: Any) -> Output: ...
-    @overload
-    def generate(self, prompts: Sequence[str], params: SamplingParams | None = None, **names: Any) -> list[Output]: ...
     def generate(
-        self, prompts: str | Sequence[str], params: SamplingParams | None = None, **names: Any
+        self, prompts: str, params: SamplingParams | None = None, *, adapter: str | None = None, **names: Any
+    ) -> Output: ...
+    @overload
+    def generate(
+        self, prompts: Sequence[str], params: SamplingParams | None = None, *, adapter: str | None = None, **names: Any
+    ) -> list[Output]: ...
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **names: Any,
     ) -> Output | list[Output]:
         """Answers to one prompt or to several, in their order; several run together, each as if it were alone."""
         chosen = self.params(params, names)
         if isinstance(prompts, str):
-            return self.answer(self.encode(prompts), chosen)
-        return self.answers([self.encode(prompt) for prompt in prompts], chosen)
+            return self.answer(self.encode(prompts), chosen, adapter=adapter)
+        return self.answers([self.encode(prompt) for prompt in prompts], chosen, adapter=adapter)
 
-    def chat(self, messages: Messages, params: SamplingParams | None = None, **names: Any) -> Output:
+    def chat(
+        self, messages: Messages, params: SamplingParams | None = None, *, adapter: str | None = None, **names: Any
+    ) -> Output:
         """The answer to a conversation, through the checkpoint's own chat template."""
-        return self.answer(self.tokenizer.chat(messages), self.params(params, names))
+        return self.answer(self.tokenizer.chat(messages), self.params(params, names), adapter=adapter)
 
-    def stream(self, prompt: str | Messages, params: SamplingParams | None = None, **names: Any) -> Iterator[Chunk]:
+    def stream(
+        self,
+        prompt: str | Messages,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **names: Any,
+    ) -> Iterator[Chunk]:
         """The same as `generate` (a text) or `chat` (messages), piece by piece; never a split character."""
         ids = self.encode(prompt) if isinstance(prompt, str) else self.tokenizer.chat(prompt)
-        return self.stream_tokens(ids, self.params(params, names))
+        return self.stream_tokens(ids, self.params(params, names), adapter=adapter)
 
-    def stream_tokens(self, ids: Sequence[int], params: SamplingParams) -> Iterator[Chunk]:
+    def stream_tokens(
+        self, ids: Sequence[int], params: SamplingParams, *, adapter: str | None = None
+    ) -> Iterator[Chunk]:
         """Chunks of the answer to these prompt tokens. Several streams taken in turn run together."""
         self.check_decoder()
-        return self.engine.stream(ids, params)
+        return self.engine.stream(ids, params, adapter=adapter)
 
-    def answer(self, ids: Sequence[int], params: SamplingParams) -> Output:
+    def answer(self, ids: Sequence[int], params: SamplingParams, *, adapter: str | None = None) -> Output:
         """`params.n` whole answers to these prompt tokens; the i-th is drawn with seed + i."""
-        return self.answers([ids], params)[0]
+        return self.answers([ids], params, adapter=adapter)[0]
 
-    def answers(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Output]:
+    def answers(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, adapter: str | None = None
+    ) -> list[Output]:
         """The same for several prompts."""
         self.check_decoder()
-        gathered = self.engine.gather(prompts, params)
+        gathered = self.engine.gather(prompts, params, adapter=adapter)
         return [_output(ids, chunks, params) for ids, chunks in zip(prompts, gathered, strict=True)]
 
-    def score(self, text: str | Sequence[int]) -> TokenScores:
+    def score(self, text: str | Sequence[int], *, adapter: str | None = None) -> TokenScores:
         """Log-probabilities of all tokens but the first."""
         self.check_decoder()
-        return self.executor.score(self.encode(text) if isinstance(text, str) else text)
+        return self.executor.score(self.encode(text) if isinstance(text, str) else text, adapter=adapter)
 
     @overload
     def embed(self, texts: str) -> np.ndarray: ...

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from snello.engine.adapters import Adapters
+from snello.engine.pages import STATE_ROWS
 from snello.errors import SnelloError, Unsupported
 from snello.models.packed import PackedWeights
 from snello.models.rope import rope_tables
@@ -23,6 +25,7 @@ from snello.models.spec import (
     Format,
     Layer,
     Norm,
+    ShortConvolution,
     Spec,
     input_name,
     linear_shape,
@@ -32,7 +35,11 @@ from snello.native import core
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "tanh": 5}
 BLOCK = 64  # integer matrices pad their columns to this
 PARTS = {core.OpKind.TRANSFORM: "rotate, round"}  # what an op is called in a profile, where its name does not say it
-JOINED = dict.fromkeys(("q", "k", "v", *GLOBAL), "q, k, v") | dict.fromkeys(("up", "gate"), "up, gate")  # of one input
+JOINED = {  # of one input
+    **dict.fromkeys(("q", "k", "v", *GLOBAL), "q, k, v"),
+    **dict.fromkeys(("b", "c", "x"), "b, c, x"),
+    **dict.fromkeys(("up", "gate"), "up, gate"),
+}
 
 
 @dataclass
@@ -47,18 +54,43 @@ class Lowered:
     dispatched: set[int] = field(default_factory=set)  # registers with a row for each expert that a row goes to
 
 
-def lower(spec: Spec, weights: PackedWeights, *, positions: int) -> Lowered:
-    """The program of `spec` for up to `positions` absolute positions.
+def lower(spec: Spec, weights: PackedWeights, *, positions: int, adapters: Adapters | None = None) -> Lowered:
+    """The program of `spec` for up to `positions` absolute positions, each row with one of `adapters` or none.
 
     Raises:
         Unsupported: the spec says something that the native core does not do.
     """
-    return _Builder(spec, weights, positions).build()
+    return _Builder(spec, weights, positions, adapters).build()
+
+
+def cache_layers(spec: Spec) -> list[core.CacheLayer]:
+    """What a page holds of each layer. Global rows have keys and values of their own."""
+    found: list[core.CacheLayer] = []
+    for layer in spec.layers:
+        mixer = layer.mixer
+        if isinstance(mixer, ShortConvolution):
+            found.append(_state_layer(spec))
+        elif isinstance(mixer, Attention):
+            found += [_kv_layer(spec, mixer)] * (2 if mixer.global_rows else 1)
+    return found
+
+
+def _kv_layer(spec: Spec, mixer: Attention) -> core.CacheLayer:
+    form = core.FORMATS[spec.cache_format]
+    return core.CacheLayer(num_kv_heads=mixer.num_kv_heads, head_dim=mixer.head_dim, format=form)
+
+
+def _state_layer(spec: Spec) -> core.CacheLayer:
+    """Always FP32: few rows, which every later row must find as they were computed."""
+    return core.CacheLayer(
+        num_kv_heads=1, head_dim=spec.hidden_size, format=core.FORMATS["fp32"], state_rows=STATE_ROWS
+    )
 
 
 class _Builder:
-    def __init__(self, spec: Spec, weights: PackedWeights, positions: int) -> None:
+    def __init__(self, spec: Spec, weights: PackedWeights, positions: int, adapters: Adapters | None) -> None:
         self.spec = spec
+        self.adapters = adapters
         self.weights = weights
         self.positions = positions
         self.lowered = Lowered()
@@ -128,21 +160,21 @@ class _Builder:
 
     def block(self, index: int, layer: Layer, hidden: int) -> None:
         mixer = layer.mixer
-        if not isinstance(mixer, Attention):
+        if not isinstance(mixer, (Attention, ShortConvolution)):
             raise Unsupported(f"layer {index} mixes with {type(mixer).__name__}, which the native core does not run")
         if layer.norms == "parallel":
             self.parallel(index, mixer, layer, hidden)
             return
-        self.half(f"layers.{index}.attention", layer, hidden, lambda x, out: self.attention(index, mixer, x, out))
+        self.half(f"layers.{index}.attention", layer, hidden, lambda x, out: self.mix(index, mixer, x, out))
         self.half(f"layers.{index}.ffn", layer, hidden, lambda x, out: self.feed_forward(index, layer, x, out))
 
-    def parallel(self, index: int, mixer: Attention, layer: Layer, hidden: int) -> None:
+    def parallel(self, index: int, mixer: Attention | ShortConvolution, layer: Layer, hidden: int) -> None:
         """Both halves of what the block was given: the second norm is taken before the first half is added."""
         width, norm = self.spec.hidden_size, self.spec.norm
         first, second = self.register("normed", width), self.register("normed too", width)
         self.norm(f"layers.{index}.attention.norm", norm, hidden, first)
         self.norm(f"layers.{index}.ffn.norm", norm, hidden, second)
-        self.attention(index, mixer, first, hidden)
+        self.mix(index, mixer, first, hidden)
         self.feed_forward(index, layer, second, hidden)
 
     def half(self, name: str, layer: Layer, hidden: int, compute: Callable[[int, int], None]) -> None:
@@ -162,6 +194,28 @@ class _Builder:
         self.norm(f"{name}.post_norm", norm, added, added)
         self.op(core.OpKind.ADD, hidden, added, out=hidden, f=(1.0,))
 
+    def mix(self, index: int, mixer: Attention | ShortConvolution, x: int, out: int) -> None:
+        """What brings positions together."""
+        if isinstance(mixer, ShortConvolution):
+            self.convolution(index, mixer, x, out)
+        else:
+            self.attention(index, mixer, x, out)
+
+    def convolution(self, index: int, mixer: ShortConvolution, x: int, out: int) -> None:
+        name, width = f"layers.{index}.attention", self.spec.hidden_size
+        b, c, given = (self.register(f"convolution {part}", width) for part in ("b", "c", "x"))
+        for part, register in (("b", b), ("c", c), ("x", given)):
+            self.linear(f"{name}.{part}", x, register, bias=mixer.bias)
+        mixed = self.register("mixed", width)
+        taps, bias = self.vector(f"{name}.taps.weight"), self.vector(f"{name}.taps.bias") if mixer.bias else -1
+        numbers = (self.cache_layer(_state_layer(self.spec)), mixer.kernel)
+        self.op(core.OpKind.CONVOLVE, b, given, c, out=mixed, tensors=(taps, bias), i=numbers)
+        self.linear(f"{name}.o", mixed, out, bias=mixer.bias, accumulate=self.accumulates(index))
+
+    def cache_layer(self, layer: core.CacheLayer) -> int:
+        self.lowered.cache_layers.append(layer)
+        return len(self.lowered.cache_layers) - 1
+
     def attention(self, index: int, mixer: Attention, x: int, out: int) -> None:
         name = f"layers.{index}.attention"
         q = self.register("q", mixer.num_heads * mixer.head_dim)
@@ -169,6 +223,7 @@ class _Builder:
         v = self.register("v", mixer.num_kv_heads * mixer.head_dim)
         for part, register in (("q", q), ("k", k), ("v", v)):
             self.linear(f"{name}.{part}", x, register, bias=mixer.qkv_bias)
+        self.adapt(name, x, {"q": q, "k": k, "v": v})
         if mixer.qk_norm is not None:
             self.norm(f"{name}.q_norm", mixer.qk_norm, q, q, segment=mixer.head_dim)
             self.norm(f"{name}.k_norm", mixer.qk_norm, k, k, segment=mixer.head_dim)
@@ -182,15 +237,11 @@ class _Builder:
             everywhere = replace(mixer, window=None, sinks=0)
             self.attend(everywhere, q, k, v, mixed, rows=mixer.global_rows)
         self.linear(f"{name}.o", mixed, out, bias=mixer.out_bias, accumulate=self.accumulates(index))
+        self.adapt(name, mixed, {"o": out})
 
     def attend(self, mixer: Attention, q: int, k: int, v: int, mixed: int, *, rows: int = 0) -> None:
         """`rows`: only the first of each sequence are written; 0: all."""
-        layer = len(self.lowered.cache_layers)
-        self.lowered.cache_layers.append(
-            core.CacheLayer(
-                num_kv_heads=mixer.num_kv_heads, head_dim=mixer.head_dim, format=core.FORMATS[self.spec.cache_format]
-            )
-        )
+        layer = self.cache_layer(_kv_layer(self.spec, mixer))
         heads = (layer, mixer.num_heads, mixer.num_kv_heads, mixer.head_dim)
         numbers = (*heads, mixer.window or 0, mixer.sinks, int(mixer.causal), rows)
         scale = (mixer.score_scale, mixer.soft_cap or 0.0)
@@ -207,10 +258,13 @@ class _Builder:
         if ffn.gated:
             gate = self.register("gate", ffn.width)
             self.linear(f"{name}.gate", x, gate, bias=ffn.bias)
+            self.adapt(name, x, {"up": up, "gate": gate})
             self.op(core.OpKind.ACTIVATE, gate, up, out=up, i=kind)
         else:
+            self.adapt(name, x, {"up": up})
             self.op(core.OpKind.ACTIVATE, up, -1, out=up, i=kind)
         self.linear(f"{name}.down", up, out, bias=ffn.bias, accumulate=self.accumulates(index))
+        self.adapt(name, up, {"down": out})
 
     def mixture(self, index: int, ffn: FeedForward, x: int, out: int) -> None:
         """Experts: rows are dispatched to those that the router chose, sorted by expert, and their answers summed."""
@@ -331,6 +385,27 @@ class _Builder:
         numbers, part = (int(accumulate), 0), JOINED.get(last, last)
         self.op(core.OpKind.LINEAR, prepared, out=out, tensors=(matrix, added), i=numbers, part=part)
         self.touch(out)
+
+    def adapt(self, half: str, x: int, outputs: dict[str, int]) -> None:
+        """Adds B (A x) of each row's adapter to what linears made of x. All A run beside those linears, then all B."""
+        if self.adapters is None:
+            return
+        count, stacks = len(self.adapters), dict[str, tuple[int, int]]()
+        for part in outputs:
+            if pairs := self.adapters.pairs(f"{half}.{part}"):
+                stacks[part] = (self.stack([a for a, _ in pairs]), self.stack([b for _, b in pairs]))
+        low = {part: self.register(f"low {part}", self.adapters.rank) for part in stacks}
+        for part, (a, _) in stacks.items():
+            self.op(core.OpKind.ADAPT, x, out=low[part], tensors=(a,), i=(0, 0, count), part="adapters")
+        for part, (_, b) in stacks.items():
+            self.op(core.OpKind.ADAPT, low[part], out=outputs[part], tensors=(b,), i=(1, 0, count), part="adapters")
+            self.touch(outputs[part])
+
+    def stack(self, tensors: list[core.Tensor]) -> int:
+        """The first of tensors that lie one after the other."""
+        first = len(self.lowered.tensors)
+        self.lowered.tensors += tensors
+        return first
 
     def prepare(self, linear: str, x: int) -> int:
         """The register that `linear` reads: x itself, or x transformed, rotated or rounded, made once per input."""

@@ -8,25 +8,28 @@ vocabulary, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
+from snello.engine.adapters import NONE, Adapters
 from snello.engine.eviction import as_kept
 from snello.engine.generate import top_of
-from snello.engine.lowering import lower
+from snello.engine.lowering import cache_layers, lower
 from snello.engine.pages import PagePool, PageTable, Retention, retention_of
 from snello.engine.request import TokenLogprob
 from snello.engine.resources import choose_context, choose_pages, choose_threads
 from snello.engine.rows import batch_of
 from snello.engine.sequence import Step
 from snello.errors import SnelloError
+from snello.models.adapter import Adapter
 from snello.models.model import Model
 from snello.models.pack_cache import packed
-from snello.models.spec import Attention, Deployment, Spec
+from snello.models.spec import Attention, Deployment, ShortConvolution, Spec
 from snello.native import core
 
 HEAD_ROWS = 32  # output rows whose logits are in memory at once while scoring
@@ -46,22 +49,32 @@ class NativeExecutor:
 
     Args:
         pool: threads of another executor, to be shared with it; they must outlive this one.
+        adapters: by name, a folder or one that is read; a row runs with one of them or with none.
 
     Raises:
         SnelloError: the model cannot be run (Unsupported), does not fit, or cannot be packed.
     """
 
-    def __init__(self, model: Model, deployment: Deployment | None = None, *, pool: core.Pool | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        deployment: Deployment | None = None,
+        *,
+        pool: core.Pool | None = None,
+        adapters: Mapping[str, str | Path | Adapter] | None = None,
+    ) -> None:
         self.model = model
         self.deployment = deployment or Deployment()
         self.spec: Spec = as_kept(model.spec, self.deployment)
         self.retention = retention_of(self.spec)
         self.isa = core.select_isa(self.deployment.isa)
         self.threads = choose_threads(self.deployment) if pool is None else pool.num_threads
+        self.adapters = Adapters(model, adapters or {})
         self.weights = packed(model)
-        self.page_bytes = core.cache_page_bytes(_cache_layers(self.spec))
+        self.page_bytes = core.cache_page_bytes(cache_layers(self.spec))
         self.context = self._choose_context()
-        lowered = self.lowered = lower(self.spec, self.weights, positions=self.context)
+        chosen = self.adapters if self.adapters.names else None
+        lowered = self.lowered = lower(self.spec, self.weights, positions=self.context, adapters=chosen)
         rows = self.chunk_rows = self._chunk_rows()
         num_pages = choose_pages(self.deployment, self._held().peak(self.context, rows), self.page_bytes)
         self.pages = PagePool(num_pages)
@@ -154,19 +167,21 @@ class NativeExecutor:
 
     # ---- whole texts
 
-    def score(self, tokens: Sequence[int] | np.ndarray) -> TokenScores:
+    def score(self, tokens: Sequence[int] | np.ndarray, *, adapter: str | None = None) -> TokenScores:
         """Log-probabilities of tokens[1:] and the most likely tokens, in a fresh context, logits never materialized."""
         ids = self.check(tokens)
         scores, top1 = np.empty(len(ids) - 1, np.float32), np.empty(len(ids) - 1, np.int32)
         with self._table() as table:
             for start, end in self._chunks(len(ids)):
                 last = min(end, len(ids) - 1)
-                batch = self._batch(ids, start, end, table, np.arange(start, last) - start)
+                batch = self._batch(ids, start, end, table, np.arange(start, last) - start, adapter=adapter)
                 scores[start:last], top1[start:last] = self.program.score(batch, ids[start + 1 : last + 1])
                 table.leave(end)
         return TokenScores(scores, top1)
 
-    def score_top(self, tokens: Sequence[int] | np.ndarray, count: int) -> list[TokenLogprob]:
+    def score_top(
+        self, tokens: Sequence[int] | np.ndarray, count: int, *, adapter: str | None = None
+    ) -> list[TokenLogprob]:
         """Log-probabilities of tokens[1:], each beside the `count` most likely ones; logits of few rows at a time."""
         ids = self.check(tokens)
         scores: list[TokenLogprob] = []
@@ -174,7 +189,8 @@ class NativeExecutor:
             rows = min(TOP_ROWS, self.chunk_rows)
             for start in range(0, len(ids) - 1, rows):
                 end = min(len(ids) - 1, start + rows)
-                logits = self.program.step(self._batch(ids, start, end, table, np.arange(end - start)))  # (rows, V)
+                batch = self._batch(ids, start, end, table, np.arange(end - start), adapter=adapter)
+                logits = self.program.step(batch)  # (rows, V)
                 found = core.compare(logits, logits, ids[start + 1 : end + 1]).log_probability_a
                 scores += [
                     TokenLogprob(token_id=int(token), logprob=float(value), top=top_of(row, count))
@@ -183,7 +199,13 @@ class NativeExecutor:
                 table.leave(end)
         return scores
 
-    def logits(self, tokens: Sequence[int] | np.ndarray, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    def logits(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        rows: Sequence[int] | np.ndarray | None = None,
+        *,
+        adapter: str | None = None,
+    ) -> np.ndarray:
         """Logits (len(rows), V) float32 at these rows (all, if None), in a fresh context."""
         ids = self.check(tokens)
         wanted = np.arange(len(ids)) if rows is None else np.asarray(rows)
@@ -191,7 +213,7 @@ class NativeExecutor:
         with self._table() as table:
             for start, end in self._chunks(len(ids)):
                 outputs = wanted[(wanted >= start) & (wanted < end)] - start
-                parts.append(self.program.step(self._batch(ids, start, end, table, outputs)))
+                parts.append(self.program.step(self._batch(ids, start, end, table, outputs, adapter=adapter)))
                 table.leave(end)
         return np.concatenate(parts)
 
@@ -250,8 +272,9 @@ class NativeExecutor:
         table: PageTable,
         outputs: np.ndarray,
         types: Sequence[int] | np.ndarray | None = None,
+        adapter: str | None = None,
     ) -> core.Batch:
-        rows = end - start
+        rows, number = end - start, self.adapters.number(adapter)
         table.grow(end)
         return core.Batch(
             tokens=ids[start:end],
@@ -261,6 +284,7 @@ class NativeExecutor:
             page_tables=np.array([table.entries()], np.int32),
             lengths=np.array([end], np.int32),
             output_rows=outputs.astype(np.int32),
+            adapters=None if number == NONE else np.full(rows, number, np.int32),
         )
 
     # ---- end
@@ -339,20 +363,10 @@ class Session:
         self.close()
 
 
-def _cache_layers(spec: Spec) -> list[core.CacheLayer]:
-    """Global rows have keys and values of their own."""
-    mixers = [
-        layer.mixer
-        for layer in spec.layers
-        if isinstance(layer.mixer, Attention)
-        for _ in range(2 if layer.mixer.global_rows else 1)
-    ]
-    number = core.FORMATS[spec.cache_format]
-    return [core.CacheLayer(num_kv_heads=m.num_kv_heads, head_dim=m.head_dim, format=number) for m in mixers]
-
-
 def _cached_bytes(mixer: object, spec: Spec, context: int) -> int:
     """Bytes of keys and values that one row reads in this layer."""
+    if isinstance(mixer, ShortConvolution):
+        return 4 * (min(context, mixer.kernel - 1)) * spec.hidden_size
     if not isinstance(mixer, Attention):
         return 0
     seen = context if mixer.window is None else min(context, mixer.window + mixer.sinks)

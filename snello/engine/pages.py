@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from snello.errors import SnelloError
-from snello.models.spec import Attention, Spec
+from snello.models.spec import MAX_KERNEL, Attention, ShortConvolution, Spec
 from snello.native import core
 
+STATE_ROWS = 16  # last positions of a page whose state a convolution keeps
 GONE = -1  # in the table of a sequence: a page that no later row can see
 
 
@@ -111,10 +112,13 @@ class Retention:
     Attributes:
         window: a row at position p sees positions > p - window; None: all before it.
         sinks: with a window, the first positions that are seen for ever.
+        takes_back: some layer (a convolution) keeps only the last positions of a page: so a page's beginning alone is
+            of no use, and at most so many computed positions can be given up again. None: any number.
     """
 
     window: int | None = None
     sinks: int = 0
+    takes_back: int | None = None
 
     def pinned(self) -> int:
         """Pages at the front that are never given back (with a window)."""
@@ -148,10 +152,14 @@ class Retention:
 def retention_of(spec: Spec) -> Retention:
     """What the layer that sees farthest sees: pages hold all layers."""
     mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
+    kernels = [layer.mixer.kernel for layer in spec.layers if isinstance(layer.mixer, ShortConvolution)]
+    assert max(kernels, default=1) <= MAX_KERNEL < STATE_ROWS
+    takes_back = STATE_ROWS - max(kernels) + 1 if kernels else None
     windows = [mixer.window for mixer in mixers if mixer.window is not None]
-    if len(windows) < len(mixers) or not windows:
-        return Retention()
-    return Retention(window=max(windows), sinks=max(mixer.sinks for mixer in mixers))
+    if len(windows) < len(mixers) or not (windows or kernels):
+        return Retention(takes_back=takes_back)
+    sinks = max((mixer.sinks for mixer in mixers), default=0)
+    return Retention(window=max(windows + kernels), sinks=sinks, takes_back=takes_back)
 
 
 class PageTable:

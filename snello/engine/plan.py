@@ -105,4 +105,6 @@ class Plan:
         self.reads += sign * self._retention.reads(start, rows)
 
     def step(self) -> Step:
-        return Step(copies=self.copies, pieces=list(self.pieces.values()))
+        """Rows of one adapter lie together: its matrices are read once for all of them."""
+        pieces = sorted(self.pieces.values(), key=lambda piece: piece.sequence.adapter)
+        return Step(copies=self.copies, pieces=pieces)

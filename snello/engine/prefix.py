@@ -78,6 +78,8 @@ class PrefixTree:
         del path[self._usable(path) :]
         known = set(self._retention.needed(len(path) * PAGE))
         pages = tuple(_page(node) if index in known else GONE for index, node in enumerate(path))
+        if self._retention.takes_back is not None:
+            return Match(pages=pages)
         partial, count = self._nearest(path[-1] if path else self._roots.get(salt), tokens, len(path))
         return Match(pages=pages, partial=partial, num_partial=count)
 

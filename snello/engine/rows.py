@@ -27,6 +27,7 @@ def batch_of(step: Step) -> core.Batch:
         page_tables=_tables(pieces),
         lengths=np.array([piece.end for piece in pieces], np.int32),
         output_rows=np.array(outputs, np.int32),
+        adapters=_adapters(pieces, counts),
     )
 
 
@@ -38,7 +39,14 @@ def _alone(piece: Piece, rows: int) -> core.Batch:
         page_tables=_table(piece)[None],
         lengths=np.array([piece.end], np.int32),
         output_rows=np.arange(rows - piece.num_outputs, rows, dtype=np.int32),
+        adapters=_adapters([piece], [rows]),
     )
+
+
+def _adapters(pieces: list[Piece], counts: list[int]) -> np.ndarray | None:
+    """(rows,), or None where no row has one."""
+    numbers = [piece.sequence.adapter for piece in pieces]
+    return None if max(numbers) < 0 else np.repeat(np.array(numbers, np.int32), counts)
 
 
 def _tables(pieces: list[Piece]) -> np.ndarray:

@@ -97,6 +97,8 @@ class Scheduler:
             sequence = piece.sequence
             if sequence.drafts:
                 room = len(sequence.pages) * PAGE - piece.end
+                if self.retention.takes_back is not None:
+                    room = min(room, self.retention.takes_back)
                 plan.draft(piece, min(room, sequence.max_length - len(sequence.tokens) - 1))
         return plan.step()
 
@@ -155,6 +157,8 @@ class Scheduler:
             if other.salt != sequence.salt or other.tokens[: len(head)] != head:
                 continue
             shared = common_length(other.tokens, wanted)
+            if self.retention.takes_back is not None:
+                shared -= shared % PAGE
             now = min(shared, other.num_computed)
             if match.num_partial < now - match.num_tokens < PAGE and other.pages[now // PAGE] != GONE:
                 partial = other.pages[now // PAGE]

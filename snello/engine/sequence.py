@@ -22,6 +22,7 @@ class Sequence:
         max_length: positions that it may grow to, prompt included.
         priority: 0 is ordinary, a smaller number goes first. See `Scheduler`.
         salt: only sequences of the same salt share pages.
+        adapter: the number of the adapter that its rows run with, -1: none. Another adapter needs another salt.
         num_computed: positions whose keys and values are in `pages`.
         pages: per page of positions its index in the cache; GONE where no later row can see it.
         drafts: guesses of the tokens that follow, verified in the next step.
@@ -32,6 +33,7 @@ class Sequence:
     max_length: int
     priority: int = 0
     salt: str = ""
+    adapter: int = -1
     rank: tuple[int, int] = (0, 0)  # smaller goes first
     num_computed: int = 0
     num_cached: int | None = None  # positions that were known when it first ran; None: it never did

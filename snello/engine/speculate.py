@@ -19,6 +19,7 @@ from snello.engine.governor import Governor
 from snello.errors import SnelloError
 
 LOOKUPS = ("prompt-lookup", "suffix")
+OFF = "off"  # not even the draft that a folder brings with it
 
 
 class Ask(NamedTuple):
@@ -61,8 +62,10 @@ def check_way(speculate: object) -> None:
     Raises:
         SnelloError: neither.
     """
-    if not isinstance(speculate, str) or speculate in LOOKUPS or speculate == "demo":
+    if not isinstance(speculate, str) or speculate in (*LOOKUPS, OFF, "demo"):
         return
     if "/" not in speculate and not Path(speculate).exists():
-        hint = f"choose {' or '.join(LOOKUPS)}, or name a draft model: a folder, or a name such as Qwen/Qwen3-0.6B"
+        hint = (
+            f"choose {', '.join(LOOKUPS)} or {OFF}, or name a draft model: a folder, or a name such as Qwen/Qwen3-0.6B"
+        )
         raise SnelloError(f"no way to guess is named {speculate!r}", hint)

@@ -20,6 +20,7 @@ from typing import Any
 
 from snello.errors import SnelloError, Unsupported
 from snello.models.families import FAMILIES
+from snello.models.families.convolutions import FAMILIES_WITH, convolving_layers
 from snello.models.families.family import Names, names_for
 from snello.models.families.resolve import spec_from_config
 from snello.models.files import read_json, read_json_if_there
@@ -81,6 +82,9 @@ def hf_config(model: Model, dtype: DType) -> dict[str, Any]:
     if any(form.skip for _, form in spec.formats):
         hint = "export the model that `skip` was applied to"
         raise Unsupported(f"{model.name} skips small inputs, which a Hugging Face config cannot say", hint)
+    if convolving_layers(spec) and spec.family in FAMILIES_WITH:
+        hint = "run it with snello; a plain folder of `apply convolution` holds its weights in safetensors"
+        raise Unsupported(f"{model.name} convolves, which no Hugging Face {spec.family} config can say", hint)
     source = model.path / "config.json"
     if spec.family not in FAMILIES or not source.exists():
         hint = "export is for models that began as a Hugging Face folder"

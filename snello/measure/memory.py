@@ -11,8 +11,15 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from snello.errors import SnelloError
+
+if TYPE_CHECKING:
+    from snello.measure.speed import Workload
+    from snello.models.model import Model
 
 
 def resident_bytes(name: str = "VmRSS") -> int:
@@ -50,8 +57,22 @@ def serve_once(model: str, threads: int | None) -> dict[str, int]:
     loaded = load(model)
     workload = Workload.fitting(loaded.spec)
     context = workload.prompt + workload.generate if loaded.spec.causal else None
+    if loaded.draft is not None:
+        return _serve_pair(loaded, workload, threads)
     with NativeExecutor(loaded, Deployment(threads=threads, context=context)) as executor:
         Clock(executor, workload).latency()
+        return {"peak_resident_bytes": resident_bytes("VmHWM"), "resident_bytes": resident_bytes()}
+
+
+def _serve_pair(model: Model, workload: Workload, threads: int | None) -> dict[str, int]:
+    """The same where another model drafts: both answer, so both are there."""
+    from snello.engine.llm import LLM
+    from snello.engine.request import SamplingParams
+
+    prompt = np.random.default_rng(0).integers(0, model.spec.vocab_size, workload.prompt).tolist()
+    params = SamplingParams(temperature=0.0, max_tokens=workload.generate, ignore_eos=True)
+    with LLM(model, threads=threads, context=workload.prompt + workload.generate, max_num_seqs=1) as llm:
+        llm.answer(prompt, params)
         return {"peak_resident_bytes": resident_bytes("VmHWM"), "resident_bytes": resident_bytes()}
 
 

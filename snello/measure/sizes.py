@@ -13,6 +13,7 @@ from snello.models.spec import (
     Attention,
     CacheFormat,
     Format,
+    ShortConvolution,
     Spec,
     linear_names,
     linear_shape,
@@ -72,6 +73,8 @@ def cache_bytes(spec: Spec, context: int) -> int:
             mixer = layer.mixer
             seen = context if mixer.window is None else min(context, mixer.window + mixer.sinks)
             total += 2 * seen * mixer.num_kv_heads * mixer.head_dim * _value_bytes(spec.cache_format, mixer.head_dim)
+        elif isinstance(layer.mixer, ShortConvolution):
+            total += 4 * min(context, layer.mixer.kernel - 1) * spec.hidden_size
     return int(total)
 
 
@@ -99,6 +102,8 @@ def attention_operations(spec: Spec, context: float) -> float:
         if isinstance(layer.mixer, Attention):
             seen = context if layer.mixer.window is None else min(context, layer.mixer.window + layer.mixer.sinks)
             total += 4.0 * seen * layer.mixer.num_heads * layer.mixer.head_dim
+        elif isinstance(layer.mixer, ShortConvolution):
+            total += 2.0 * min(context, layer.mixer.kernel) * spec.hidden_size
     return total
 
 

@@ -21,6 +21,7 @@ Shape = tuple[int, ...]
 class Arrangement:
     """`runs`: the parts alternate so many times (q, k, v of the first head, then of the second, ...).
 
+    `depthwise`: a matrix (K, D) is stored as the weight of a convolution by channel, (D, 1, K).
     `experts`: the tensor is (experts, rows, columns) and the parts are all of theirs, one expert after the other; 0: a
     matrix or vector.
     """
@@ -28,6 +29,7 @@ class Arrangement:
     transposed: bool = False
     runs: int = 1
     experts: int = 0
+    depthwise: bool = False
 
 
 PLAIN = Arrangement()
@@ -50,6 +52,8 @@ class Piece:
     def shape(self) -> Shape:
         if self.arrangement.experts:
             return self.heights[self.index], self.tensor.shape[2]
+        if self.arrangement.depthwise:
+            return self.heights[self.index], self.tensor.shape[0]
         rest = self.tensor.shape[:-1] if self.arrangement.transposed else self.tensor.shape[1:]
         return self.heights[self.index], *rest
 
@@ -63,7 +67,9 @@ class Piece:
             return matrix.rows(begin, begin + self.heights[self.index])
         runs = self.arrangement.runs
         numbers = tensor.data.view(f"u{DTYPE_BYTES[self.dtype]}").reshape(tensor.shape)
-        rows = numbers.T if self.arrangement.transposed else numbers
+        if self.arrangement.depthwise:
+            numbers = numbers[:, 0]  # (D, K)
+        rows = numbers.T if self.arrangement.transposed or self.arrangement.depthwise else numbers
         dealt = rows.reshape(runs, sum(self.heights) // runs, *rows.shape[1:])
         part = dealt[:, begin // runs : (begin + self.heights[self.index]) // runs]
         return StoredTensor(self.dtype, self.shape, np.ascontiguousarray(part).reshape(-1).view(np.uint8))
@@ -74,6 +80,8 @@ def stored_shape(shapes: Sequence[Shape], arrangement: Arrangement) -> Shape:
     shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
     if arrangement.experts:
         return arrangement.experts, shape[0] // arrangement.experts, *shape[1:]
+    if arrangement.depthwise:
+        return shape[1], 1, shape[0]
     return shape[::-1] if arrangement.transposed else shape
 
 
@@ -82,6 +90,8 @@ def join(parts: Sequence[Floats], arrangement: Arrangement) -> Floats:
     rest = parts[0].shape[1:]
     if arrangement.experts:
         return np.concatenate(parts).reshape(arrangement.experts, -1, *rest)
+    if arrangement.depthwise:
+        return np.ascontiguousarray(parts[0].T[:, None])
     dealt = [part.reshape(arrangement.runs, -1, *rest) for part in parts]
     rows = np.concatenate(dealt, axis=1).reshape(-1, *rest) if len(parts) > 1 else parts[0]
     return np.ascontiguousarray(rows.T) if arrangement.transposed else rows

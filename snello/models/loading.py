@@ -1,7 +1,8 @@
 """`load`: from a name to a `Model`, whatever kind of thing the name stands for.
 
-A path that exists wins over a Hub name. A folder is a lean one (snello.json), a sentence-transformers one
-(modules.json) or a plain checkpoint (config.json); everything else is refused in one line that says what it is.
+A path that exists wins over a Hub name. A folder is a lean one (snello.json), an original with its draft
+(deployment.json), a sentence-transformers one (modules.json) or a plain checkpoint (config.json); everything else is
+refused in one line that says what it is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from snello.models.families.sentence import is_sentence_folder, read_sentence_fo
 from snello.models.files import read_json, read_json_if_there
 from snello.models.lean import LEAN, load_lean
 from snello.models.model import Model
+from snello.models.pair import PAIR, read_pair
 from snello.models.plain_folder import read_history
 from snello.models.quantized import expand
 from snello.models.spec import Spec, Task, linear_names
@@ -51,6 +53,8 @@ def _load_demo(task: Task | None) -> Model:
 
 
 def _load_folder(folder: Path, name: str, task: Task | None) -> Model:
+    if (folder / PAIR).exists():
+        return _load_pair(folder, name, task)
     if (folder / LEAN).exists():
         model = load_lean(folder, name)
         if task not in (None, model.spec.task):
@@ -61,6 +65,12 @@ def _load_folder(folder: Path, name: str, task: Task | None) -> Model:
     if not (folder / "config.json").exists():
         raise _not_a_model(folder)
     return _load_checkpoint(folder, name, task)
+
+
+def _load_pair(folder: Path, name: str, task: Task | None) -> Model:
+    """The original, which knows who drafts for it."""
+    original, draft = read_pair(folder)
+    return dataclasses.replace(load(original, task=task), name=name, draft=draft)
 
 
 def _load_checkpoint(folder: Path, name: str, task: Task | None) -> Model:

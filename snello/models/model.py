@@ -109,6 +109,7 @@ class Model:
     `generation` is generation_config.json as found. `history` has one entry per step that was applied. `files` are the
     files that hold the weights; the digest is taken over them. `note` is what a person should know of how it was read;
     `grid` the group size of the symmetric four-bit integers that the weights were read from, 0 if there were none.
+    `draft` is the folder of a lean model that was put beside it to guess what it says (`pair.py`).
     """
 
     spec: Spec
@@ -120,6 +121,12 @@ class Model:
     files: tuple[Path, ...] = ()
     note: str = ""
     grid: int = 0
+    draft: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """What to `load` to have all of it: the folder of both where a draft stands beside it."""
+        return self.path if self.draft is None else self.draft.parent
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

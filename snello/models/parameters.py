@@ -7,7 +7,7 @@ written at the end of `spec.py`.
 from __future__ import annotations
 
 from snello.errors import Unsupported
-from snello.models.spec import Attention, Norm, Spec, feed_forward_linears, linear_names, linear_shape
+from snello.models.spec import Attention, Norm, ShortConvolution, Spec, feed_forward_linears, linear_names, linear_shape
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -48,22 +48,34 @@ def _embedding(spec: Spec) -> Shapes:
 
 def _layer(spec: Spec, index: int) -> Shapes:
     layer, stem = spec.layers[index], f"layers.{index}"
-    attention = layer.mixer
-    if not isinstance(attention, Attention):
-        raise Unsupported(f"layer {index} mixes positions with {type(attention).__name__}", "attention is supported")
-    biased = dict.fromkeys(attention.linears, attention.qkv_bias) | {"o": attention.out_bias}
     shapes = _norm(f"{stem}.attention.norm", spec.norm, spec.hidden_size)
-    for part in attention.linears:
-        shapes |= _linear(spec, f"{stem}.attention.{part}", bias=biased[part])
-    if attention.qk_norm is not None:
-        for part in "qk":
-            shapes |= _norm(f"{stem}.attention.{part}_norm", attention.qk_norm, attention.head_dim)
+    shapes |= _mixer(spec, index)
     shapes |= _norm(f"{stem}.ffn.norm", spec.norm, spec.hidden_size)
     for linear in feed_forward_linears(f"{stem}.ffn", layer.feed_forward):
         shapes |= _linear(spec, linear, bias=layer.feed_forward.bias)
     if layer.norms == "both":
         for half in ("attention", "ffn"):
             shapes |= _norm(f"{stem}.{half}.post_norm", spec.norm, spec.hidden_size)
+    return shapes
+
+
+def _mixer(spec: Spec, index: int) -> Shapes:
+    mixer, stem = spec.layers[index].mixer, f"layers.{index}.attention"
+    shapes: Shapes = {}
+    if isinstance(mixer, ShortConvolution):
+        for part in mixer.linears:
+            shapes |= _linear(spec, f"{stem}.{part}", bias=mixer.bias)
+        shapes[f"{stem}.taps.weight"] = (mixer.kernel, spec.hidden_size)
+        return shapes | ({f"{stem}.taps.bias": (spec.hidden_size,)} if mixer.bias else {})
+    if not isinstance(mixer, Attention):
+        hint = "attention and short convolutions are supported"
+        raise Unsupported(f"layer {index} mixes positions with {type(mixer).__name__}", hint)
+    biased = dict.fromkeys(mixer.linears, mixer.qkv_bias) | {"o": mixer.out_bias}
+    for part in mixer.linears:
+        shapes |= _linear(spec, f"{stem}.{part}", bias=biased[part])
+    if mixer.qk_norm is not None:
+        for part in "qk":
+            shapes |= _norm(f"{stem}.{part}_norm", mixer.qk_norm, mixer.head_dim)
     return shapes
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from snello.errors import SnelloError, Unsupported
-from snello.models.families import FAMILIES
+from snello.models.families import FAMILIES, convolutions, lfm2
 from snello.models.families.family import names_for
 from snello.models.families.resolve import spec_from_config
 from snello.models.families.sentence import copy_sentence_files, is_sentence_folder, read_sentence_folder
@@ -72,27 +72,13 @@ def shaped_config(
         raise Unsupported(f"{source.name} came without a config.json", "start from a Hugging Face folder")
     config = {
         key: value
-        for key, value in (read_json(source.path / CONFIG) | dict(edits or {})).items()
+        for key, value in (convolutions.unwrap(read_json(source.path / CONFIG))[0] | dict(edits or {})).items()
         if key not in ("dtype", "torch_dtype", *QUANTIZED)
     }
-    layer = spec.layers[0]
-    assert isinstance(layer.mixer, Attention)
-    width, count = WIDTH_KEYS.get(spec.family, ("intermediate_size", "num_hidden_layers"))
-    config |= {width: layer.feed_forward.width, count: len(spec.layers)}
-    config["torch_dtype"] = TORCH_NAMES[spec.default_format.weights]
-    if isinstance(config.get("layer_types"), list):
-        config["layer_types"] = config["layer_types"][: len(spec.layers)]
-    if spec.family != source.spec.family:
-        config |= _renamed(config, spec)
-    config |= _seen(source.spec, spec)
-    if spec.family in GROUPED:
-        config["num_key_value_heads"] = layer.mixer.num_kv_heads
-    if spec.family in HEADS_APART:
-        config |= {
-            "hidden_size": spec.hidden_size,
-            "num_attention_heads": layer.mixer.num_heads,
-            "head_dim": layer.mixer.head_dim,
-        }
+    if spec.family == lfm2.LFM2.name:
+        config = lfm2.config_of(config, spec) | {"torch_dtype": TORCH_NAMES[spec.default_format.weights]}
+    else:
+        config = _reshaped(config, source.spec, spec)
     beside = source.generation if generation is None else generation
     described = spec_from_config(config, task=spec.task, generation=beside)
     if is_sentence_folder(source.path):
@@ -105,6 +91,30 @@ def shaped_config(
             f"these differ: {', '.join(fields)}; start from the original checkpoint",
         )
     return config
+
+
+def _reshaped(config: dict[str, Any], source: Spec, stated: Spec) -> dict[str, Any]:
+    """The config of `source` with the shapes of `stated` written over it."""
+    spec = convolutions.attending(stated)
+    layer = spec.layers[0]
+    assert isinstance(layer.mixer, Attention)
+    width, count = WIDTH_KEYS.get(spec.family, ("intermediate_size", "num_hidden_layers"))
+    config |= {width: layer.feed_forward.width, count: len(spec.layers)}
+    config["torch_dtype"] = TORCH_NAMES[spec.default_format.weights]
+    if isinstance(config.get("layer_types"), list):
+        config["layer_types"] = config["layer_types"][: len(spec.layers)]
+    if spec.family != source.family:
+        config |= _renamed(config, spec)
+    config |= _seen(convolutions.attending(source), spec)
+    if spec.family in GROUPED:
+        config["num_key_value_heads"] = layer.mixer.num_kv_heads
+    if spec.family in HEADS_APART:
+        config |= {
+            "hidden_size": spec.hidden_size,
+            "num_attention_heads": layer.mixer.num_heads,
+            "head_dim": layer.mixer.head_dim,
+        }
+    return convolutions.state(config, stated) if stated != spec else config
 
 
 def _renamed(config: Mapping[str, Any], spec: Spec) -> dict[str, Any]:

@@ -128,6 +128,40 @@ class AttentionHalf(Half):
         return F.scaled_dot_product_attention(q, k, v, seen, scale=mixer.score_scale).transpose(1, 2).flatten(2)
 
 
+class Taps(nn.Module):
+    """What a convolution adds up of each channel: one weight for each of the last positions, oldest first."""
+
+    def __init__(self, kernel: int, width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(kernel, width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, u: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D); before the first position there is nothing."""
+        kernel, width = self.weight.shape
+        padded = F.pad(u.transpose(1, 2), (kernel - 1, 0))  # (B, D, T + kernel - 1)
+        return F.conv1d(padded, self.weight.T[:, None], self.bias, groups=width).transpose(1, 2)
+
+
+class ConvolutionHalf(Half):
+    """A gated short convolution in the place of attention. Padding at the end is never seen: it looks back only."""
+
+    inputs, output = ("b", "c", "x"), "o"
+
+    def __init__(self, spec: specs.Spec, layer: specs.Layer) -> None:
+        super().__init__(spec, layer)
+        assert isinstance(layer.mixer, specs.ShortConvolution)
+        self.mixer = mixer = layer.mixer
+        self.b = nn.Linear(spec.hidden_size, spec.hidden_size, bias=mixer.bias)
+        self.c = nn.Linear(spec.hidden_size, spec.hidden_size, bias=mixer.bias)
+        self.x = nn.Linear(spec.hidden_size, spec.hidden_size, bias=mixer.bias)
+        self.taps = Taps(mixer.kernel, spec.hidden_size, bias=mixer.bias)
+        self.o = nn.Linear(spec.hidden_size, spec.hidden_size, bias=mixer.bias)
+
+    def inner(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        return cast(Tensor, self.c(y) * self.taps(self.b(y) * self.x(y)))
+
+
 class FeedForwardHalf(Half):
     output = "down"
 
@@ -195,7 +229,8 @@ class Block(nn.Module):
         super().__init__()
         layer = spec.layers[index]
         self.parallel = layer.norms == "parallel"
-        self.attention = AttentionHalf(spec, layer)
+        convolves = isinstance(layer.mixer, specs.ShortConvolution)
+        self.attention: Half = (ConvolutionHalf if convolves else AttentionHalf)(spec, layer)
         self.ffn: Half = (FeedForwardHalf if layer.feed_forward.experts is None else ExpertsHalf)(spec, layer)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -373,13 +408,25 @@ def check_experts(feed: specs.FeedForward, where: str) -> None:
         raise Unsupported(f"experts in {where} are shared, biased or not gated", "Mixtral's and Qwen3's are supported")
 
 
+def check_convolution(spec: specs.Spec, mixer: specs.ShortConvolution, where: str) -> None:
+    """A convolution looks back only, and at few positions."""
+    if not spec.causal:
+        raise Unsupported(f"a convolution in {where}, which looks both ways", "decoders are supported")
+    if not 1 <= mixer.kernel <= specs.MAX_KERNEL:
+        raise Unsupported(f"a kernel of {mixer.kernel} in {where}", f"1 to {specs.MAX_KERNEL} are supported")
+
+
 def check(spec: specs.Spec) -> None:
     """Refuse, by name, what these modules do not compute."""
     for index, layer in enumerate(spec.layers):
         where = f"layer {index} of this {spec.family} model"
-        if not isinstance(layer.mixer, specs.Attention):
-            raise Unsupported(f"{type(layer.mixer).__name__} mixer in {where}", "attention is what is supported")
         check_experts(layer.feed_forward, where)
+        if isinstance(layer.mixer, specs.ShortConvolution):
+            check_convolution(spec, layer.mixer, where)
+            continue
+        if not isinstance(layer.mixer, specs.Attention):
+            hint = "attention and short convolutions are supported"
+            raise Unsupported(f"{type(layer.mixer).__name__} mixer in {where}", hint)
         if layer.mixer.global_rows and (layer.mixer.rope or layer.mixer.qk_norm or layer.mixer.soft_cap):
             raise Unsupported(
                 f"global tokens in {where}", "they are supported with learned positions alone (Longformer)"

@@ -20,6 +20,7 @@ CacheFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 Activation: TypeAlias = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "tanh"]
 
 LATER = "later"  # a field that older specs do not have: left out of the JSON where it says nothing, so digests stay
+MAX_KERNEL = 8  # positions that a short convolution adds up
 GLOBAL = ("global_q", "global_k", "global_v")
 BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "int3": 3}
 GROUPED: tuple[WeightFormat, ...] = ("int4", "int3")  # with a scale for each group of columns
@@ -103,10 +104,19 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class ShortConvolution:
-    """Gated depthwise convolution over the last `kernel` positions; its state is kernel - 1 rows of D."""
+    """Gated depthwise convolution over the last `kernel` positions (LFM2): o(c(y) * conv(b(y) * x(y))).
+
+    It looks back only. Its state is the last kernel - 1 rows of b(y) * x(y). `bias` belongs to all four linears and to
+    the convolution.
+    """
 
     kernel: int
     bias: bool = False
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """In the order of computation."""
+        return ("b", "c", "x", "o")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +279,7 @@ class Deployment:
 # layers.{i}.attention.{q,k,v}        layers.{i}.attention.in
 # layers.{i}.attention.global_{q,k,v} layers.{i}.attention.in       (of global rows)
 # layers.{i}.attention.o              layers.{i}.attention.mixed
+# layers.{i}.attention.{b,c,x}        layers.{i}.attention.in       (of a convolution, in the place of q, k, v)
 # layers.{i}.ffn.{gate,up}            layers.{i}.ffn.in
 # layers.{i}.ffn.down                 layers.{i}.ffn.hidden
 # layers.{i}.ffn.router               layers.{i}.ffn.in (in the place of the three above, with the experts below)
@@ -279,7 +290,8 @@ class Deployment:
 # head.pooler                         head.pooler.in
 #
 # Parameters: "<linear>.weight", "<linear>.bias"; norms "layers.{i}.{attention,ffn}.norm.{weight,bias}" (pre or post),
-# "layers.{i}.{attention,ffn}.post_norm.*" (both), "layers.{i}.attention.{q,k}_norm.weight"; "norm.*" the final one;
+# "layers.{i}.{attention,ffn}.post_norm.*" (both), "layers.{i}.attention.{q,k}_norm.weight"; of a convolution
+# "layers.{i}.attention.taps.weight" (kernel, D), oldest position first, and "...taps.bias"; "norm.*" the final one;
 # "embedding.tokens.weight", "embedding.positions.weight", "embedding.types.weight", "embedding.norm.*",
 # "head.transform.norm.*".
 
@@ -288,7 +300,7 @@ def linear_names(spec: Spec) -> list[str]:
     """Canonical names of all linears, in the order of computation."""
     names: list[str] = []
     for index, layer in enumerate(spec.layers):
-        if isinstance(layer.mixer, Attention):
+        if isinstance(layer.mixer, (Attention, ShortConvolution)):
             names += [f"layers.{index}.attention.{part}" for part in layer.mixer.linears]
         names += feed_forward_linears(f"layers.{index}.ffn", layer.feed_forward)
     if spec.head.transform is not None:
@@ -356,6 +368,8 @@ def linear_shape(spec: Spec, linear: str) -> tuple[int, int]:
             assert experts is not None
             return experts.num_experts, spec.hidden_size
         return (spec.hidden_size, width) if part == "down" else (width, spec.hidden_size)
+    if isinstance(layer.mixer, ShortConvolution):
+        return spec.hidden_size, spec.hidden_size
     assert isinstance(layer.mixer, Attention)
     queries = layer.mixer.num_heads * layer.mixer.head_dim
     keys = layer.mixer.num_kv_heads * layer.mixer.head_dim

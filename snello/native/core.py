@@ -81,6 +81,8 @@ class OpKind(IntEnum):
     DISPATCH = 11
     EXPERTS = 12
     COMBINE = 13
+    ADAPT = 14
+    CONVOLVE = 15
 
 
 # ---- instruction sets
@@ -135,7 +137,7 @@ class Tensor:
     vector = plain
 
     def to_c(self) -> CTensor:
-        pointer, size = self.data.ctypes.data, self.data.nbytes
+        pointer, size = self.data.ctypes.data if self.data.size else None, self.data.nbytes
         return CTensor(pointer, size, FORMATS[self.format], self.rows, self.columns, self.group_size)
 
 
@@ -252,9 +254,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class CacheLayer:
+    """Keys and values, or with `state_rows` the FP32 state of a convolution: that many rows of `head_dim` a page."""
+
     num_kv_heads: int
     head_dim: int
     format: int
+    state_rows: int = 0
 
 
 class Cache:
@@ -280,7 +285,9 @@ def cache_page_bytes(layers: Sequence[CacheLayer]) -> int:
 
 
 def _layers(layers: Sequence[CacheLayer]) -> Any:
-    return (CCacheLayer * len(layers))(*(CCacheLayer(x.num_kv_heads, x.head_dim, x.format) for x in layers))
+    return (CCacheLayer * len(layers))(
+        *(CCacheLayer(x.num_kv_heads, x.head_dim, x.format, x.state_rows) for x in layers)
+    )
 
 
 @dataclass(frozen=True)
@@ -324,6 +331,7 @@ class Batch:
     lengths: Ints  # (sequences,)
     output_rows: Ints  # (outputs,)
     types: Ints | None = None  # (M,)
+    adapters: Ints | None = None  # (M,), -1: none
 
     def to_c(self) -> CBatch:
         sequences, pages = self.page_tables.shape
@@ -333,7 +341,7 @@ class Batch:
             pages,
             len(self.output_rows),
             *(_int_pointer(x) for x in (self.tokens, self.types, self.positions, self.sequences)),
-            *(_int_pointer(x) for x in (self.page_tables, self.lengths, self.output_rows)),
+            *(_int_pointer(x) for x in (self.page_tables, self.lengths, self.output_rows, self.adapters)),
         )
 
 

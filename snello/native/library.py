@@ -12,7 +12,7 @@ from typing import Any
 
 from snello.errors import SnelloError
 
-ABI_VERSION = 4
+ABI_VERSION = 6
 NAMES = ("libsnello.so", "libsnello.dylib")
 
 I32, U64, F32, PTR = c.c_int32, c.c_uint64, c.c_float, c.c_void_p
@@ -23,7 +23,7 @@ class CTensor(c.Structure):
 
 
 class CCacheLayer(c.Structure):
-    _fields_ = [("num_kv_heads", I32), ("head_dim", I32), ("format", I32)]
+    _fields_ = [("num_kv_heads", I32), ("head_dim", I32), ("format", I32), ("state_rows", I32)]
 
 
 class CRegister(c.Structure):
@@ -47,6 +47,7 @@ class CBatch(c.Structure):
         ("page_tables", PTR),
         ("lengths", PTR),
         ("output_rows", PTR),
+        ("adapters", PTR),
     ]
 
 

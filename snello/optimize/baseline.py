@@ -35,7 +35,7 @@ def original_row(examiner: Examiner, ledger: Ledger) -> Run:
         original.habits = yield from examiner.habits(original, "original")
     if examiner.request.metric is not None:  # one that does not work is told before any stage
         yield from examiner.metric(original, "original")
-    own = examiner.runners(original).weights_bytes
+    own = examiner.runners.weights_bytes(original)
     row = LadderRow(index=1, name="original", kind="original", verdict="original", reason="", weights_bytes=own)
     ledger.receipts.append(ledger.receipt(row, original))
     return row
@@ -62,7 +62,7 @@ def again_row(examiner: Examiner, ledger: Ledger) -> Run:
         reason="instrument steady" if steady else unsteady(loss, timed),
         loss=loss,
         speedup=timed.interval.inverse(),
-        weights_bytes=examiner.runners(original).weights_bytes,
+        weights_bytes=examiner.runners.weights_bytes(original),
     )
     ledger.receipts.append(ledger.receipt(row, original, costs=(cost_ratio(goal, "original", timed),)))
     return row

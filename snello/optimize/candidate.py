@@ -23,7 +23,10 @@ MOST_OPEN = 3  # the original, the best, the one under way
 
 @dataclass(eq=False)
 class Candidate:
-    """`prefixes`: the models after each step of its chain, so that a later stage can replace the end of it."""
+    """`prefixes`: the models after each step of its chain, so that a later stage can replace the end of it.
+
+    `draft`: who guesses for it; then `model` is the original's, and `steps` are what made the draft.
+    """
 
     name: str
     model: Any
@@ -43,6 +46,7 @@ class Candidate:
     costs: tuple[CostRatio, ...] = ()
     prefixes: tuple[Any, ...] = ()
     seconds: float = 0.0
+    draft: Candidate | None = None
 
     @property
     def spec(self) -> Spec:
@@ -104,6 +108,11 @@ class Runners:
             runner = self._open(candidate.model)
         self._runners[candidate.digest] = runner
         return runner
+
+    def weights_bytes(self, candidate: Candidate) -> int:
+        """That it holds, the draft's included."""
+        own = self(candidate).weights_bytes
+        return own if candidate.draft is None else own + self(candidate.draft).weights_bytes
 
     def drop(self, candidate: Candidate) -> None:
         """Closes a model that will not be asked again."""

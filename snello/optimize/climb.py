@@ -31,11 +31,12 @@ from snello.optimize.events import (
 from snello.optimize.examine import Examiner
 from snello.optimize.journal import Journal, Unit, unit_key
 from snello.optimize.ledger import Ledger
+from snello.optimize.lossless import climb_lossless
 from snello.optimize.make import make
 from snello.optimize.plain import revive
 from snello.optimize.plan import plan, preflight
 from snello.optimize.planner import Forecast, Goals, Overhead, Prospect, forecast_for, prospect, why_not_run
-from snello.optimize.proposals import Subject, cache_stage
+from snello.optimize.proposals import Subject, cache_stage, drafts
 from snello.optimize.receipts import StepReceipt
 from snello.optimize.recipe import Stage, Step
 from snello.optimize.search import search
@@ -95,7 +96,15 @@ class Climb:
     @property
     def searches(self) -> bool:
         """Without a recipe the stages are proposed by what was measured."""
-        return not self.request.recipe.stages and self.request.recipe.replay is None
+        request = self.request
+        return not request.recipe.stages and request.recipe.replay is None and not request.lossless
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """The recipe's; without any, what is usual for a draft. Not for a search, which proposes its own."""
+        if self.request.recipe.stages or not self.request.lossless:
+            return self.request.recipe.stages
+        return drafts(self.subject)
 
     @property
     def reached(self) -> bool:
@@ -123,7 +132,10 @@ class Climb:
         if self.searches:
             yield from search(self)
             return
-        for stage in self.request.recipe.stages:
+        if self.request.lossless:
+            yield from climb_lossless(self, self.stages)
+            return
+        for stage in self.stages:
             yield from self.stage(stage)
 
     def _forecast(self, speed: float | None, run_seconds: float | None) -> Forecast:
@@ -160,6 +172,14 @@ class Climb:
         assert attempt.found.spec is not None and candidate.cost is not None
         self.overhead.learn(attempt.found.spec, candidate.cost)
         return candidate
+
+    def attempt(self, stage: Stage) -> Attempt:
+        """The stage on the original."""
+        return self._attempt(stage, self.original, 0)
+
+    def why_not(self, attempt: Attempt) -> str:
+        """Why it is not run; empty where it is."""
+        return self._why_not(attempt, "")
 
     def _attempt(self, stage: Stage, base: Candidate, made: int) -> Attempt:
         model, kept, prefixes = base.base_for(stage.steps)

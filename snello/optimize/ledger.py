@@ -54,7 +54,7 @@ class Ledger:
             increment=candidate.evidence.increment if candidate.evidence else None,
             speedup=candidate.speedup if told else None,
             gain=gain.interval.inverse() if gain is not None and told else None,
-            weights_bytes=self.examiner.runners(candidate).weights_bytes,
+            weights_bytes=self.examiner.runners.weights_bytes(candidate),
             replaces=best.name if replaces else None,
             seconds=candidate.seconds,
         )
@@ -85,7 +85,7 @@ class Ledger:
             chain=tuple(step.resolved() for step in candidate.steps) if candidate is not None else (),
             spec_before=before.spec.digest if before is not None else None,
             spec_after=candidate.spec.digest if candidate is not None else None,
-            model=facts(candidate, self.examiner.runners(candidate).weights_bytes) if candidate else None,
+            model=facts(candidate, self.examiner.runners.weights_bytes(candidate)) if candidate else None,
             artifact_sha256=candidate.artifact_sha256 if candidate is not None else None,
             seconds=row.seconds,
             evidence=evidence,

@@ -42,7 +42,7 @@ def plan(climb: Climb) -> Planned:
 
 def _stages(climb: Climb) -> Sequence[Stage]:
     if not climb.searches:
-        return climb.request.recipe.stages
+        return climb.stages
     stages = [stage_of((), "", offer) for phase in PHASES for offer in phase(climb.subject)]
     extra = cache_stage(climb.original.spec, ())
     return [*stages, extra] if extra is not None else stages

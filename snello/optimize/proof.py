@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from snello.measure import quality
+from snello.measure.answers import Sameness
 from snello.measure.interval import Interval
 from snello.measure.rulers import NextTokens, Reading
 from snello.measure.speed import Clock
@@ -63,6 +64,7 @@ class Proof:
     windows: dict[str, Any] | None  # what `verify.py` reads: decoders with the original's vocabulary
     worst: tuple[Passage, ...]
     documents: tuple[DocumentLoss, ...]
+    same: Sameness | None = None  # of a pair's answers and the original's
 
 
 def prove(climb: Climb) -> Run:
@@ -82,7 +84,7 @@ def prove(climb: Climb) -> Run:
     same = yield from again(examiner, "proof", "proof")
     fault = _fault(climb, original, blocks)
     timed: Ratio = yield from examiner.ratio(climb.original, climb.best, request.goal, "proof", quads=10)
-    engine, note = yield from _engine(climb)
+    engine, note = yield from engine_speedup(climb)
     return Proof(
         evidence=evidence,
         proved=refused is None,
@@ -110,7 +112,7 @@ def _fault(climb: Climb, original: Reading, blocks: Sequence[Block]) -> Interval
     return quality.compare(ruler, original, fault, blocks, seed=request.seed).loss
 
 
-def _engine(climb: Climb) -> Run:
+def engine_speedup(climb: Climb) -> Run:
     """Our original over Transformers, on the same workload in turn; None and the reason where it is not measured."""
     examiner = climb.examiner
     if climb.request.goal != "latency":

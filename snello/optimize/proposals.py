@@ -113,6 +113,12 @@ def _quantize(label: str, *, milder: str = "", **options: object) -> Offer:
 PHASES: tuple[Offers, ...] = (prune_offers, quantize_offers)
 
 
+def drafts(subject: Subject) -> tuple[Stage, ...]:
+    """Who might guess for the original: few bits are quick and mostly right, and what they lose costs nothing."""
+    few = [o for o in quantize_offers(subject) if o.step.options["weights"] in ("int4", "int3")]
+    return tuple(stage_of((), "", offer) for offer in few if offer.step.options.get("method") in ("rtn", "gptq"))
+
+
 def stage_of(base: Sequence[Step], base_name: str, offer: Offer) -> Stage:
     """The chain with one more step, as a stage that is applied to the original: "ffn 1/8 + int4, gptq"."""
     if not base:

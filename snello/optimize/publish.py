@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Generator
@@ -20,6 +19,7 @@ from typing import Any, TypeAlias
 
 from snello.errors import SnelloError
 from snello.measure.quality import POWER_RULE
+from snello.models.pair import link_folder
 from snello.optimize import receipts, sentence
 from snello.optimize.ablate import Ablated, ablate
 from snello.optimize.candidate import Candidate, facts, within_budget
@@ -27,6 +27,8 @@ from snello.optimize.climb import TOO_LONG, Climb, in_words
 from snello.optimize.events import Event, ProofRead, Result, StageStarted
 from snello.optimize.files import publish_folder, sha256_file, write_atomically
 from snello.optimize.gate import PAYS, percent
+from snello.optimize.lossless import DIFFER
+from snello.optimize.lossless_proof import prove_lossless
 from snello.optimize.proof import Proof, pareto, prove
 from snello.optimize.receipts import ProofReceipt, RunReceipt
 from snello.optimize.recipe import Recipe, Replay, Stage
@@ -41,7 +43,7 @@ def conclude(climb: Climb, finish: Callable[[Path], None] | None) -> Run:
     found: Proof | None = None
     if not climb.best.is_original:
         yield StageStarted(index=climb.ledger.next_index, stage="proof", predicted_seconds=climb.proof_seconds)
-        found = yield from prove(climb)
+        found = yield from (prove_lossless if climb.request.lossless else prove)(climb)
         _check_replayed(climb)
     result = outcome(climb, found)
     if found is not None:
@@ -54,7 +56,9 @@ def conclude(climb: Climb, finish: Callable[[Path], None] | None) -> Run:
             sentence=result.sentence,
             unit=_unit(climb),
         )
-    ablated = (yield from ablate(climb)) if found is not None and result.exit_code == 0 else Ablated()
+    ablated = Ablated()
+    if found is not None and found.same is None and result.exit_code == 0:
+        ablated = yield from ablate(climb)
     climb.worker.check()
     return write(climb, found, result, ablated, finish)
 
@@ -81,25 +85,14 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
             exit_code=code, sentence=text, reason=reason, ladder=tuple(climb.ledger.rows), seconds=worker.used_seconds
         )
     size = size_ratio(climb)
-    text = sentence.proved(
-        goal=request.goal,
-        found=found.speedup,
-        size_ratio=size,
-        loss=found.evidence.loss,
-        measure=found.evidence.measure,
-        agreement=found.evidence.guards.top1_agreement,
-        answers=ANSWERS.get(climb.original.spec.task, "answers"),
-        neighbours=found.evidence.guards.neighbours_kept,
-        tokens=found.tokens,
-        unit=_unit(climb),
-        sequences=not climb.original.spec.causal,
-        self_written=climb.examiner.texts.self_written,
-    )
+    text = _sentence(climb, found, size)
     code, reason = 0, ""
-    if not found.fault_caught:
+    if found.same is None and not found.fault_caught:
         code, reason = 3, "the proof failed: it would not have caught a planted fault, so it shows nothing"
     elif not found.proved:
-        code, reason = 3, f"the proof failed: at most {percent(found.evidence.loss.high)} worse on unseen text"
+        code, reason = 3, _not_proved(found)
+    elif found.same is not None and found.speedup.low <= 1:
+        code, reason = 3, f"the draft does not pay on unseen text: {sentence.speedup(request.goal, found.speedup)}"
     elif not found.steady and found.speedup.low <= 1:
         code, reason = 3, "the speed-up could not be measured: the machine is too noisy"
     elif request.target is not None and not request.target.reached(found.speedup, found.peak):
@@ -118,6 +111,32 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
     )
 
 
+def _sentence(climb: Climb, found: Proof, size: float) -> str:
+    request = climb.request
+    if found.same is not None:
+        return sentence.lossless(goal=request.goal, found=found.speedup, same=found.same, weights=1 / size)
+    return sentence.proved(
+        goal=request.goal,
+        found=found.speedup,
+        size_ratio=size,
+        loss=found.evidence.loss,
+        measure=found.evidence.measure,
+        agreement=found.evidence.guards.top1_agreement,
+        answers=ANSWERS.get(climb.original.spec.task, "answers"),
+        neighbours=found.evidence.guards.neighbours_kept,
+        tokens=found.tokens,
+        unit=_unit(climb),
+        sequences=not climb.original.spec.causal,
+        self_written=climb.examiner.texts.self_written,
+    )
+
+
+def _not_proved(found: Proof) -> str:
+    if found.same is not None:
+        return DIFFER.format(found.same.different, found.same.answers)
+    return f"the proof failed: at most {percent(found.evidence.loss.high)} worse on unseen text"
+
+
 def nearest_to_target(climb: Climb) -> str:
     """How near the best came of what loses little enough; the original where there is nothing else."""
     target = climb.request.target
@@ -129,12 +148,14 @@ def nearest_to_target(climb: Climb) -> str:
 
 def _unit(climb: Climb) -> str:
     """What is scored: words of a text, or whole texts."""
+    if climb.request.lossless:
+        return "tokens of answers"
     return "tokens" if climb.original.spec.task in ANSWERS else "texts"
 
 
 def size_ratio(climb: Climb) -> float:
     runners = climb.examiner.runners
-    return runners(climb.original).weights_bytes / runners(climb.best).weights_bytes
+    return runners.weights_bytes(climb.original) / runners.weights_bytes(climb.best)
 
 
 def nothing_paid(climb: Climb) -> str:
@@ -189,7 +210,7 @@ def write(
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     if result.exit_code == 0 and climb.best.artifact is not None:
-        _link(climb.best.artifact, staged)
+        link_folder(climb.best.artifact, staged)
     write_atomically(staged / "recipe.toml", resolved_recipe(climb, result).to_toml())
     if found is not None and found.windows is not None and found.perplexity is not None and result.exit_code == 0:
         facts_to_check = {**found.windows, "perplexity_original": found.perplexity.original}
@@ -209,19 +230,6 @@ def write(
         recipe=output / "recipe.toml",
         report=report if report.exists() else None,
     )
-
-
-def _link(source: Path, target: Path) -> None:
-    """The artefact's files, without copying bytes where the file system allows it."""
-    for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
-        if path.is_dir():
-            place.mkdir(exist_ok=True)
-            continue
-        try:
-            os.link(path, place)
-        except OSError:
-            shutil.copyfile(path, place)
 
 
 def resolved_recipe(climb: Climb, result: Result) -> Recipe:
@@ -244,6 +252,7 @@ def resolved_recipe(climb: Climb, result: Result) -> Recipe:
         time_seconds=request.time_budget,
         strict=request.strict,
         metric=request.metric,
+        lossless=request.lossless or None,
         data={
             "calib_tokens": request.limits.calib,
             "select_tokens": request.limits.select,
@@ -276,7 +285,7 @@ def run_receipt(climb: Climb) -> RunReceipt:
     target = request.target
     assert climb.power is not None and climb.planned is not None
     return RunReceipt(
-        model=facts(climb.original, examiner.runners(climb.original).weights_bytes),
+        model=facts(climb.original, examiner.runners.weights_bytes(climb.original)),
         machine=examiner.machine.to_json(),
         versions=climb.ledger.versions,
         command=request.command,

@@ -300,8 +300,33 @@ class ProofReceipt:
     replay: str
 
 
-Receipt = RunReceipt | StepReceipt | ProofReceipt
-_KINDS: dict[str, type[Any]] = {"run": RunReceipt, "step": StepReceipt, "proof": ProofReceipt}
+@dataclass(frozen=True, kw_only=True)
+class TaskGain:
+    """On a task's held-out examples: loss per token in nats, or accuracy; `gain` is paired, above zero is better."""
+
+    before: float
+    after: float
+    gain: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReceipt:
+    """What an adapted model knows of its task, before it was made lean and after."""
+
+    kind: Literal["task"] = "task"
+    schema: int = SCHEMA
+    index: int
+    measure: str  # "loss" or "accuracy"
+    held_out: int  # examples
+    families: int
+    full: TaskGain  # adapted over base, both in full precision, in the reference
+    lean: TaskGain  # lean adapted over the base made lean by the same steps, in the executor that serves
+    base: str  # digests
+    lean_base: str
+
+
+Receipt = RunReceipt | StepReceipt | ProofReceipt | TaskReceipt
+_KINDS: dict[str, type[Any]] = {"run": RunReceipt, "step": StepReceipt, "proof": ProofReceipt, "task": TaskReceipt}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +336,7 @@ class Receipts:
     run: RunReceipt
     steps: tuple[StepReceipt, ...]
     proof: ProofReceipt | None
+    task: TaskReceipt | None = None  # of a model that was adapted first
 
 
 def write(folder: Path, index: int, name: str, receipt: Receipt) -> Path:
@@ -330,7 +356,8 @@ def read(folder: Path) -> Receipts:
         raise SnelloError(f"no receipts of a run in {folder}", "give the folder that `snello optimize` left")
     proofs = [receipt for receipt in found if isinstance(receipt, ProofReceipt)]
     steps = tuple(receipt for receipt in found if isinstance(receipt, StepReceipt))
-    return Receipts(run=runs[0], steps=steps, proof=proofs[-1] if proofs else None)
+    tasks = [receipt for receipt in found if isinstance(receipt, TaskReceipt)]
+    return Receipts(run=runs[0], steps=steps, proof=proofs[-1] if proofs else None, task=tasks[-1] if tasks else None)
 
 
 def _parse(path: Path) -> Receipt:

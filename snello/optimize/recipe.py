@@ -24,7 +24,7 @@ from snello.techniques.table import TECHNIQUES
 
 VERSION = 1
 TOP_KEYS = ("version", "model", "text", "seed", "budget", "data", "steps", "replay")
-BUDGET_KEYS = ("max_loss", "goal", "target", "time_seconds", "strict", "metric")
+BUDGET_KEYS = ("max_loss", "goal", "target", "time_seconds", "strict", "metric", "lossless")
 DATA_KEYS = ("calib_tokens", "select_tokens", "proof_tokens")
 REPLAY_KEYS = ("model_digest", "text_sha256", "artifact_sha256", "snello", "decisions")
 DECISION_KEYS = ("stage", "verdict", "reason")
@@ -82,6 +82,7 @@ class Recipe:
     time_seconds: float | None = None
     strict: bool | None = None
     metric: str | None = None
+    lossless: bool | None = None
     data: Mapping[str, int] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     replay: Replay | None = None
@@ -121,6 +122,7 @@ class Recipe:
             time_seconds=_typed("[budget]", budget, "time_seconds", float),
             strict=_typed("[budget]", budget, "strict", bool),
             metric=_typed("[budget]", budget, "metric", str),
+            lossless=_typed("[budget]", budget, "lossless", bool),
             data={key: _count(data, key) for key in data},
             stages=_stages(table.get("steps", ())),
             replay=_replay(table.get("replay")),
@@ -129,7 +131,7 @@ class Recipe:
     def to_toml(self) -> str:
         """The recipe as TOML that `load` reads back, every option spelt out."""
         top = {"version": VERSION, "model": self.model, "text": list(self.text), "seed": self.seed}
-        budget = {key: getattr(self, key) for key in ("max_loss", "goal", "target", "metric", "strict", "time_seconds")}
+        budget = {key: getattr(self, key) for key in BUDGET_KEYS}
         budget["target"] = None if self.target is None else self.target.to_toml()
         parts = [_pairs(top), "[budget]\n" + _pairs(budget)]
         if self.data:

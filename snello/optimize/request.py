@@ -32,6 +32,7 @@ class Request:
     time_budget: float
     strict: bool
     metric: str | None
+    lossless: bool
     target: Target | None
     seed: int
     limits: Limits | None  # None: chosen by what the time budget allows
@@ -56,6 +57,7 @@ def resolve(
     time_budget: float | None = None,
     strict: bool | None = None,
     metric: str | None = None,
+    lossless: bool | None = None,
     target: Target | float | str | None = None,
     seed: int | None = None,
     dry_run: bool = False,
@@ -83,6 +85,7 @@ def resolve(
         time_budget=first(time_budget, written.time_seconds, TIME_BUDGET_SECONDS),
         strict=first(strict, written.strict, False),
         metric=metric if metric is not None else written.metric,
+        lossless=first(lossless, written.lossless, False),
         target=wanted,
         seed=first(seed, written.seed, 0),
         limits=limits_of(written),
@@ -118,6 +121,9 @@ def _check(found: Request) -> None:
     if found.target is not None and found.target.unit == "bytes" and found.goal != "memory":
         message = f"a target of {found.target} is a size, and the goal is {found.goal}"
         raise SnelloError(message, "--goal memory, or a speed-up such as --target 2x")
+    if found.lossless and found.goal == "memory":
+        message = "a draft beside the original takes more memory, never less"
+        raise SnelloError(message, "--goal latency or throughput, or leave out --lossless")
     if found.time_budget <= 0:
         raise SnelloError(f"a time budget of {found.time_budget:g} seconds", "give minutes, for example 30m")
     if not 0 <= found.seed < 2**63:

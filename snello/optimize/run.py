@@ -33,6 +33,7 @@ from snello.optimize.events import (
 from snello.optimize.examine import Examiner
 from snello.optimize.files import recover_folder
 from snello.optimize.journal import Journal
+from snello.optimize.lossless import check_lossless
 from snello.optimize.plan import plan
 from snello.optimize.planner import Goals
 from snello.optimize.prepare import BLIND, Tools, catches, power_of, prepare, sources_of
@@ -56,6 +57,7 @@ def optimize(
     time_budget: float | None = None,
     strict: bool | None = None,
     metric: str | None = None,
+    lossless: bool | None = None,
     target: Target | float | str | None = None,
     dry_run: bool = False,
     seed: int | None = None,
@@ -71,6 +73,7 @@ def optimize(
         text: files or folders; the worst counts. Without any, the original writes its own.
         max_loss: 0.01 or "1%"; default 1%.
         goal: "latency" (default), "throughput" or "memory".
+        lossless: the lean model drafts for the original, whose answers stay as they are; the gate is speed alone.
         time_budget: seconds for everything; default 30 minutes.
         target: the least that counts as success, and enough: a speed-up by the goal, 2 or "2x", or "300MB" to serve in.
         command: what to record as the command that was run.
@@ -89,6 +92,7 @@ def optimize(
         time_budget=time_budget,
         strict=strict,
         metric=metric,
+        lossless=lossless,
         target=target,
         seed=seed,
         dry_run=dry_run,
@@ -146,6 +150,8 @@ class _Optimizer:
     def events(self) -> Iterator[Event]:
         request = self.request
         model = self.bench.load(request.model)
+        if request.lossless:
+            check_lossless(model)
         documents = texts.read_documents(request.text, model)  # what cannot be read fails before anything is packed
         original = Candidate(name="original", model=model, prefixes=(model,))
         yield from self._introduce(original)
@@ -162,7 +168,8 @@ class _Optimizer:
             max_loss=request.max_loss,
             measure=examiner.ruler.name,
         )
-        if not power.enough or not catches(examiner, original.select, fault):
+        blind = not power.enough or not catches(examiner, original.select, fault)
+        if blind and not request.lossless:  # where nothing can be lost, nothing has to be seen
             self.journal.clear()
             sentence = BLIND if power.enough else power.sentence
             yield Finished(result=Result(exit_code=4, sentence=sentence, reason=sentence, seconds=self._seconds))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from snello.measure.answers import Sameness
 from snello.measure.interval import Interval
 
 FASTER = {"latency": "faster", "throughput": "more tokens a second", "memory": "less memory"}
@@ -49,6 +50,17 @@ def proved(
     if neighbours is not None:
         parts.append(f"{_share(neighbours)} of nearest neighbours the same")
     parts.append(f"proved on {tokens:,} unseen {unit}")
+    return "; ".join(parts)
+
+
+def lossless(*, goal: str, found: Interval, same: Sameness, weights: float) -> str:
+    """The sentence of an original with a draft. `weights`: bytes of both over the original's."""
+    parts = [
+        f"{speedup(goal, found)}, with the original's own answers",
+        f"loss 0 by construction: {same.answers:,} answers of {same.tokens:,} tokens, half greedy and half drawn, all "
+        "the same",
+        f"holds both models: {weights:.1f}x the weights in memory",
+    ]
     return "; ".join(parts)
 
 

@@ -89,7 +89,7 @@ class NativeWorkbench:
             raise SnelloError(f"{step.use} needs torch, which is not installed", hint) from error
 
     def peak_memory(self, model: Model) -> int:
-        return peak_while_serving(model.path, threads=self.threads)
+        return peak_while_serving(model.home, threads=self.threads)
 
     def reference(self, model: Model, blocks: Sequence[Block]) -> Reading | str:
         return reference.why_not(model, self.free_memory()) or reference.read(model, blocks)

@@ -50,6 +50,12 @@ def times_interval(interval: Interval) -> str:
     return f"{interval.mid:.{digits}f}x ({interval.low:.{digits}f}-{interval.high:.{digits}f})"
 
 
+def task_gain(measure: str, gain: Interval) -> str:
+    """ "+2.1 to +9.5 points": of accuracy, else nats a token."""
+    scale, unit = (100, " points") if measure == "accuracy" else (1, " nats a token")
+    return f"{scale * gain.low:+.3g} to {scale * gain.high:+.3g}{unit}"
+
+
 def size(num_bytes: float) -> str:
     """1_190_000_000 -> "1.19 GB"."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from snello.optimize.events import LadderRow
-from snello.optimize.receipts import Evidence, Passage, ProofReceipt, Receipts, RunReceipt
+from snello.optimize.receipts import Evidence, Passage, ProofReceipt, Receipts, RunReceipt, TaskGain, TaskReceipt
 from snello.report import charts, numbers
 from snello.report.blocks import Block, Command, Excerpt, Items, Page, Section, Table, Text
 from snello.report.cells import optional
@@ -30,6 +30,8 @@ def page(receipts: Receipts) -> Page:
     """All sections of one run."""
     run, proof = receipts.run, receipts.proof
     sections = [_claim(run, proof)]
+    if receipts.task is not None:
+        sections.append(_task(receipts.task))
     if proof is not None:
         sections.append(_worst(proof))
     sections += [_ladder(receipts), _controls(receipts)]
@@ -80,6 +82,26 @@ def _two_speeds(proof: ProofReceipt) -> Table:
         ("size: original over lean", "-" if proof.size_ratio is None else numbers.times(proof.size_ratio)),
     ]
     return Table(columns=("ratio", "value (95%)"), rows=tuple(rows), right=(1,))
+
+
+def _task(task: TaskReceipt) -> Section:
+    """What the task gained, in full precision and lean."""
+    rows = (
+        ("adapted, over its base", *_gain(task, task.full)),
+        ("lean, over the base made lean alike", *_gain(task, task.lean)),
+    )
+    table = Table(columns=("model", task.measure, "gain (95%)"), rows=rows, right=(1, 2))
+    about = (
+        f"The original of this page is a model that was adapted to a task, in full precision. Both rows were judged "
+        f"on {numbers.count(task.held_out)} held-out examples of {numbers.count(task.families)} families that no "
+        "training saw, paired by example and redrawn by family. The first row is the reference's, the second the "
+        "executor's that serves; the base was made lean by the same steps, calibrated on the training examples."
+    )
+    return Section(key="task", title="The task", about=about, blocks=(table,))
+
+
+def _gain(task: TaskReceipt, gain: TaskGain) -> tuple[str, str]:
+    return f"{gain.before:.3f} -> {gain.after:.3f}", numbers.task_gain(task.measure, gain.gain)
 
 
 # ---- 2: the worst passages ------------------------------------------------------------------------------------------

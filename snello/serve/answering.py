@@ -21,6 +21,7 @@ from snello.serve.errors import RequestError
 from snello.serve.openai import ChatRequest
 from snello.serve.prepare import Prepared, voices
 from snello.serve.responses import ResponseWriter
+from snello.serve.served import Served
 from snello.serve.sse import COMMENT, DONE, event
 from snello.serve.voices import Row, Voice
 from snello.serve.worker import Heard, Ticket
@@ -60,7 +61,12 @@ def from_engine(keep_alive: float) -> Source:
     async def source(prepared: Prepared, record: Record) -> Hearing:
         served = prepared.served
         with served.gate.admitted(prepared.caller, prepared.most_tokens):
-            ticket = Ticket(prompts=prepared.prompts, params=prepared.params, salt=prepared.caller.salt)
+            ticket = Ticket(
+                prompts=prepared.prompts,
+                params=prepared.params,
+                salt=prepared.caller.salt,
+                adapter=served.adapter,
+            )
             served.worker.submit(ticket)
             try:
                 await ticket.admitted(seconds_left(prepared))
@@ -149,11 +155,11 @@ async def _prompt_scores(prepared: Prepared) -> list[Any] | None:
     request = prepared.reading.request
     if isinstance(request, ChatRequest) or not request.echo or request.sampling.get("logprobs") is None:
         return None
-    executor, count, scores = prepared.served.llm.executor, request.sampling["logprobs"], list[Any]()
+    served, count, scores = prepared.served, request.sampling["logprobs"], list[Any]()
     with prepared.served.gate.admitted(prepared.caller, prepared.num_prompt):
         for prompt in prepared.prompts:
             left = seconds_left(prepared)
-            call = prepared.served.worker.call(_scoring(executor, prompt, count), pages=pages_for(len(prompt)))
+            call = served.worker.call(_scoring(served, prompt, count), pages=pages_for(len(prompt)))
             try:
                 scores.append(await asyncio.wait_for(call, left))
             except TimeoutError:
@@ -162,8 +168,8 @@ async def _prompt_scores(prepared: Prepared) -> list[Any] | None:
     return scores
 
 
-def _scoring(executor: Any, prompt: Sequence[int], count: int) -> Callable[[], Any]:
-    return lambda: executor.score_top(prompt, count)
+def _scoring(served: Served, prompt: Sequence[int], count: int) -> Callable[[], Any]:
+    return lambda: served.llm.executor.score_top(prompt, count, adapter=served.adapter)
 
 
 async def whole(talk: Talk, head: answers.Head, source: Source) -> dict[str, Any]:

@@ -67,14 +67,14 @@ class App:
     def start(self) -> None:
         """Starts the engines' threads; on the loop."""
         loop = asyncio.get_running_loop()
-        for served in self.models.values():
+        for served in self.models.engines():
             served.worker.start(loop)
         self.ready = True
 
     def close_door(self) -> None:
         """Lets nobody in any more; who is inside goes on."""
         self.ready = False
-        for served in self.models.values():
+        for served in self.models.engines():
             served.gate.closed = True
 
     async def drained(self, seconds: float) -> bool:
@@ -85,7 +85,7 @@ class App:
         if not self.inside:
             return True
         error = RequestError("the server was stopped", code="shutting_down", status=503, retry_after=1)
-        for served in self.models.values():
+        for served in self.models.engines():
             served.worker.fail_all(error)
         return False
 
@@ -103,7 +103,7 @@ class App:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self.close_door()
-        for served in self.models.values():
+        for served in self.models.engines():
             served.worker.stop()
         await send({"type": "lifespan.shutdown.complete"})
 

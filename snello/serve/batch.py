@@ -40,6 +40,7 @@ class BatchOptions:
         model: answers every line; None: the one that the lines name.
         overwrite: a file at the output may be replaced. fresh: what an earlier call has answered is thrown away.
         threads, context, max_num_seqs, speculate: as for `LLM`. Of these only the context changes an answer.
+        keep_first, keep_last: as for `LLM`; what is forgotten changes answers.
     """
 
     model: str | None = None
@@ -49,6 +50,8 @@ class BatchOptions:
     context: int | None = None
     max_num_seqs: int = 32
     speculate: str | None = None
+    keep_first: int = 0
+    keep_last: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ def answer_file(source: Path, output: Path, options: BatchOptions) -> Generator[
     model = load(found.model(source, options.model))
     _check_urls(model, found)
     with Journal(
-        output, found.items, _origin(model, found), fresh=options.fresh, overwrite=options.overwrite
+        output, found.items, _origin(model, found, options), fresh=options.fresh, overwrite=options.overwrite
     ) as journal:
         known, started, before = journal.totals.done, time.monotonic(), journal.totals.completion_tokens
 
@@ -146,7 +149,7 @@ def _check_urls(model: Model, found: Survey) -> None:
         raise SnelloError(message, "change the urls, or give another --model")
 
 
-def _origin(model: Model, found: Survey) -> Origin:
+def _origin(model: Model, found: Survey, options: BatchOptions) -> Origin:
     from snello import __version__
 
     tokenizer = model.tokenizer
@@ -158,6 +161,7 @@ def _origin(model: Model, found: Survey) -> Origin:
         name=model.name,
         tokenizer=_digest(json.dumps(words, sort_keys=True)),
         defaults=_digest(json.dumps(defaults_from_generation(model.generation), sort_keys=True)),
+        seen="everything" if options.keep_last is None else f"{options.keep_first} + {options.keep_last}",
     )
 
 
@@ -175,6 +179,8 @@ def _open(model: Model, journal: Journal, options: BatchOptions) -> LLM:
         context=context,
         max_num_seqs=options.max_num_seqs,
         speculate=options.speculate,
+        keep_first=options.keep_first,
+        keep_last=options.keep_last,
     )
 
 

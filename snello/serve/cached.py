@@ -12,6 +12,7 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from snello.engine.request import Chunk
 from snello.serve.answering import Hearing, Record, Source, seconds_left
@@ -51,7 +52,9 @@ def from_caches(source: Source, keep_alive: float) -> Source:
             finally:
                 news.set()
 
-        async with caches.answer(asked_of(prepared), begin, read=prepared.read, keep=prepared.keep) as reply:
+        said = prepared.reading.request.messages if isinstance(prepared.reading.request, ChatRequest) else ()
+        controls: Mapping[str, bool] = {"read": prepared.read, "keep": prepared.keep}
+        async with caches.answer(asked_of(prepared), begin, messages=said, **controls) as reply:
             record.source = reply.source
             chunks, unfinished = aiter(reply.chunks), prepared.num_choices
             if reply.source != "computed" or (await _taken(news, seconds_left(prepared)) and not refused):
@@ -90,7 +93,9 @@ async def _next(chunks: AsyncIterator[Chunk], seconds: float) -> Chunk | None:
 def asked_of(prepared: Prepared) -> Asked:
     """What the chunks of an answer depend on; how they are laid out afterwards (echo, calls) is made anew each time."""
     reading, params = prepared.reading, prepared.params[0]
-    fields: Mapping[str, bool] = {"tools": reading.tools is not None, "rules": reading.rules is not None}
+    fields: dict[str, Any] = {"tools": reading.tools is not None, "rules": reading.rules is not None}
+    if isinstance(reading.request, ChatRequest):
+        fields["variables"] = dict(reading.request.variables)  # a similar question's tokens do not show them
     return Asked(
         tokens=prepared.prompts[0],
         params=replace(params, seed=None) if params.temperature == 0 else params,  # the likeliest token has no seed

@@ -32,12 +32,16 @@ OTHER = {  # by the names of `Origin`
     "name": "a model of another name",
     "tokenizer": "another tokenizer",
     "defaults": "other sampling defaults",
+    "seen": "other --keep-first or --keep-last",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Everything that the results depend on, as digests, but for the context, which is chosen later."""
+    """Everything that the results depend on, as digests, but for the context, which is chosen later.
+
+    `seen`: how much of a long text is, the first and the newest tokens.
+    """
 
     snello: str
     input: str
@@ -45,6 +49,7 @@ class Origin:
     name: str
     tokenizer: str
     defaults: str
+    seen: str = "everything"
 
 
 @dataclass(frozen=True, kw_only=True)

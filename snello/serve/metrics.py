@@ -99,7 +99,7 @@ class Engines(Collector):
         for name, (alias, text, kind) in FACTS.items():
             family = kind(f"snello:{name}", text, labels=["model_name"])
             also = kind(f"vllm:{alias}", text, labels=["model_name"]) if alias and self._vllm_names else None
-            for served in self._models.values():
+            for served in self._models.values() if name in OWN else self._models.engines():
                 value = facts(served)[name]
                 family.add_metric([served.name], value)
                 if also is not None:
@@ -110,7 +110,7 @@ class Engines(Collector):
         refused = CounterMetricFamily(
             "snello:rejections", "requests that were not let in", labels=["model_name", "reason"]
         )
-        for served in self._models.values():
+        for served in self._models.engines():
             for reason, count in served.gate.refused.items():
                 refused.add_metric([served.name, reason], count)
         yield refused
@@ -118,6 +118,12 @@ class Engines(Collector):
             for name, value in vars(self._models.exact.counters).items():
                 kind = GaugeMetricFamily if name == "bytes" else CounterMetricFamily
                 yield kind(f"snello:exact_answers_{name}", "of the answers that are kept on disk", value=value)
+        if self._models.similar is not None:
+            similar, text = self._models.similar.similar, "of the cache of similar questions"
+            for name, value in vars(similar.counters).items():
+                yield CounterMetricFamily(f"snello:similar_questions_{name}", text, value=value)
+            for name, value in (("serves", similar.serves), ("entries", len(similar))):
+                yield GaugeMetricFamily(f"snello:similar_questions_{name}", text, value=value)
 
 
 FACTS: dict[str, tuple[str, str, Any]] = {  # ours -> vLLM's, what it is, its kind
@@ -140,6 +146,8 @@ FACTS: dict[str, tuple[str, str, Any]] = {  # ours -> vLLM's, what it is, its ki
     "prefix_disk_audited_pages": ("", "stored pages that were computed again and compared", CounterMetricFamily),
     "prefix_disk_mismatched_pages": ("", "of them different: the store is used no more", CounterMetricFamily),
 }
+
+OWN = {"flights_joined"}  # what an adapter has for itself; all else is its model's
 
 
 def facts(served: Served) -> dict[str, float]:

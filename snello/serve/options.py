@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from snello.errors import SnelloError
+from snello.serve.caches.proof import SimilarSettings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -47,12 +48,15 @@ class ServeOptions:
 
     Attributes:
         models: a folder or a name; NAME=MODEL serves it under another name.
+        adapters: NAME=FOLDER, each of one of the models, served beside it under its own name.
         host, port: 0 takes a free port.
         keys: a file of SHA-256 hashes of keys; None: no key is asked for, which is for this machine alone.
         open: other machines may call without a key.
         threads, context, max_num_seqs, speculate: as for `LLM`, of each model.
+        keep_first, keep_last: as for `LLM`, of each decoder.
         cache: a folder for answers and prefixes that outlast this process; None: memory alone.
         cache_bytes: of the answers, and as much again of the prefixes of each model.
+        similar: answers to similar questions, of `cache`; None: none.
         drain_seconds: what runs may take so long to finish when the server is told to stop.
         keep_alive_seconds: a stream that says nothing for so long gets a comment, so that no proxy closes it.
         log_prompts: the log may hold what people ask and are answered.
@@ -60,6 +64,7 @@ class ServeOptions:
     """
 
     models: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8080
     keys: Path | None = None
@@ -68,8 +73,11 @@ class ServeOptions:
     context: int | None = None
     max_num_seqs: int = 32
     speculate: str | None = None
+    keep_first: int = 0
+    keep_last: int | None = None
     cache: Path | None = None
     cache_bytes: int = 4_000_000_000
+    similar: SimilarSettings | None = None
     drain_seconds: float = 30.0
     keep_alive_seconds: float = 15.0
     log_prompts: bool = False
@@ -82,6 +90,9 @@ class ServeOptions:
         if not self.on_loopback and self.keys is None and not self.open:
             message = f"{self.host} can be reached from other machines, and no key is asked for"
             raise SnelloError(message, "--keys FILE asks for one; --open lets everybody in", exit_code=2)
+        if self.similar is not None and self.cache is None:
+            message = "answers to similar questions are those that --cache keeps"
+            raise SnelloError(message, "--cache FOLDER", exit_code=2)
 
     @property
     def on_loopback(self) -> bool:

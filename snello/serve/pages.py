@@ -51,6 +51,9 @@ async def page_file(app: App, request: Request) -> Response:
 def proof_of(served: Served) -> dict[str, Any]:
     """The sentence and the sections of a model's report; no sections where nothing was proved."""
     model = served.llm.model
+    if served.parent is not None:
+        sentence = f"{served.name} is {served.parent} with an adapter, made to answer otherwise: no proof of its own."
+        return {"sentence": sentence, "sections": []}
     try:
         receipts = read(model.path)
     except SnelloError:

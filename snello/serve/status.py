@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from snello.measure.machine import ceiling, known_machine
+from snello.serve.caches.lookup import Lookups
 from snello.serve.metrics import facts
 from snello.serve.served import Served
 
@@ -23,7 +25,19 @@ def status_of(app: App) -> dict[str, Any]:
         "seconds": time.monotonic() - app.started,
         "requests_inside": app.inside,
         "answers_on_disk": vars(app.models.exact.counters) if app.models.exact is not None else None,
+        "similar_questions": _similar(app.models.similar) if app.models.similar is not None else None,
         "models": [_model(served) for served in app.models.values()],
+    }
+
+
+def _similar(lookups: Lookups) -> dict[str, Any]:
+    similar = lookups.similar
+    assert similar.certificate is not None, "a server has none without"
+    return {
+        "serves": similar.serves,
+        "entries": len(similar),
+        "certificate": asdict(similar.certificate),
+        "counts": vars(similar.counters),
     }
 
 
@@ -31,6 +45,7 @@ def _model(served: Served) -> dict[str, Any]:
     llm, gate = served.llm, served.gate
     return {
         "name": served.name,
+        "parent": served.parent,
         "parameters": llm.model.num_parameters,
         "context": llm.executor.context,
         "answers": list(served.urls),

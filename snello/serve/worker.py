@@ -33,12 +33,13 @@ class Ticket:
     """A request in the engine: one prompt or several, each with its settings. Belongs to the loop.
 
     Attributes:
-        salt: computed prompts are shared only among equal ones.
+        salt: computed prompts are shared only among equal ones. adapter: that answers; None: the model itself.
     """
 
     prompts: Sequence[Sequence[int]]
     params: Sequence[SamplingParams]
     salt: str = ""
+    adapter: str | None = None
     priority: int = 0
     numbers: dict[int, int] = field(default_factory=dict)  # number in the engine -> prompt; the thread's
     cancelled: bool = False
@@ -215,7 +216,9 @@ class Worker:
             return
         try:
             for place, (prompt, params) in enumerate(zip(ticket.prompts, ticket.params, strict=True)):
-                number = self._engine.add(prompt, params, priority=ticket.priority, salt=ticket.salt)
+                number = self._engine.add(
+                    prompt, params, priority=ticket.priority, salt=ticket.salt, adapter=ticket.adapter
+                )
                 ticket.numbers[number] = place
                 self._tickets[number] = ticket
             self._said.append((ticket, None))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.errors import SnelloError
@@ -136,6 +137,12 @@ def together(windows: Windows) -> list[Tensor]:
         stacked = np.stack(group).astype(np.int64)
         batches += [torch.from_numpy(stacked[start : start + size]) for start in range(0, len(group), size)]
     return batches
+
+
+def block_influence(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """1 - the mean cosine of a row before and after."""
+    cosines = torch.cat([F.cosine_similarity(x, y, dim=-1).flatten() for x, y in zip(before, after, strict=True)])
+    return 1.0 - float(cosines.double().mean())
 
 
 class RowSample:

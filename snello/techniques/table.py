@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from snello.techniques.attention import CheaperAttention
 from snello.techniques.base import Technique
+from snello.techniques.convolution import Convolution
 from snello.techniques.distill import Distill
 from snello.techniques.prune import Prune
 from snello.techniques.quantize import Quantize
@@ -13,6 +14,7 @@ from snello.techniques.trim import Trim
 
 TECHNIQUES: dict[str, type[Technique]] = {
     "attention": CheaperAttention,
+    "convolution": Convolution,
     "distill": Distill,
     "prune": Prune,
     "quantize": Quantize,

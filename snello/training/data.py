@@ -51,6 +51,17 @@ def pack(documents: Sequence[Sequence[int] | Tokens], *, length: int, separator:
     return [stream[start : start + length] for start in whole] or [stream]
 
 
+def padded(rows: Sequence[Tokens]) -> dict[str, Tensor]:
+    """Tokens (B, T), and a mask where the rows differ in length."""
+    longest = max(map(len, rows))
+    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = torch.from_numpy(row.astype(np.int64))
+        mask[number, : len(row)] = 1
+    return {"tokens": tokens} if bool(mask.all()) else {"tokens": tokens, "mask": mask}
+
+
 @dataclass(frozen=True)
 class Rows:
     """`batch` rows a step, in an order that is drawn anew for every pass over them.
@@ -82,14 +93,7 @@ class Rows:
 
     def at(self, step: int) -> dict[str, Tensor]:
         """Tokens (B, T), and a mask where the rows differ in length."""
-        chosen = [self.rows[i] for i in self.places(step)]
-        longest = max(map(len, chosen))
-        tokens = torch.zeros(self.batch, longest, dtype=torch.long)
-        mask = torch.zeros(self.batch, longest, dtype=torch.long)
-        for number, row in enumerate(chosen):
-            tokens[number, : len(row)] = torch.from_numpy(row.astype(np.int64))
-            mask[number, : len(row)] = 1
-        return {"tokens": tokens} if bool(mask.all()) else {"tokens": tokens, "mask": mask}
+        return padded([self.rows[i] for i in self.places(step)])
 
     def places(self, step: int) -> list[int]:
         """Which rows a step sees."""

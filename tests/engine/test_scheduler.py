@@ -40,6 +40,7 @@ WORLDS = {
     "step_ms": st.sampled_from([1.0, 12.0, 50.0]),
     "window": st.sampled_from([None, None, 1, 40, 128, 300]),
     "sinks": st.sampled_from([0, 4, 130]),
+    "takes_back": st.sampled_from([None, None, 14, 9]),
     "busy": st.floats(0.05, 0.9),
     "cancel": st.sampled_from([0.0, 0.0, 0.01]),
     "guess": st.sampled_from([0.0, 0.5]),
@@ -61,13 +62,16 @@ def live(
     step_ms: float,
     window: int | None,
     sinks: int,
+    takes_back: int | None,
     busy: float,
     cancel: float,
     guess: float,
     seed: int,
 ) -> None:
     """Sixty steps of arrivals in one world, then until all is done."""
-    retention = Retention(window=window, sinks=sinks if window is not None else 0)
+    if takes_back is not None and window is not None:
+        window = max(window, 8)
+    retention = Retention(window=window, sinks=sinks if window is not None else 0, takes_back=takes_back)
     w = world(num_pages, max_rows, min(max_num_seqs, max_rows), step_ms, retention, seed)
     bases = [text(4 * PAGE, number) for number in range(3)]
     for _ in range(60):

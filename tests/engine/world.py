@@ -11,7 +11,7 @@ import random
 from array import array
 from collections import Counter
 
-from snello.engine.pages import GONE, PagePool, Retention
+from snello.engine.pages import GONE, STATE_ROWS, PagePool, Retention
 from snello.engine.plan import Limits
 from snello.engine.prefix import PAGE
 from snello.engine.scheduler import Scheduler
@@ -46,6 +46,7 @@ class World:
         self.retention, self.limits = retention, limits
         self.scheduler = Scheduler(self.pool, retention, limits)
         self.memory: list[list[int | None]] = [[None] * PAGE for _ in range(num_pages)]
+        self.rolling: list[dict[int, int]] = [{} for _ in range(num_pages)]  # by page and slot: of convolutions
         self.random = random.Random(seed)
         self.next_row: dict[int, int] = {}  # of running sequences: the row that must come next
         self.prompts: dict[int, tuple[list[int], str, int]] = {}
@@ -112,7 +113,7 @@ class World:
                 continue
             state = digests(sequence.tokens, sequence.salt)[-1]
             guesses = []
-            for _ in range(self.random.randrange(6)):
+            for _ in range(self.random.randrange(6 if self.retention.takes_back is None else 40)):
                 right = self.random.random() < 0.7
                 guesses.append(next_token(state) if right else self.random.randrange(VOCABULARY))
                 state = hash((state, guesses[-1]))
@@ -126,6 +127,7 @@ class World:
     def _execute(self, step: Step) -> None:
         for source, destination in step.copies:
             self.memory[destination] = list(self.memory[source])
+            self.rolling[destination] = dict(self.rolling[source])
         writes = Counter(
             page for piece in step.pieces for page in {self._page(piece, row) for row in range(piece.start, piece.end)}
         )
@@ -146,10 +148,21 @@ class World:
             if self._visible(position, piece.start):
                 held = self.memory[self._page(piece, position)][position % PAGE]
                 assert self._page(piece, position) != GONE and held == truth[position], f"position {position} is wrong"
+        if self.retention.takes_back is not None:
+            self._look_back(piece, truth)
         for position in range(piece.start, piece.end):
             page = self._page(piece, position)
+            self.rolling[page][position % STATE_ROWS] = truth[position]
             assert page != GONE and self.pool.holders(page) == 1, "a page that is written has one holder"
             self.memory[page][position % PAGE] = truth[position]
+
+    def _look_back(self, piece: Piece, truth: list[int]) -> None:
+        """The rows right before, which a page keeps only as long as few rows follow them."""
+        assert self.retention.takes_back is not None
+        seen = STATE_ROWS - self.retention.takes_back
+        for position in range(max(0, piece.start - seen), piece.start):
+            kept = self.rolling[self._page(piece, position)].get(position % STATE_ROWS)
+            assert kept == truth[position], f"the state at {position} is wrong"
 
     def _visible(self, position: int, row: int) -> bool:
         window = self.retention.window

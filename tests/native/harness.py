@@ -17,9 +17,23 @@ F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 
 FORMATS = {"f32": 0, "f16": 1, "bf16": 2, "int8": 3, "int4": 4, "int3": 5}
-EMBED, NORM, TRANSFORM, LINEAR, ROPE, ATTENTION, ACTIVATE, ADD, GATHER, SCALE, ROUTE, DISPATCH, EXPERTS, COMBINE = (
-    range(14)
-)
+(
+    EMBED,
+    NORM,
+    TRANSFORM,
+    LINEAR,
+    ROPE,
+    ATTENTION,
+    ACTIVATE,
+    ADD,
+    GATHER,
+    SCALE,
+    ROUTE,
+    DISPATCH,
+    EXPERTS,
+    COMBINE,
+    CONVOLVE,
+) = range(15)
 PAGE = 128
 
 

@@ -73,3 +73,16 @@ def test_what_does_not_beat_its_base_is_not_written(base: Path, tmp_path: Path) 
 def test_usage(base: Path, tmp_path: Path) -> None:
     assert main(["adapt", str(base), "-o", str(tmp_path / "out")]) == 2
     assert main(["adapt", str(base), "--adapter", "x", "-o", str(tmp_path / "out")]) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data", "d", "--quantize", "int8"],
+        ["--adapter", "a", "--merge", "--quantize", "int8"],
+        ["--data", "d", "--merge", "--quantize", "int8", "--recipe", "r.toml"],
+        ["--data", "d", "--merge", "--max-loss", "2%"],
+    ],
+)
+def test_usage_of_making_it_lean(base: Path, tmp_path: Path, words: list[str]) -> None:
+    assert main(["adapt", str(base), *words, "-o", str(tmp_path / "out")]) == 2

@@ -28,7 +28,7 @@ def write(tmp_path: Path, text: str) -> Path:
             "did you mean 'group_size'?",
         ),
         ('[[steps]]\nuse = "quantise"\n', "steps[0]: there is no technique 'quantise'", "did you mean 'quantize'?"),
-        ("[[steps]]\nweights = 'int4'\n", "steps[0] has no `use`", "one of: attention, distill, prune, quantize"),
+        ("[[steps]]\nweights = 'int4'\n", "steps[0] has no `use`", "one of: attention, convolution, distill, prune"),
         ("modle = 'x'\n", "recipe: unknown key 'modle'", "did you mean 'model'?"),
         ("[budget]\nmaxloss = 1\n", "[budget]: unknown key 'maxloss'", "did you mean 'max_loss'?"),
         ("[budget]\ngoal = 'latenci'\n", "[budget] goal is 'latenci'", "did you mean 'latency'?"),

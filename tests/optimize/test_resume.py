@@ -273,7 +273,7 @@ def test_a_full_disk_leaves_the_old_output(bed: Bed, monkeypatch: pytest.MonkeyP
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(publish, "_link", full)
+    monkeypatch.setattr(publish, "link_folder", full)
     with pytest.raises(SnelloError, match="the disk is full") as error:
         bed.run(overwrite=True, max_loss="5%")
     assert error.value.hint is not None and "goes on from here" in error.value.hint

@@ -115,6 +115,19 @@ def test_the_same_bytes_for_any_way_to_run(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
+def test_what_a_deployment_forgets_is_forgotten_for_every_line(tmp_path: Path) -> None:
+    prompt = "".join(f"def f{place}(x):\n    return x + {place}\n" for place in range(12))
+    body = {"max_tokens": 24, "seed": 3, "ignore_eos": True}
+    lines = [request(f"r{n}", prompt=prompt + "\n" * n, **body) for n in range(3)]
+    source = write(tmp_path / "in", *lines)
+    answer(source, tmp_path / "all")
+    answer(source, tmp_path / "out", dataclasses.replace(DEMO, keep_first=2, keep_last=6))
+    with LLM("demo", keep_first=2, keep_last=6) as llm:
+        alone = [llm.generate(line["body"]["prompt"], max_tokens=24, seed=3, ignore_eos=True) for line in lines]
+    assert [text(line) for line in read(tmp_path / "out")] == [each.text for each in alone]
+    assert (tmp_path / "out").read_bytes() != (tmp_path / "all").read_bytes()
+
+
 def test_samples_prompts_echo_and_stop(tmp_path: Path) -> None:
     source = write(
         tmp_path / "in",
@@ -422,6 +435,7 @@ def test_a_journal_of_something_else_is_never_mixed_in(
         (other, DEMO, "begun with other requests"),
         (source, dataclasses.replace(DEMO, model=str(chatty)), "another model, a model of another name, another token"),
         (source, dataclasses.replace(DEMO, context=256), "begun with --context 1024"),
+        (source, dataclasses.replace(DEMO, keep_last=20), "begun with other --keep-first or --keep-last"),
     ):
         with pytest.raises(SnelloError, match=said) as caught:
             answer(wrong, output, options)

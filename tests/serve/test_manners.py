@@ -6,8 +6,6 @@ import hashlib
 import json
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -26,9 +24,8 @@ from snello.serve.options import Limits, ServeOptions
 from snello.serve.routes import ROUTES
 from snello.serve.server import bind
 from snello.serve.worker import Turns
-from tests.serve.world import parse, raw_request, serving
+from tests.serve.world import Process, parse, raw_request, serving
 
-ROOT = Path(__file__).resolve().parents[2]
 TEXTS = "/v1/completions"
 LONG = {"prompt": "def f(x):\n", "max_tokens": 900, "ignore_eos": True}
 
@@ -134,27 +131,6 @@ def test_a_full_queue_is_said_at_once() -> None:
 
 
 # ---- the end --------------------------------------------------------------------------------------------------------
-
-
-class Process:
-    """`snello serve demo` as a process of its own."""
-
-    def __init__(self, *words: str) -> None:
-        command = [sys.executable, "-m", "snello", "serve", "demo", "--port", "0", "--json", *words]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        assert self.process.stdout is not None
-        self.address = json.loads(self.process.stdout.readline())["address"]
-
-    def end(self) -> tuple[int, str]:
-        _, log = self.process.communicate(timeout=20)
-        return self.process.returncode, log
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 def test_sigterm_finishes_what_runs_and_lets_nobody_in() -> None:

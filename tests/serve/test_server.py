@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,18 @@ def test_echoed_log_probabilities_are_those_of_the_model(here: Running) -> None:
     for place, top1 in enumerate(scores.top1):
         likeliest = max(choice["top_logprobs"][place + 1].values())
         assert (choice["token_logprobs"][place + 1] == likeliest) == (top1 == ids[place + 1])
+
+
+def test_a_server_may_forget_the_middle_of_a_text(here: Running, tmp_path: Path) -> None:
+    prompt = "".join(f"def f{place}(x):\n    return x + {place}\n" for place in range(12))
+    body = {"prompt": prompt, "max_tokens": 24, "seed": 3, "ignore_eos": True}
+    encoder = f"encoder={make_encoder(tmp_path / 'encoder')}"  # sees whole texts all the same
+    options = ServeOptions(models=("demo", encoder), port=0, keep_first=2, keep_last=6, cache=tmp_path / "cache")
+    with serving(options) as other:
+        found = ask(other, **body)["choices"][0]["text"]
+    with LLM("demo", keep_first=2, keep_last=6) as llm:
+        assert found == llm.generate(prompt, max_tokens=24, seed=3, ignore_eos=True).text
+    assert found != ask(here, **body)["choices"][0]["text"]
 
 
 def test_embeddings_are_those_of_the_encoder(here: Running) -> None:

@@ -7,6 +7,8 @@ import contextlib
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from snello.serve.served import Models, open_models
 from snello.serve.server import bind
 from tests.checkpoints import make_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = (
     "{% if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}call: <tool_call>\n{% endif %}"
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}\n{% endfor %}"
@@ -145,6 +148,27 @@ def serving(options: ServeOptions, keys: Keys | None = None, key: str | None = N
             yield here
     finally:
         models.close()
+
+
+class Process:
+    """`snello serve demo` as a process of its own."""
+
+    def __init__(self, *words: str) -> None:
+        command = [sys.executable, "-m", "snello", "serve", "demo", "--port", "0", "--json", *words]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        assert self.process.stdout is not None
+        self.address = json.loads(self.process.stdout.readline())["address"]
+
+    def end(self) -> tuple[int, str]:
+        _, log = self.process.communicate(timeout=20)
+        return self.process.returncode, log
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 def raw_request(address: str, body: bytes, path: str = "/v1/completions") -> socket.socket:

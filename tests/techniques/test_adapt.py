@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 
 from snello.errors import SnelloError, Unsupported
 from snello.models import load
+from snello.models.adapter import CONFIG, Adapter, read_adapter, write_adapter
 from snello.models.model import Model
+from snello.models.reference import Reference
 from snello.techniques.adapt import Adapt
-from snello.techniques.adapt.files import CONFIG, Adapter, read_adapter, write_adapter
 from snello.techniques.adapt.lora import factors, with_corrections
 from snello.techniques.adapt.merge import merge
 from snello.techniques.adapt.train import Answer, score, teach
@@ -117,17 +119,74 @@ def test_files_keep_every_bit_and_merging_gives_the_same_answers(
     assert merged.history[-1]["technique"] == "adapt"
 
 
-def test_peft_reads_what_is_written(base: Model, answers: list[Answer], taught: Any, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+def logits_of(module: Any, tokens: np.ndarray) -> np.ndarray:
     import torch
+
+    with torch.no_grad():
+        found = module(torch.from_numpy(tokens.astype(np.int64))[None])
+    values: np.ndarray = getattr(found, "logits", found)[0].numpy()
+    return values
+
+
+def plain(base: Model) -> Any:
     import transformers
 
-    write_adapter(tmp_path / "adapter", adapter_of(taught[0], base), base)
-    plain = transformers.AutoModelForCausalLM.from_pretrained(base.path)
-    theirs = peft.PeftModel.from_pretrained(plain, str(tmp_path / "adapter"))
-    tokens = torch.from_numpy(answers[0].tokens.astype(np.int64))[None]
-    with torch.no_grad():
-        assert torch.allclose(theirs(tokens).logits, taught[0](tokens), atol=1e-3)
+    return transformers.AutoModelForCausalLM.from_pretrained(base.path)
+
+
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_peft_reads_what_is_written(
+    base: Model, answers: list[Answer], taught: Any, tmp_path: Path, stabilized: bool
+) -> None:
+    peft = pytest.importorskip("peft")
+    scale = Adapt(rank=4, alpha=16.0, rank_stabilized=stabilized).scale
+    adapter = dataclasses.replace(adapter_of(taught[0], base), scale=scale)
+    write_adapter(tmp_path / "adapter", adapter, base)
+    assert read_adapter(tmp_path / "adapter", base).scale == scale == (8.0 if stabilized else 4.0)
+    theirs = peft.PeftModel.from_pretrained(plain(base), str(tmp_path / "adapter"))
+    merged = Reference.from_model(merge(base, adapter, tmp_path / "merged"))
+    found, expected = logits_of(merged, answers[0].tokens), logits_of(theirs, answers[0].tokens)
+    assert np.abs(found - expected).max() < 1e-3 < np.abs(logits_of(plain(base), answers[0].tokens) - expected).max()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "all-linear", "lora_alpha": 7},
+        {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
+        {"target_modules": r".*layers\.1\..*(v_proj|o_proj|gate_proj)", "lora_dropout": 0.1},
+        {"target_modules": ["k_proj"], "layers_to_transform": [1], "init_lora_weights": "gaussian"},
+    ],
+)
+def test_what_peft_writes_gives_its_logits(base: Model, tmp_path: Path, settings: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+    import torch
+
+    theirs = peft.get_peft_model(plain(base), peft.LoraConfig(r=3, task_type="CAUSAL_LM", **settings)).eval()
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(len(name)))
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    ours = Reference.from_model(merge(base, read_adapter(tmp_path / "theirs", base), tmp_path / "merged"))
+    tokens = np.arange(5, 25)
+    found, expected = logits_of(ours, tokens), logits_of(theirs, tokens)
+    assert np.abs(found - expected).max() < 1e-3 < np.abs(logits_of(plain(base), tokens) - expected).max()
+
+
+def test_a_head_and_trained_modules_of_peft_are_refused(base: Model, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    for number, (settings, message) in enumerate(
+        [
+            ({"modules_to_save": ["lm_head"]}, "modules_to_save=.*lm_head"),
+            ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+            ({"target_modules": ["lm_head"]}, "no place for"),
+        ]
+    ):
+        how = {"target_modules": ["q_proj"], "r": 2, **settings}
+        theirs = peft.get_peft_model(plain(base), peft.LoraConfig(**how))
+        theirs.save_pretrained(str(tmp_path / str(number)), save_embedding_layers=False)
+        with pytest.raises(SnelloError, match=message):
+            read_adapter(tmp_path / str(number), base)
 
 
 def test_an_adapter_of_another_base_is_refused(base: Model, taught: Any, tmp_path: Path) -> None:
@@ -140,7 +199,8 @@ def test_an_adapter_of_another_base_is_refused(base: Model, taught: Any, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("peft_type", "IA3"), ("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2})]
+    ("key", "value"),
+    [("peft_type", "IA3"), ("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2}), ("later_idea", 3)],
 )
 def test_what_peft_says_and_is_not_computed_is_refused(
     base: Model, taught: Any, tmp_path: Path, key: str, value: object
@@ -152,7 +212,10 @@ def test_what_peft_says_and_is_not_computed_is_refused(
         read_adapter(tmp_path / "adapter", base)
 
 
-@pytest.mark.parametrize("options", [{"rank": 0}, {"targets": "qq"}, {"dropout": 1.0}, {"alpha": -1}, {"batch": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"rank": 0}, {"targets": "qq"}, {"dropout": 1.0}, {"alpha": -1}, {"batch": True}, {"rank_stabilized": 1}],
+)
 def test_options_that_mean_nothing(options: dict[str, Any]) -> None:
     with pytest.raises(SnelloError):
         Adapt(**options)

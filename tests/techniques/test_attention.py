@@ -18,9 +18,9 @@ from snello.models.reference import Reference
 from snello.models.spec import Attention, Deployment
 from snello.native import core
 from snello.techniques.attention import CheaperAttention
-from snello.techniques.attention.conversion import layer_numbers
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize
+from snello.techniques.units import layer_numbers
 from tests.checkpoints import make_checkpoint
 
 TOKENS = torch.from_numpy(np.random.default_rng(1).integers(1, 307, (1, 90)))

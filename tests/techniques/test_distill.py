@@ -176,7 +176,6 @@ def test_masked_words(tmp_path: Path) -> None:
         {"tokens": 1.5},
         {"rate": -1},
         {"batch_tokens": True},
-        {"schedule": "poly"},
         {"recompute": "yes"},
         {"teacher": 3},
     ],

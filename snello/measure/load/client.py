@@ -146,7 +146,7 @@ async def _send(target: Target, body: bytes, answer: Answer, start: float) -> No
 
 
 async def _read(reader: asyncio.StreamReader, connection: h11.Connection, answer: Answer, start: float) -> None:
-    rest = b""
+    rest, refusal = b"", b""
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
@@ -154,6 +154,8 @@ async def _read(reader: asyncio.StreamReader, connection: h11.Connection, answer
         elif isinstance(event, h11.Response):
             answer.status = event.status_code
             answer.retry_after = any(name == b"retry-after" for name, _ in event.headers)
+        elif isinstance(event, h11.Data) and answer.status >= 400:
+            refusal += bytes(event.data)
         elif isinstance(event, h11.Data):
             now = time.perf_counter() - start
             *whole, rest = (rest + bytes(event.data)).split(b"\n")
@@ -163,7 +165,7 @@ async def _read(reader: asyncio.StreamReader, connection: h11.Connection, answer
         elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
             break
     if answer.status >= 400:
-        answer.error = _message(rest)
+        answer.error = _message(refusal)
 
 
 def _message(body: bytes) -> str:

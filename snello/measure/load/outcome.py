@@ -58,13 +58,19 @@ def read(answer: Answer) -> Reading:
             continue
         if "error" in found:
             problem = problem or str(found["error"])[:200]
-        times += [moment] * bool(found.get("choices"))
+        times += [moment] * _says_something(found)
         usage = found.get("usage") or usage
     if not problem and not ended:
         problem = "the stream broke off"
     details = usage.get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens")
     return Reading(times, usage.get("prompt_tokens", 0), usage.get("completion_tokens", len(times)), cached, problem)
+
+
+def _says_something(found: dict[str, Any]) -> bool:
+    """Whether a piece holds tokens: some servers send a last one that says only why the answer ended."""
+    choices = found.get("choices") or []
+    return any(choice.get("text") or choice.get("finish_reason") is None for choice in choices)
 
 
 def summary(requests: Sequence[Request], run: Run, objective: Objective, *, open_loop: bool) -> dict[str, Any]:
@@ -114,13 +120,19 @@ def _failures(readings: Sequence[Reading], answers: Sequence[Answer]) -> dict[st
 
 
 def _cached(requests: Sequence[Request], readings: Sequence[Reading], whole: Sequence[int]) -> dict[str, Any]:
-    """Prompt tokens that the server says it knew, beside those that an endless cache could have known."""
+    """Shares of prompt tokens: those that the server says it knew, those that an endless cache could have known, and
+    those that one of the given size could.
+    """
     told = [i for i in whole if readings[i].cached is not None]
     prompts = sum(readings[i].prompt for i in told)
     if not prompts:
-        return {"cached_share": None, "shared_share": None}
-    cached = sum(readings[i].cached or 0 for i in told)
-    return {"cached_share": cached / prompts, "shared_share": sum(requests[i].shared for i in told) / prompts}
+        return {"cached_share": None, "shared_share": None, "held_share": None}
+    held = [requests[i].held for i in told]
+    return {
+        "cached_share": sum(readings[i].cached or 0 for i in told) / prompts,
+        "shared_share": sum(requests[i].shared for i in told) / prompts,
+        "held_share": None if None in held else sum(tokens or 0 for tokens in held) / prompts,
+    }
 
 
 def _client(due: Sequence[float], run: Run) -> dict[str, float]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from snello.errors import SnelloError
+from snello.measure.load.reuse import known_blocks
 
 BLOCK = 512  # prompt tokens under one hash of a Mooncake trace
 
@@ -37,13 +38,15 @@ class Row:
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """To be sent `at` seconds after the start; in a closed loop as soon as somebody is free. `shared`: tokens at the
-    start of its prompt that an earlier prompt started with too, by the trace.
+    start of its prompt that an earlier prompt started with too, by the trace. `held`: those of them that a cache of a
+    given size would still know; None where no size was given.
     """
 
     at: float
     prompt: tuple[int, ...]
     answer: int
     shared: int = 0
+    held: int | None = None
 
 
 def read_trace(path: Path) -> Iterator[Row]:
@@ -118,21 +121,41 @@ def _shrunk(tokens: int, shrink: int) -> int:
 
 
 def from_trace(
-    rows: Sequence[Row], words: range, *, rate: float | None = None, shrink: int = 1, seed: int = 0
+    rows: Sequence[Row],
+    words: range,
+    *,
+    rate: float | None = None,
+    shrink: int = 1,
+    seed: int = 0,
+    cache_tokens: int | None = None,
 ) -> list[Request]:
-    """`rate`: requests a second on average, to which the gaps are scaled; None: the trace's own."""
+    """`rate`: requests a second on average, to which the gaps are scaled; None: the trace's own. `cache_tokens`: of the
+    server's prefix cache, for the bound at its size.
+    """
     span = rows[-1].at
     scale = 1.0 if rate is None or span == 0 else (len(rows) - 1) / rate / span
-    seen: set[int] = set()
+    size, blocks = _block(shrink), [row.blocks for row in rows]
+    shared = known_blocks(blocks)
+    held = [None] * len(rows) if cache_tokens is None else known_blocks(blocks, cache_tokens // size)
     requests = []
     for number, row in enumerate(rows):
-        prompt, shared = _prompt(row, number, words, shrink, seed), 0
-        if row.blocks:
-            known = len(list(itertools.takewhile(seen.__contains__, row.blocks)))
-            shared = min(known * (BLOCK // shrink), len(prompt))
-            seen.update(row.blocks)
-        requests.append(Request(at=row.at * scale, prompt=prompt, answer=_shrunk(row.answer, shrink), shared=shared))
+        prompt = _prompt(row, number, words, shrink, seed)
+        known, kept = min(shared[number] * size, len(prompt)), held[number]
+        requests.append(
+            Request(
+                at=row.at * scale,
+                prompt=prompt,
+                answer=_shrunk(row.answer, shrink),
+                shared=known,
+                held=None if kept is None else min(kept * size, len(prompt)),
+            )
+        )
     return requests
+
+
+def _block(shrink: int) -> int:
+    """Tokens under one hash once lengths are divided."""
+    return max(1, BLOCK // shrink)
 
 
 def _prompt(row: Row, number: int, words: range, shrink: int, seed: int) -> tuple[int, ...]:
@@ -140,7 +163,7 @@ def _prompt(row: Row, number: int, words: range, shrink: int, seed: int) -> tupl
     length = _shrunk(row.prompt, shrink)
     if not row.blocks:
         return _ids([seed, 1, number], length, words)
-    pieces = (_ids([seed, 2, block], max(1, BLOCK // shrink), words) for block in row.blocks)
+    pieces = (_ids([seed, 2, block], _block(shrink), words) for block in row.blocks)
     return tuple(itertools.chain.from_iterable(pieces))[:length]
 
 

@@ -6,6 +6,7 @@ from snello.models.families.bert import BERT, DISTILBERT
 from snello.models.families.family import Family
 from snello.models.families.gemma import GEMMA2, GEMMA3
 from snello.models.families.gpt import GPT2, GPT_NEOX, OPT
+from snello.models.families.lfm2 import LFM2
 from snello.models.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from snello.models.families.longformer import LONGFORMER
 from snello.models.families.moe import MIXTRAL, QWEN3_MOE
@@ -18,6 +19,7 @@ FAMILIES: dict[str, Family] = {
         MISTRAL,
         QWEN2,
         QWEN3,
+        LFM2,
         MIXTRAL,
         QWEN3_MOE,
         GPT2,

@@ -193,11 +193,13 @@ def rope(
     *,
     fraction: float = 1.0,
     base_key: str = "rope_theta",
+    base: float | None = None,
     fraction_key: str = "partial_rotary_factor",
 ) -> Rope:
     """Rotary settings from `rope_parameters` (Transformers 5) or `rope_theta` + `rope_scaling` (before).
 
-    `base_key` and `fraction_key` are what a family called those two before; `fraction` is what it takes unsaid.
+    `base_key` and `fraction_key` are what a family called those two before; `fraction` and
+    `base` are what it takes unsaid.
     """
     settings = {**rope_table(config, "rope_scaling"), **rope_table(config, "rope_parameters")}
     if any(isinstance(value, dict) for value in settings.values()):
@@ -207,7 +209,7 @@ def rope(
     bases = [settings.pop("rope_theta", None), config.raw("rope_theta"), config.raw(base_key)]
     fractions = [settings.pop("partial_rotary_factor", None), config.raw("partial_rotary_factor")]
     part = agreed("partial_rotary_factor", [*fractions, config.raw(fraction_key)], fraction)
-    return rope_of(settings, agreed("rope_theta", bases, DEFAULT_ROPE_BASE), rotary_dims(head_dim, part))
+    return rope_of(settings, agreed("rope_theta", bases, base or DEFAULT_ROPE_BASE), rotary_dims(head_dim, part))
 
 
 def rope_of(settings: Mapping[str, Any], base: float, dims: int) -> Rope:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from snello.models.arrangement import PLAIN, Arrangement
 from snello.models.families.config import Config
+from snello.models.families.convolutions import STEM, convolving_layers
 from snello.models.spec import Attention, Spec, Task
 
 SUFFIXES = ("weight", "bias")
@@ -94,6 +95,8 @@ def names_for(family: Family, spec: Spec, *, has_base: bool, fused_experts: bool
         sources |= names.stacked(stored, parts)
     if family.experts is not None:
         sources |= names.experts(family.experts, fused=fused_experts)
+    for index in convolving_layers(spec):
+        sources |= names.convolution(index)
     for canonical, stored in family.parameters.get(spec.task, {}).items():
         sources[canonical] = Source(names.spellings(stored))
     copies = {
@@ -165,6 +168,18 @@ class _Expansion:
             )
             source = Source(self.spellings(at(stored, index)), stacked, Arrangement(experts=count))
             found |= dict.fromkeys(stacked, source)
+        return found
+
+    def convolution(self, index: int) -> dict[str, Source]:
+        """What stands in the place of this layer's attention; under the names of Transformers' LFM2."""
+        stem, own = at(STEM, index), f"layers.{index}.attention"
+        found: dict[str, Source] = {}
+        for suffix in SUFFIXES:
+            joined = tuple(f"{own}.{part}.{suffix}" for part in ("b", "c", "x"))
+            found |= dict.fromkeys(joined, Source(self.spellings(f"{stem}.in_proj.{suffix}"), joined))
+            layout = Arrangement(depthwise=suffix == "weight")
+            found[f"{own}.taps.{suffix}"] = Source(self.spellings(f"{stem}.conv.{suffix}"), arrangement=layout)
+            found[f"{own}.o.{suffix}"] = Source(self.spellings(f"{stem}.out_proj.{suffix}"))
         return found
 
     def exact(self, templates: Iterable[str]) -> set[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from snello.errors import Unsupported
-from snello.models.families import FAMILIES
+from snello.models.families import FAMILIES, convolutions
 from snello.models.families.config import Config, token_ids
 from snello.models.families.family import Family
 from snello.models.model import FloatFormat
@@ -28,6 +28,7 @@ def resolve(
 
     `task` None: the one that the checkpoint was saved for. The formats are those that the config states.
     """
+    values, convolved = convolutions.unwrap(values)
     family, saved_for = _family(values)
     scheme_of(values)  # how integers are read is not this file's matter; a way that nobody here reads ends it
     task = task or saved_for
@@ -36,6 +37,8 @@ def resolve(
     config = Config({key: value for key, value in values.items() if key not in KEYS})
     spec = family.spec(config, task)
     config.refuse_unread(family.harmless, family.name)
+    if convolved is not None:
+        spec = convolutions.applied(spec, convolved)
     return family, _with_generation(with_type(spec, _stated_type(values)), generation or {})
 
 

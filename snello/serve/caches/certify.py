@@ -22,6 +22,7 @@ import numpy as np
 
 from snello.errors import SnelloError
 from snello.optimize.files import write_atomically
+from snello.serve.caches.identity import digest
 
 THRESHOLDS = tuple(round(0.995 - 0.005 * step, 3) for step in range(100))  # 0.995 down to 0.5
 ROOM = 2  # times the hits that pass without an error
@@ -67,7 +68,7 @@ class Certificate:
     Attributes:
         epsilon, confidence: at most this share of hits is wrong, with this confidence.
         hits, wrong, questions: on which it was shown.
-        embedder, guard: digests of what it was shown for.
+        embedder, guard: digests of what it was shown for. labels: of the labelled questions that it was shown on.
         revoked: why it does not hold any more; empty while it does.
     """
 
@@ -79,6 +80,7 @@ class Certificate:
     questions: int
     embedder: str
     guard: str
+    labels: str = ""
     revoked: str = ""
 
     @property
@@ -87,19 +89,27 @@ class Certificate:
         return upper_bound(self.wrong, self.hits, self.confidence)
 
     def save(self, path: Path) -> None:
-        write_atomically(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        fields = dataclasses.asdict(self)
+        write_atomically(path, json.dumps({**fields, "checksum": digest(fields)}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Certificate:
         """Raises:
-        SnelloError: there is none, or it is not one, or does not follow from its own counts.
+        SnelloError: there is none, or it was changed, or does not follow from its own counts.
         """
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8")))
-            sound = found.bound <= found.epsilon and 0 < found.confidence < 1 and -1 <= found.threshold <= 1
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            checksum = fields.pop("checksum")
+            found = cls(**fields)
+            sound = (
+                checksum == digest(dataclasses.asdict(found))
+                and found.bound <= found.epsilon
+                and 0 < found.confidence < 1
+                and -1 <= found.threshold <= 1
+            )
         except FileNotFoundError:
             raise SnelloError(f"there is no certificate at {path}", "certify on labelled questions first") from None
-        except (OSError, ValueError, TypeError, AssertionError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AssertionError, AttributeError):
             sound = False
         if not sound:
             raise SnelloError(f"{path} is no sound certificate", "remove it, and certify anew")
@@ -113,6 +123,7 @@ def certify(
     epsilon: float,
     embedder: str,
     guard: str,
+    labels: str = "",
     confidence: float = 0.95,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> Certificate | None:
@@ -149,6 +160,7 @@ def certify(
             questions=len(near),
             embedder=embedder,
             guard=guard,
+            labels=labels,
         )
     return best
 

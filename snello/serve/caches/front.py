@@ -1,23 +1,29 @@
 """The caches as a server sees them: one call per request, chunks come back, and where they come from.
 
 The order is that of certainty: the exact answer, then, where it serves at all, the answer to a similar question, then a
-generation that runs, then one that is begun. Whoever generates a whole answer leaves it for the others.
+generation that runs, then one that is begun. Whoever generates a whole answer leaves it for the others. A hit that is
+audited is given at once; what the model says to it comes later, and nobody waits for that.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from snello.engine.request import Chunk
+from snello.errors import SnelloError
 from snello.serve.caches.exact import ExactAnswers, complete, from_bytes, to_bytes
 from snello.serve.caches.flight import Flights
 from snello.serve.caches.identity import Asked, ModelIdentity, key_of
-from snello.serve.caches.similar import Found, SimilarAnswers, namespace_of, question_of, same_answer
+from snello.serve.caches.lookup import Lookups
+from snello.serve.caches.similar import Found, namespace_of, question_of, same_answer
 
+AUDIT_SECONDS = 600.0
+LOG = logging.getLogger("snello.cache")
 Begin = Callable[[], AsyncIterator[Chunk]]
 Judge = Callable[[str, str], bool]  # (answer that was kept, answer that was generated) -> whether the first would do
 
@@ -49,12 +55,13 @@ class AnswerCaches:
         self,
         identity: ModelIdentity,
         exact: ExactAnswers | None = None,
-        similar: SimilarAnswers | None = None,
+        similar: Lookups | None = None,
         judge: Judge = same_answer,
     ) -> None:
         assert exact is not None or similar is None, "similar questions need exact answers"
         self.identity, self.exact, self.similar, self._judge = identity, exact, similar, judge
         self.flights: Flights[Chunk] = Flights()
+        self._audits: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def answer(
@@ -82,15 +89,14 @@ class AnswerCaches:
         key = key_of(self.identity, asked)
         place = self._place(asked, messages)
         stored, found = await self._known(key, place) if read else (None, None)
-        if stored is not None and not (found and found.audit):
-            yield Reply(source=found.header if found else "exact", chunks=_replay(stored))
+        if stored is not None:
+            if found is not None and found.audit:
+                self._audit(stored, self._heard(begin, asked, key, place, keep))
+            source = found.header if found else "exact"
+            yield Reply(source=source, chunks=_replay(stored, len(asked.tokens)))
             return
-        audited = stored if found else None
-        if not keep or not read or audited is not None:  # a generation of its own
-            async with self.flights.join(None, lambda: self._heard(begin, asked, key, place, audited, keep)) as items:
-                yield Reply(source="computed", chunks=items)
-            return
-        async with self.flights.join(key, lambda: self._heard(begin, asked, key, place, None, keep)) as items:
+        flight = key if keep and read else None  # None: a generation of its own
+        async with self.flights.join(flight, lambda: self._heard(begin, asked, key, place, keep)) as items:
             yield Reply(source="flight" if items.shared else "computed", chunks=items)
 
     def _place(self, asked: Asked, messages: Sequence[Mapping[str, Any]]) -> _Place | None:
@@ -105,7 +111,7 @@ class AnswerCaches:
         stored = self.exact.get(key)
         if stored is not None or place is None or self.similar is None:
             return stored, None
-        found = await asyncio.to_thread(self.similar.find, *place)
+        found = await self.similar.find(*place)
         if found is None:
             return None, None
         stored = self.exact.get(found.key)
@@ -115,9 +121,9 @@ class AnswerCaches:
         return stored, found
 
     async def _heard(
-        self, begin: Begin, asked: Asked, key: bytes, place: _Place | None, audited: bytes | None, keep: bool
-    ) -> AsyncIterator[Chunk]:
-        """A generation, listened to: whole answers are kept, and one that a similar question had is judged."""
+        self, begin: Begin, asked: Asked, key: bytes, place: _Place | None, keep: bool
+    ) -> AsyncGenerator[Chunk]:
+        """A generation, listened to: whole answers are kept."""
         said: list[Chunk] = []
         source = begin()
         try:
@@ -128,26 +134,46 @@ class AnswerCaches:
             close = getattr(source, "aclose", None)
             if close is not None:
                 await close()
-        if self.exact is None or not complete(said, asked.params.n):
+        if self.exact is None or not keep or not complete(said, asked.params.n):
             return
-        if audited is not None and self.similar is not None:
-            self.similar.judged(right=self._judge(_text(from_bytes(audited)), _text(said)))
-        if keep:
-            await asyncio.to_thread(self._keep, key, place, said)
-
-    def _keep(self, key: bytes, place: _Place | None, said: Sequence[Chunk]) -> None:
-        assert self.exact is not None
-        self.exact.put(key, to_bytes(said))
+        await asyncio.to_thread(self.exact.put, key, to_bytes(said))
         if place is not None and self.similar is not None:
             self.similar.keep(*place, key, finish_reason=said[-1].finish_reason)
 
-    def counters(self) -> dict[str, int]:
+    # ---- the audit
+
+    def _audit(self, given: bytes, heard: AsyncGenerator[Chunk]) -> None:
+        """Judges an answer that was given to a similar question; one at a time, for it takes a place in the engine."""
+        assert self.similar is not None
+        if self._audits:
+            self.similar.similar.counters.unaudited += 1
+            return
+        task = asyncio.create_task(self._compare(given, heard))
+        self._audits.add(task)
+        task.add_done_callback(self._audits.discard)
+
+    async def _compare(self, given: bytes, heard: AsyncGenerator[Chunk]) -> None:
+        assert self.similar is not None
+        try:
+            async with asyncio.timeout(AUDIT_SECONDS), aclosing(heard):
+                said = [chunk async for chunk in heard]
+        except (SnelloError, TimeoutError):  # no room in the engine, or the server ends
+            said = []
+        except Exception:
+            LOG.exception("an answer to a similar question could not be audited")
+            said = []
+        if complete(said, 1):
+            self.similar.judged(right=self._judge(_text(from_bytes(given)), _text(said)))
+        else:
+            self.similar.similar.counters.unaudited += 1
+
+    def counters(self) -> dict[str, float]:
         """All counts by name, for a server's metrics."""
         parts: dict[str, object] = {"flight": self.flights.counters}
         if self.exact is not None:
             parts["exact"] = self.exact.counters
         if self.similar is not None:
-            parts["similar"] = self.similar.counters
+            parts["similar"] = self.similar.similar.counters
         return {f"{part}_{name}": value for part, each in parts.items() for name, value in vars(each).items()}
 
     def close(self) -> None:
@@ -156,9 +182,11 @@ class AnswerCaches:
             self.exact.close()
 
 
-async def _replay(stored: bytes) -> AsyncIterator[Chunk]:
+async def _replay(stored: bytes, num_prompt: int) -> AsyncIterator[Chunk]:
+    """What was said, as the answer to a prompt of so many tokens: a similar question has another number."""
     for chunk in from_bytes(stored):
-        yield chunk
+        usage = chunk.usage and replace(chunk.usage, prompt_tokens=num_prompt, cached_tokens=num_prompt)
+        yield replace(chunk, usage=usage)
 
 
 def _text(chunks: Sequence[Chunk]) -> str:

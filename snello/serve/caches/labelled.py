@@ -17,6 +17,7 @@ from snello.errors import SnelloError
 from snello.serve.caches.certify import Certificate, certify
 from snello.serve.caches.embed import Embedder
 from snello.serve.caches.guard import Guard
+from snello.serve.caches.identity import digest
 
 BLOCK = 1024  # questions that are compared at once
 HINT = 'give a JSON list of {"text_a": ..., "text_b": ..., "label": 0 or 1}'
@@ -73,4 +74,12 @@ def certify_pairs(
     trained on where you can.
     """
     near, right = outcomes(pairs, embedder, guard)
-    return certify(near, right, epsilon=epsilon, confidence=confidence, embedder=embedder.digest, guard=guard.digest)
+    return certify(
+        near,
+        right,
+        epsilon=epsilon,
+        confidence=confidence,
+        embedder=embedder.digest,
+        guard=guard.digest,
+        labels=digest(pairs),
+    )

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from snello.serve.caches.exact import LOG
 from snello.serve.caches.guard import Guard, of_the_moment
 from snello.serve.caches.identity import Asked, ModelIdentity, digest, plain_params
 
+RECENT = 64  # vectors of the newest questions
 LONGEST_QUESTION = 2000  # characters: what is longer is no question, and no embedder reads it whole
 
 
@@ -52,7 +54,12 @@ class SimilarOptions:
 
 @dataclass
 class SimilarCounters:
-    """Since the start. `asked` = `hits` + `silent` (not certified, or demoted) + `empty` + `far` + `guarded`."""
+    """Since the start. `asked` = `hits` + `silent` (not certified, or demoted) + `empty` + `far` + `guarded`.
+
+    `busy`: not looked up or learned, because too many waited; `late`: looked up for longer than a request waits (`hits`
+    may hold some of them); `failed`: by a bug; `unaudited`: audits that were due and not made; `embedded`, and how long
+    that took.
+    """
 
     asked: int = 0
     hits: int = 0
@@ -60,12 +67,18 @@ class SimilarCounters:
     empty: int = 0
     far: int = 0
     guarded: int = 0
+    busy: int = 0
+    late: int = 0
+    failed: int = 0
     kept: int = 0
     refused: int = 0
     expired: int = 0
     evicted: int = 0
     audited: int = 0
     audited_wrong: int = 0
+    unaudited: int = 0
+    embedded: int = 0
+    embed_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +88,7 @@ class Found:
     Attributes:
         key: of the answer in the exact cache. question: what it was given to.
         similarity, epsilon, confidence: of the two questions; what is certified for such hits.
-        audit: generate the answer too, serve that one, and tell `judged` whether this one would have been right.
+        audit: generate the answer too, when this one was given, and tell `judged` whether this one was right.
     """
 
     key: bytes
@@ -106,7 +119,7 @@ class _Space:
     """The questions of one namespace: vectors in one growing array, rows without holes."""
 
     def __init__(self, dimension: int) -> None:
-        self.vectors: Vectors = np.empty((16, dimension), np.float32)
+        self.vectors: Vectors = np.empty((1, dimension), np.float32)  # most conversations ask one question
         self.texts: list[str] = []  # by row
 
     def add(self, text: str, vector: np.ndarray) -> int:
@@ -120,11 +133,13 @@ class _Space:
     def remove(self, row: int) -> str | None:
         """Fills the hole with the last row; returns the text that moved."""
         last = self.texts.pop()
-        if row == len(self.texts):
-            return None
-        self.vectors[row] = self.vectors[len(self.texts)]
-        self.texts[row] = last
-        return last
+        moved = row < len(self.texts)
+        if moved:
+            self.vectors[row] = self.vectors[len(self.texts)]
+            self.texts[row] = last
+        if 4 * len(self.texts) < len(self.vectors):
+            self.vectors = self.vectors[: max(1, len(self.vectors) // 2)].copy()
+        return last if moved else None
 
     def nearest(self, vector: np.ndarray) -> tuple[int, float]:
         similarities = self.vectors[: len(self.texts)] @ vector
@@ -162,6 +177,7 @@ class SimilarAnswers:
         self._spaces: dict[bytes, _Space] = {}
         self._entries: OrderedDict[tuple[bytes, str], _Entry] = OrderedDict()  # least recently used first
         self._births: deque[tuple[float, tuple[bytes, str]]] = deque()  # oldest first; some are gone or born again
+        self._recent: OrderedDict[str, np.ndarray] = OrderedDict()  # what was looked up is soon kept
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -181,7 +197,7 @@ class SimilarAnswers:
         if certificate is None or certificate.revoked or not _is_question(question):
             self.counters.silent += 1
             return None
-        [vector] = self.embedder.embed([question])
+        vector = self._vector(question)
         with self._lock:
             self._expire()
             space = self._spaces.get(namespace)
@@ -209,10 +225,11 @@ class SimilarAnswers:
 
     def keep(self, namespace: bytes, question: str, key: bytes, *, finish_reason: str | None) -> bool:
         """Learns a question whose answer lies in the exact cache under `key`; whether it was admitted."""
-        if finish_reason != "stop" or not _is_question(question):
+        demoted = self.certificate is not None and self.certificate.revoked
+        if finish_reason != "stop" or demoted or not _is_question(question):
             self.counters.refused += 1
             return False
-        [vector] = self.embedder.embed([question])
+        vector = self._vector(question)
         if not vector.any():
             self.counters.refused += 1
             return False
@@ -229,6 +246,21 @@ class SimilarAnswers:
             self.counters.kept += 1
         return True
 
+    def _vector(self, question: str) -> np.ndarray:
+        with self._lock:
+            known = self._recent.get(question)
+        if known is not None:
+            return known
+        started = time.perf_counter()
+        vector: np.ndarray = self.embedder.embed([question])[0]
+        with self._lock:
+            self.counters.embedded += 1
+            self.counters.embed_seconds += time.perf_counter() - started
+            self._recent[question] = vector
+            if len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
+        return vector
+
     def forget(self, namespace: bytes, question: str) -> None:
         """Its answer is gone from the exact cache."""
         with self._lock:
@@ -240,6 +272,7 @@ class SimilarAnswers:
             self._spaces.clear()
             self._entries.clear()
             self._births.clear()
+            self._recent.clear()
 
     def _expire(self) -> None:
         oldest = self._clock() - self.options.ttl_seconds
@@ -280,10 +313,17 @@ class SimilarAnswers:
         self.certificate = replace(self.certificate, revoked=reason)
         LOG.error("answers of similar questions are not served any more: %s", reason)
         if self._path is not None:
-            try:
-                self.certificate.save(self._path)
-            except OSError as error:
-                LOG.warning("that could not be written down: %s: %s", self._path, error.strerror)
+            _write_down(self.certificate, self._path)
+
+
+def _write_down(revoked: Certificate, path: Path) -> None:
+    """A full disk cannot hold a revocation, but it can lose a certificate: without one nothing is served either."""
+    try:
+        revoked.save(path)
+    except OSError as error:
+        LOG.warning("that could not be written down, so the certificate goes: %s: %s", path, error.strerror)
+        with suppress(OSError):
+            path.unlink()
 
 
 def same_answer(one: str, other: str) -> bool:

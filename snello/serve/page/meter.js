@@ -9,7 +9,7 @@ export function showMeter(status, model) {
   const now = model.counts, same = before?.name === model.name && status.seconds > before.seconds;
   const speed = same ? (now.generation_tokens - before.tokens) / (status.seconds - before.seconds) : 0;
   before = { name: model.name, tokens: now.generation_tokens, seconds: status.seconds };
-  const kept = status.answers_on_disk;
+  const kept = status.answers_on_disk, similar = status.similar_questions;
   const limit = model.ceiling?.decode_tokens_per_second;
   $("speed").textContent = count(speed);
   $("share").hidden = !limit;
@@ -27,6 +27,9 @@ export function showMeter(status, model) {
     ["read from disk", `${count(now.prefix_disk_hits)} tokens`],
     ["answers shared in flight", count(now.flights_joined)],
     ...(kept ? [["answers known from disk", `${count(kept.hits)} of ${count(kept.hits + kept.misses)}`]] : []),
+    ...(similar ? [["answers of similar questions", similar.serves
+      ? `${count(similar.counts.hits)}; audited ${count(similar.counts.audited)}, wrong ${count(similar.counts.audited_wrong)}`
+      : "off: an audit found too many wrong"]] : []),
     ["refused", count(refused)],
     ["drawn since the start", `${count(now.generation_tokens)} tokens`],
   ];

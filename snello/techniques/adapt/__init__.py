@@ -1,12 +1,13 @@
 """Adapt: a small correction of a frozen model learns a task. Options, and which linears they mean; no torch here.
 
-`lora` puts the correction beside the frozen linears, `train` teaches it answers to prompts and scores them, `files`
-reads and writes PEFT's format, `merge` adds it to the weights. Whether an adapter is worth publishing is judged above,
-in `optimize.adapt`.
+`lora` puts the correction beside the frozen linears, `train` teaches it answers to prompts and scores them, `merge`
+adds it to the weights. PEFT's files are read and written by `models.adapter`: the engine runs adapters too. Whether an
+adapter is worth publishing is judged above, in `optimize.adapt`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from snello.errors import SnelloError, Unsupported
@@ -14,8 +15,9 @@ from snello.models.spec import Spec, linear_names
 from snello.techniques.units import check_plain_blocks
 from snello.training.options import check_positive
 
-GROUPS = {"attention": ("q", "k", "v", "o"), "ffn": ("gate", "up", "down")}
-PARTS = tuple(part for parts in GROUPS.values() for part in parts)
+ATTENTION, FFN = ("q", "k", "v", "o"), ("gate", "up", "down")
+PARTS = (*ATTENTION, *FFN)
+GROUPS = {"attention": ATTENTION, "ffn": FFN, "all-linear": PARTS}  # the last is PEFT's word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +30,19 @@ class Adapt:
     When it hurts: on examples unlike the work to come. An adapter that does not beat its base on examples that it has
     not seen is not written.
 
-    Paper: Hu et al. 2021, arXiv:2106.09685.
+    Papers: LoRA (Hu et al. 2021), arXiv:2106.09685; rank-stabilized, arXiv:2312.03732.
     """
 
     rank: int = field(default=8, metadata={"help": "Columns of B and rows of A: how much can be learned."})
     alpha: float = field(default=16.0, metadata={"help": "The correction counts alpha / rank."})
+    rank_stabilized: bool = field(
+        default=False, metadata={"help": "It counts alpha / sqrt(rank): a large rank learns no slower (rsLoRA)."}
+    )
     dropout: float = field(
         default=0.0, metadata={"help": "Share of the correction's inputs that is left out, at random."}
     )
     targets: str = field(
-        default="attention,ffn", metadata={"help": "Linears: attention, ffn, or q,k,v,o,gate,up,down."}
+        default="attention,ffn", metadata={"help": "Linears: attention, ffn, all-linear, or q,k,v,o,gate,up,down."}
     )
     rate: float = field(default=1e-3, metadata={"help": "The largest learning rate, after a twentieth of the steps."})
     epochs: float = field(default=3.0, metadata={"help": "Passes over the examples."})
@@ -52,6 +57,10 @@ class Adapt:
             check_positive(name, getattr(self, name))
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise SnelloError(f"dropout={self.dropout!r} is not in 0..1", "dropout=0.05 is usual")
+        if not isinstance(self.rank_stabilized, bool):
+            raise SnelloError(
+                f"rank_stabilized={self.rank_stabilized!r} is not an option of adapt", "on or off: a bool"
+            )
         self.parts()
 
     def parts(self) -> tuple[str, ...]:
@@ -64,7 +73,7 @@ class Adapt:
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def linears(self, spec: Spec) -> list[str]:
         """Canonical names of what is corrected in this model.

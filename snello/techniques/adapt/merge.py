@@ -10,10 +10,10 @@ import dataclasses
 from pathlib import Path
 
 from snello.models import load
+from snello.models.adapter import Adapter
 from snello.models.model import Floats, Model
 from snello.models.plain_folder import check_free, shaped_config, write_plain_folder
 from snello.models.spec import CacheFormat
-from snello.techniques.adapt.files import Adapter
 
 
 def merge(model: Model, adapter: Adapter, output: Path) -> Model:

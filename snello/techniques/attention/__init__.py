@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from snello.errors import SnelloError
 from snello.models.spec import Spec
-from snello.techniques.attention.conversion import convert, layer_numbers
+from snello.techniques.attention.conversion import convert
+from snello.techniques.units import layer_numbers
 
 if TYPE_CHECKING:
     from snello.models.model import Model

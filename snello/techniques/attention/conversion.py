@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from snello.errors import SnelloError, Unsupported
+from snello.errors import Unsupported
 from snello.models.spec import Attention, Layer, Spec
 
 GLOBAL_ROWS = 1  # [CLS]
@@ -44,22 +44,6 @@ def check(spec: Spec) -> None:
             raise Unsupported(f"attention: experts in layer {index}", "dense feed-forward layers are supported")
     if spec.formats or spec.cache_format != spec.default_format.weights:
         raise Unsupported("attention: this model mixes number formats", "change the original first, then quantize")
-
-
-def layer_numbers(text: str) -> frozenset[int] | None:
-    """ "all" -> None, "0,2,5-7" -> {0, 2, 5, 6, 7}."""
-    if text == "all":
-        return None
-    numbers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
-            raise SnelloError(f"layers={text!r} names no layers", "all, or numbers from 0 on such as 0,2,5-7")
-        end = int(last) if dash else int(first)
-        if end < int(first) or end > 10_000:
-            raise SnelloError(f"layers={text!r}: {part.strip()} is no range of layers", "write the lower number first")
-        numbers |= set(range(int(first), end + 1))
-    return frozenset(numbers)
 
 
 def mixers(spec: Spec) -> list[Attention]:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import Unsupported
 from snello.models import load
 from snello.models.fewer_layers import FewerLayers
-from snello.models.model import Floats
 from snello.models.plain_folder import check_free, shaped_config, write_plain_folder
 from snello.models.reference import Reference
 from snello.models.spec import Spec
 from snello.techniques.distill.lesson import Lesson
 from snello.techniques.distill.mix import parse_mix
 from snello.techniques.distill.pair import check_pair, check_text, find_teacher
-from snello.training.data import MaskedRows, Rows
+from snello.techniques.distill.rollouts import REFRESH, OnPolicyRows, StudentWeights
+from snello.training.data import Batches, MaskedRows, Rows
 from snello.training.loop import Trained, train
 from snello.training.options import TrainOptions
 
@@ -45,13 +46,15 @@ def distill(options: Distill, model: Model, context: Context) -> Model:
         check_pair(options, model, planned, teacher)
     rows = training_rows(options, model, context)
     student = _student(options, model, planned)
-    lesson = Lesson.of(options, planned, None if teacher is None else Reference.from_model(teacher))
     folder = context.work_dir or context.output.with_name(f".{context.output.name}.training")
+    batches = _batches(options, rows, student, model, planned, context, folder)
+    lesson = Lesson.of(options, planned, None if teacher is None else Reference.from_model(teacher))
     _tell_passes(options, rows, context)
     how = train_options(options, planned, rows, context)
-    done = train(student, rows, lesson, how, progress=context.progress, checkpoint_dir=folder)
+    done = train(student, batches, lesson, how, progress=context.progress, checkpoint_dir=folder)
     entry = _entry(options, context, done, teacher)
-    write_plain_folder(context.output, planned, model, (*model.history, entry), _values(student))
+    values = StudentWeights(student).values
+    write_plain_folder(context.output, planned, model, (*model.history, entry), values)
     shutil.rmtree(folder, ignore_errors=True)
     return load(context.output)
 
@@ -77,6 +80,25 @@ def training_rows(options: Distill, model: Model, context: Context) -> Rows:
     )
 
 
+def _batches(
+    options: Distill, rows: Rows, student: Reference, model: Model, spec: Spec, context: Context, folder: Path
+) -> Batches:
+    """The text's rows, or some of them gone on with by the student."""
+    if not options.on_policy:
+        return rows
+    return OnPolicyRows(
+        rows,
+        student,
+        model,
+        spec,
+        share=options.on_policy,
+        refresh=REFRESH,
+        folder=folder,
+        threads=context.threads,
+        tell=lambda message: context.progress(message, 0.0),
+    )
+
+
 def train_options(options: Distill, spec: Spec, rows: Rows, context: Context) -> TrainOptions:
     """The loop's options; pieces are as small as the logits of one may be, by the spec alone."""
     steps = max(1, round(options.tokens / rows.tokens_per_step))
@@ -84,7 +106,6 @@ def train_options(options: Distill, spec: Spec, rows: Rows, context: Context) ->
     return TrainOptions(
         steps=steps,
         rate=options.rate,
-        schedule=options.schedule,
         warmup_steps=round(WARMUP_SHARE * steps),
         seed=context.seed,
         accumulate=min(rows.batch, math.ceil(answers * spec.vocab_size * 4 / LOGITS_BYTES)),
@@ -119,13 +140,3 @@ def _entry(options: Distill, context: Context, done: Trained, teacher: Model | N
         "precision": done.precision,
         "loss": float(f"{sum(last) / len(last):.5g}"),
     }
-
-
-def _values(student: Reference) -> Any:
-    parameters = dict(student.named_parameters())
-
-    def values(name: str) -> Floats:
-        found: Floats = parameters[name].detach().numpy()
-        return found
-
-    return values

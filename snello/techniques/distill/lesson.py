@@ -77,6 +77,8 @@ class Lesson:
         if "targets" in batch:
             return losses.text_loss(own.logits.flatten(0, 1), batch["targets"].flatten())
         following = batch["tokens"][:, 1:]
+        if "text" in batch:  # what the student said itself is no text to learn
+            following = following.masked_fill(~batch["text"][:, 1:].bool(), -100)
         if "mask" in batch:
             following = following.masked_fill(~batch["mask"][:, 1:].bool(), -100)
         return losses.text_loss(own.logits[:, :-1].flatten(0, 1), following.flatten())
@@ -129,7 +131,9 @@ def relations(student: Reference, teacher: Reference, own: Seen, theirs: Seen, m
 
 
 def last_attention(model: Reference) -> AttentionHalf:
-    return cast(Block, model.layers[-1]).attention
+    half = cast(Block, model.layers[-1]).attention
+    assert isinstance(half, AttentionHalf)
+    return half
 
 
 def _heads(mixer: Attention, name: str) -> int:

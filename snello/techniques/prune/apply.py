@@ -18,7 +18,7 @@ from snello.models.fewer_layers import FewerLayers
 from snello.models.model import Floats
 from snello.models.plain_folder import check_free, shaped_config, write_plain_folder
 from snello.models.reference import Block, build_block
-from snello.models.reference_layers import FeedForwardHalf, Half
+from snello.models.reference_layers import AttentionHalf, FeedForwardHalf, Half
 from snello.models.spec import Attention, Spec
 from snello.techniques.calibration import check_windows
 from snello.techniques.prune import select
@@ -106,6 +106,7 @@ class LayerWalk:
 
     def _fewer_heads(self, block: Block, stream: Stream) -> None:
         half, size, groups = block.attention, self.mixer.head_dim, self.target.num_kv_heads
+        assert isinstance(half, AttentionHalf)
         gram = stream.gram(half)
         scores = select.energy(half.o.weight, gram, size)
         queries, keys = select.heads(scores, self.mixer.num_kv_heads, groups, self.target.num_heads // groups)

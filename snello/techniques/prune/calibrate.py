@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from snello.models.model import Weights
 from snello.models.reference import Block, build_block, build_embedding, build_head
 from snello.models.reference_layers import Half
 from snello.models.spec import Spec
-from snello.techniques.calibration import Windows
+from snello.techniques.calibration import Windows, block_influence
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,6 @@ def survey(spec: Spec, weights: Weights, windows: Windows, progress: Callable[[f
         energy["norm"] = _mean(stream.hidden, torch.square)
         loudness += _mean([tail.normed(x) for x in stream.hidden], torch.abs)
     return Survey(influence, loudness, energy)
-
-
-def block_influence(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """1 - the mean cosine of a row before and after."""
-    cosines = torch.cat([F.cosine_similarity(x, y, dim=-1).flatten() for x, y in zip(before, after, strict=True)])
-    return 1.0 - float(cosines.double().mean())
 
 
 def _halves(block: Block) -> tuple[tuple[str, Half], ...]:

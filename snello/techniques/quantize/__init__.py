@@ -162,7 +162,7 @@ class Quantize:
     def plan(self, spec: Spec) -> Spec:
         """Formats and cache type of the result. With mixed: one way to spend the budget; `apply` finds a better one."""
         _check_spec(spec)
-        check_plain_blocks(spec, "quantize", self._without_experts())
+        check_plain_blocks(spec, "quantize", self._without_experts(), convolutions=True)
         spec = dataclasses.replace(spec, cache_format=self.cache) if self.cache else spec
         if self.weights in ("bf16", "fp16"):
             return dataclasses.replace(spec, default_format=Format(weights=self.weights))

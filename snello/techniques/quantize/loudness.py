@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snello.models.model import Model
-from snello.models.spec import Attention, Spec
+from snello.models.spec import Attention, ShortConvolution, Spec
 
 
 def estimate(model: Model, input_name: str) -> Tensor:
@@ -48,9 +48,21 @@ def _last_norm(spec: Spec, index: int) -> str | None:
 
 def _value_rows(model: Model, stem: str) -> Tensor:
     mixer = model.spec.layers[int(stem.split(".")[1])].mixer
+    if isinstance(mixer, ShortConvolution):
+        return _convolved_rows(model, stem, biased=mixer.bias)
     assert isinstance(mixer, Attention)
     rows = _row_rms(model, f"{stem}.v.weight").reshape(mixer.num_kv_heads, mixer.head_dim)
     return rows.repeat_interleave(mixer.num_heads // mixer.num_kv_heads, dim=0).flatten()  # (H * E)
+
+
+def _convolved_rows(model: Model, stem: str, *, biased: bool) -> Tensor:
+    """c * conv(b * x), as if the three were independent and positions too."""
+    power = torch.from_numpy(model.weights.values(f"{stem}.taps.weight")).square().sum(0)
+    for part in ("b", "c", "x"):
+        rows = _row_rms(model, f"{stem}.{part}.weight").square()
+        shift = torch.from_numpy(model.weights.values(f"{stem}.{part}.bias")).square() if biased else 0.0
+        power = power * (rows + shift)
+    return power.sqrt()
 
 
 def _row_rms(model: Model, name: str) -> Tensor:

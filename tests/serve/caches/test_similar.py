@@ -274,7 +274,7 @@ def test_an_encoder_on_our_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         vectors = embedder.embed(["abc abc", "xyz", "abc abc"])
         assert vectors.shape == (3, embedder.dimension) and (vectors[0] == vectors[2]).all()
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
-        assert embedder.embed([]).shape == (0, embedder.dimension) and embedder.digest == llm.model.digest
+        assert embedder.embed([]).shape == (0, embedder.dimension) and embedder.digest != llm.model.digest
         similar = cache(embedder=embedder)
         similar.keep(SPACE, PARIS, b"k", finish_reason="stop")
         assert similar.find(SPACE, PARIS) is not None

@@ -31,17 +31,22 @@ from snello.models.tensor_writer import write_shards
 CONFIG, TENSORS, OWN = "adapter_config.json", "adapter_model.safetensors", "snello_adapter.json"
 PREFIX = "base_model.model."
 FACTORS = ("lora_A", "lora_B")
-# Settings of PEFT's LoRA that change what is computed, and the values under which they do not.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "fan_in_fan_out": (False, None),
-    "lora_bias": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
+# Settings of PEFT's LoRA that change nothing once the factors are there. Any other that says something is refused.
+HARMLESS = frozenset(
+    [
+        *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying"),
+        *("eva_config", "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config"),
+        *("lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "peft_type"),
+        *("peft_version", "qalora_group_size", "r", "revision", "runtime_config", "target_modules"),
+        *("task_type", "use_rslora"),
+    ]
+)
+SAYS_NOTHING: tuple[Any, ...] = (None, False, "none", [], {})
+# Beginnings that leave the base as it is. PiSSA, OLoRA, CorDA and LoftQ change it, and again when PEFT loads the files.
+BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+HINTS = {
+    "init_lora_weights": "it changed the base: save it with PEFT's path_initial_model_for_weight_conversion",
+    "modules_to_save": "whole modules that were trained are not read: merge it with PEFT (merge_and_unload)",
 }
 
 
@@ -139,12 +144,20 @@ def read_adapter(path: Path, model: Model) -> Adapter:
     )
 
 
+def base_of(path: Path) -> str | None:
+    """The digest of the base that an adapter was made for; None: it does not say, as PEFT's do not."""
+    base = read_json_if_there(path / OWN).get("base")
+    return base if isinstance(base, str) else None
+
+
 def _numbers(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
     if config.get("peft_type") != "LORA":
         raise Unsupported(f"{path} is an adapter of the kind {config.get('peft_type')}", "LORA is what is supported")
-    for name, neutral in NEUTRAL.items():
-        if config.get(name, neutral[0]) not in neutral:
-            raise Unsupported(f"{path / CONFIG} has {name}={config[name]!r}", f"{name}={neutral[0]!r} is supported")
+    for name, value in config.items():
+        neutral = BEGINNINGS if name == "init_lora_weights" else SAYS_NOTHING
+        if name not in HARMLESS and value not in neutral:
+            hint = HINTS.get(name, "merge it with PEFT (merge_and_unload), and use the model")
+            raise Unsupported(f"{path / CONFIG} has {name}={value!r}", hint)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
         raise SnelloError(f"{path / CONFIG} has r={rank!r} and lora_alpha={alpha!r}", "both are numbers above zero")
@@ -169,7 +182,8 @@ def _factors(path: Path, spec: Spec, rank: int) -> dict[str, tuple[Floats, Float
         found[linear] = (a, b)
     if stored or not found:
         odd = sorted(stored)[0] if stored else "nothing"
-        raise SnelloError(f"{path / TENSORS} holds {odd}, which this model has no place for", "it is of another base")
+        hint = "it is of another base, or corrects more than the linears of blocks"
+        raise SnelloError(f"{path / TENSORS} holds {odd}, which this model has no place for", hint)
     return found
 
 
@@ -181,6 +195,7 @@ def _config(adapter: Adapter, model: Model, modules: Mapping[str, str]) -> dict[
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
+        "use_rslora": not math.isclose(adapter.scale, adapter.alpha / adapter.rank),
         "target_modules": sorted({name.rpartition(".")[2] for name in modules.values()}),
         "bias": "none",
         "fan_in_fan_out": False,

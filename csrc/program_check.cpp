@@ -11,10 +11,9 @@
 namespace snello {
 
 const char* op_name(int kind) {
-  constexpr const char* kNames[] = {"embed",     "norm",     "transform", "linear",  "rope",
-                                    "attention", "activate", "add",       "gather",  "scale",
-                                    "route",     "dispatch", "experts",   "combine", "adapt",
-                                     "convolve"};
+  constexpr const char* kNames[] = {"embed",    "norm",    "transform", "linear",  "rope",  "attention",
+                                    "activate", "add",     "gather",    "scale",   "route", "dispatch",
+                                    "experts",  "combine", "adapt",     "convolve"};
   return kind >= 0 && kind < static_cast<int>(std::size(kNames)) ? kNames[kind] : "unknown";
 }
 

@@ -23,12 +23,15 @@ _HEADING = re.compile(r"^\s*(chapter|book|part|act|scene|letter|#{1,3} |= )[^\n]
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """`tokens` are set where a model wrote the text itself; `label` and `other` where it is labelled."""
+    """`tokens` are set where a model wrote the text itself, and how many of them were its prompt; `label` and `other`
+    where it is labelled.
+    """
 
     source: str
     name: str
     text: str
     tokens: tuple[int, ...] = ()
+    prompt_tokens: int = 0
     label: str | None = None
     other: str | None = None  # the second text of a pair
 

@@ -44,7 +44,8 @@ def write(
         answers = _answers(runner, [prompt for _, prompt in batch], generators, room)
         for i, ((_, prompt), answer) in enumerate(zip(batch, answers, strict=True)):
             tokens = tuple(prompt + answer)
-            documents.append(Document(source=SOURCE, name=f"answer {start + i}", text="", tokens=tokens))
+            name = f"answer {start + i}"
+            documents.append(Document(source=SOURCE, name=name, text="", tokens=tokens, prompt_tokens=len(prompt)))
         step(min(start + streams, len(jobs)), len(jobs))
     if sum(len(document.tokens) for document in documents) < 1_000:
         raise SnelloError("the model wrote almost nothing by itself", "give a text: --text yours.txt")

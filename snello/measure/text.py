@@ -98,7 +98,11 @@ def cut_text(
     limits: Limits,
     separator: int | None,
 ) -> Source:
-    """One source, cut and windowed. `separator`: the token between short documents of one window."""
+    """One source, cut and windowed. `separator`: the token between short documents of one window.
+
+    Answers of one model to one prompt stay on one side. Their prompts are ours and no text: that two of them begin
+    alike, as every chat does, is no overlap.
+    """
     ordered = order(documents, seed)
     if len(ordered) < 3:
         hint = "add documents, or blank lines between parts: the cut is by document"
@@ -109,7 +113,8 @@ def cut_text(
     calib = _calibration(parts["calib"], encode, prefix, min(limits.calib_window, window), limits.calib)
     select = windows(parts["select"], encode, prefix, window, limits.select, separator)
     proof = windows(parts["proof"], encode, prefix, window, limits.proof, separator)
-    seen = seen_ngrams(calib)
+    prompts = [np.array(one.tokens[: one.prompt_tokens], np.int32) for one in documents if one.prompt_tokens]
+    seen = np.setdiff1d(seen_ngrams(calib), seen_ngrams(prompts))
     kept_select, kept_proof = without_overlap(select, seen), without_overlap(proof, seen)
     return Source(
         name=documents[0].source,
@@ -132,8 +137,11 @@ def assign(documents: Sequence[Document], limits: Limits) -> dict[str, list[Docu
     shares = {"calib": calib_share, "select": (1 - calib_share) * 3 / 7, "proof": (1 - calib_share) * 4 / 7}
     parts: dict[str, list[Document]] = {name: [] for name in shares}
     filled = dict.fromkeys(shares, 0)
+    placed: dict[tuple[int, ...], str] = {}  # of each prompt that a model answered
     for document in documents:
         name = min(shares, key=lambda part: filled[part] / shares[part])
+        if document.prompt_tokens:
+            name = placed.setdefault(document.tokens[: document.prompt_tokens], name)
         parts[name].append(document)
         filled[name] += _size(document)
     return parts

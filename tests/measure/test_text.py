@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -165,6 +166,27 @@ def test_shared_blocks_are_dropped_and_counted() -> None:
     assert source.dropped_blocks > 0
     kept = without_overlap(source.select, seen_ngrams(source.calib))
     assert kept == list(source.select)
+
+
+def test_answers_to_one_prompt_stay_together_and_prompts_are_no_overlap() -> None:
+    random = np.random.default_rng(3)
+    system = random.integers(1, 500, 20).tolist()  # before every prompt, as a chat's template is
+    documents = []
+    for number in range(24):
+        prompt = (*system, *random.integers(1, 500, 10).tolist())
+        for answer in range(4):
+            tokens = (*prompt, 7, *random.integers(1, 500, 200).tolist())  # all begin alike
+            name = f"{number}.{answer}"
+            documents.append(Document(source="own", name=name, text="", tokens=tokens, prompt_tokens=len(prompt)))
+    limits = Limits(calib=4096)
+    source = cut_text(documents, encode, trained=256, seed=0, limits=limits, separator=None)
+    assert source.dropped_blocks == 0 and source.select and source.proof
+    parts = assign(documents, limits)
+    prompts = [{document.tokens[:30] for document in part} for part in parts.values()]
+    assert all(prompts) and not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+    plain = [dataclasses.replace(document, prompt_tokens=0) for document in documents]
+    with_prompts = cut_text(plain, encode, trained=256, seed=0, limits=limits, separator=None)
+    assert not with_prompts.select  # as any text would be that begins with 20 tokens of calibration
 
 
 def test_too_little_text_is_exit_4() -> None:

@@ -8,7 +8,7 @@ control (the original trained on the same tokens); and for each share of kept at
 layers without any attention, and without those blocks altogether, each as made and healed alike by the original. Losses
 are nats a token on held-out windows of 256 tokens, with a two-sided interval of the increase from redrawing windows.
 A layer without attention is a convolution of zeros: nothing but its output's bias can learn, a constant. `speed` needs
-a quiet machine and two minutes: seconds a decoded token and a prompt of 512, over the original's, in turn. Training
+a quiet machine: seconds a decoded token and a prompt of 512, over the original's, in turn. Training
 text shares no 13 tokens in a row with held-out windows.
 """
 
@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.distill_after_prune import WINDOW, unseen, windows
-from benchmarks.prune_structured import compare, losses
+from benchmarks.healing import Study
 from snello.engine.lowering import cache_layers
 from snello.engine.native import NativeExecutor
 from snello.models import load
@@ -62,87 +61,53 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    study = Study(args)
+    study = Convolved(args, RESULTS, threads=1)
     study.quality() if args.part == "quality" else study.speed()
 
 
-class Study:
-    """One model's rows, written as soon as each is known."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.name = args, Path(args.model).name
-        self.original, self.folder = load(args.model), args.keep / Path(args.model).name
-        self.results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        self.own = self.results.setdefault(self.name, {"rows": {}})
-        self.rows: dict[str, Any] = self.own["rows"]
+class Convolved(Study):
+    """Converted and deleted layers by the share of attention that stays."""
 
     def quality(self) -> None:
         args, model = self.args, self.original
-        self.held = windows(model, args.text, args.windows, 1_000_000)
-        self.train = unseen(windows(model, args.train, args.tokens // WINDOW, 10 * args.tokens), self.held)
-        self.base = losses(model, self.held)
+        self.cut()
         self.heal = Distill(tokens=args.tokens, rate=args.rate, batch_tokens=1024)
-        self.own["quality"] = self._header()
+        self.own["quality"] = {"command": command(), **self.tokens, "healing": dataclasses.asdict(self.heal)}
         self._row("original", model)
         control = self.heal.control(model.spec)
         assert control is not None
-        self._row("control", self._healed("control", model, control))
+        self._row("control", self.trained("control", model, control))
         for share in args.shares:
-            converted = self._made(f"{share} converted", lambda path, share=share: self._convert(KEPT[share], path))
+            converted = self.made(f"{share} converted", lambda path, share=share: self._convert(KEPT[share], path))
             self.rows.setdefault(f"{share} converted", {})["how"] = converted.history[-1]
             gone = convolving_layers(converted.spec)
             made = {
                 "converted": converted,
-                "deleted": self._made(f"{share} deleted", lambda path, made=converted: without_attention(made, path)),
-                "blocks deleted": self._made(
+                "deleted": self.made(f"{share} deleted", lambda path, made=converted: without_attention(made, path)),
+                "blocks deleted": self.made(
                     f"{share} blocks deleted", lambda path, gone=gone: without_blocks(model, gone, path)
                 ),
             }
             for way in args.ways:
                 name = f"{share} {way}"
                 self._row(name, made[way])
-                self._row(f"{name}, healed", self._healed(f"{name}, healed", made[way], self.heal))
+                self._row(f"{name}, healed", self.trained(f"{name}, healed", made[way], self.heal))
 
     def speed(self) -> None:
         self.own["speed"] = {"command": command(), "core": core.select_isa(None)}
         for row in [row for row in self.rows if row.endswith(("converted", "blocks deleted"))]:
-            self.rows[row]["speed_over_original"] = ratios(self.original, load(self.folder / place(row)))
+            self.rows[row]["speed_over_original"] = ratios(self.original, load(self.place(row)))
             print(row, json.dumps(self.rows[row]["speed_over_original"]), flush=True)
-            self._write()
+            self.write()
 
     def _convert(self, kept: float, path: Path) -> Model:
         calib = self.train[:: max(1, len(self.train) // CALIBRATION)]
         return Convolution(keep=kept).apply(self.original, Context(output=path, windows=calib))
 
-    def _made(self, name: str, make: Callable[[Path], Model]) -> Model:
-        path = self.folder / place(name)
-        return load(path) if path.exists() else make(path)
-
-    def _healed(self, name: str, start: Model, how: Distill) -> Model:
-        path = self.folder / place(name)
-        if path.exists():
-            return load(path)
-        context = Context(output=path, windows=self.train, held_out=self.held, original=self.original, threads=1)
-        began = time.monotonic()
-        made = how.apply(start, context)
-        minutes = round((time.monotonic() - began) / 60, 2)
-        self.rows.setdefault(name, {}).update({"train_tokens": made.history[-1]["tokens"], "minutes": minutes})
-        return made
-
     def _row(self, name: str, model: Model) -> None:
-        found = losses(model, self.held)
-        row = self.rows.setdefault(name, {})
-        row |= {"nats": round(float(np.concatenate(found).mean()), 4), **compare(self.base, found)}
-        row |= {"parameters": model.num_parameters, "cache_page_bytes": core.cache_page_bytes(cache_layers(model.spec))}
-        print(name, json.dumps(row), flush=True)
-        self._write()
-
-    def _header(self) -> dict[str, Any]:
-        tokens = {"held_tokens": sum(map(len, self.base)), "train_tokens": sum(map(len, self.train))}
-        return {"command": command(), **tokens, "healing": dataclasses.asdict(self.heal)}
-
-    def _write(self) -> None:
-        RESULTS.write_text(json.dumps(self.results, indent=1) + "\n")
+        size = {"parameters": model.num_parameters}
+        size["cache_page_bytes"] = core.cache_page_bytes(cache_layers(model.spec))
+        self.row(name, model, lambda _: size)
 
 
 def command() -> str:
@@ -150,10 +115,6 @@ def command() -> str:
     words, hidden = sys.argv[1:], {"--model", "--train", "--text", "--keep"}
     said = [Path(word).name if before in hidden else word for before, word in zip(["", *words], words, strict=False)]
     return f"python -m benchmarks.convolutions {shlex.join(said)}"
-
-
-def place(name: str) -> str:
-    return name.replace("/", "-of-")
 
 
 def without_attention(converted: Model, path: Path) -> Model:

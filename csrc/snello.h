@@ -176,11 +176,10 @@ enum snello_op_kind {
    * of i2 float matrices from tensor[0] on, which may differ in rows and columns; it takes the first columns of in0.
    * One without rows and data: that adapter does nothing here. Nothing else of out is written. Before GATHER only. */
   SNELLO_OP_ADAPT = 14,
-  /* Gated short convolution: u = in0 * in1, y[p] = sum over k of tensor[0][k] * u[p - i1 + 1 + k], out = (y +
-   * tensor[1])
-   * * in2; u before position 0 is 0.  i0 cache layer, which keeps u, i1 kernel: 1 to state_rows.  tensor[0] taps, a
-   * plain FP32 matrix [i1, width], tensor[1] bias [width] or -1.  A step begins where the sequence ended, or at most
-   * state_rows - i1 + 1 positions before that on the same page, or at a page's first position. */
+  /* Gated short convolution: u = in0 * in1, y[p] = sum over k of tensor[0][k] * u[p - i1 + 1 + k], and
+   * out = (y + tensor[1]) * in2; u before position 0 is 0.  i0 cache layer, which keeps u, i1 kernel: 1 to state_rows.
+   * tensor[0] taps, a plain FP32 matrix [i1, width], tensor[1] bias [width] or -1.  A step begins where the sequence
+   * ended, or at most state_rows - i1 + 1 positions before that on the same page, or at a page's first position. */
   SNELLO_OP_CONVOLVE = 15
 };
 

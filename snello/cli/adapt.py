@@ -89,7 +89,7 @@ def _lean(arguments: argparse.Namespace) -> bool:
 def _make_lean(
     arguments: argparse.Namespace, terminal: Terminal, model: Model, options: Adapt, how: dict[str, Any]
 ) -> dict[str, Any]:
-    from snello.optimize.adapt_lean import adapt_or_reuse, make_lean
+    from snello.optimize.adapt_lean import adapt_or_reuse, check_text, make_lean
     from snello.optimize.recipe import Recipe, Stage, Step
 
     if arguments.recipe is not None:
@@ -97,6 +97,7 @@ def _make_lean(
     else:
         step = Step("quantize", {"weights": arguments.quantize})
         recipe = Recipe(stages=(Stage(f"quantize {arguments.quantize}", (step,)),))
+    check_text(model, arguments.data, given=arguments.text or recipe.text, seed=arguments.seed)
     done = adapt_or_reuse(model, arguments.data, options, arguments.output, overwrite=arguments.overwrite, **how)
     _tell(terminal, done)
     terminal.say(f"adapted model in full precision: {done.path}\n")

@@ -92,7 +92,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     def started(address: str, models: Any) -> None:
         for served in models.values():
             terminal.say(_line(served))
-            say_what_is_kept(served.llm.executor.deployment, terminal)
+            if served.parent is None:
+                say_what_is_kept(served.llm.executor.deployment, terminal)
         if options.similar is not None:
             terminal.say(f"similar questions: {options.similar.outcome(models.similar)}")
         terminal.say(f"{address}/v1   Ctrl-C finishes what runs, then stops; again: at once")

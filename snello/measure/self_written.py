@@ -17,6 +17,8 @@ from snello.measure.prompts import PROMPTS
 from snello.measure.runner import Runner, Step, silent
 
 SOURCE = "written by the model itself"
+ANSWERS, MORE_ANSWERS = 4, 12  # to each prompt
+SMALL = 300_000_000  # parameters of a model that writes so fast that more text costs little
 
 
 def prompt_tokens(encode: Callable[[str], list[int]], chat: Callable[[str], list[int]] | None) -> list[list[int]]:
@@ -24,25 +26,30 @@ def prompt_tokens(encode: Callable[[str], list[int]], chat: Callable[[str], list
     return [chat(prompt) if chat else encode(prompt) for prompt in PROMPTS]
 
 
+def answers_per_prompt(num_parameters: int) -> int:
+    """By the model alone, so that a replay reads the same text. Small models need more of it to prove a percent."""
+    return MORE_ANSWERS if num_parameters <= SMALL else ANSWERS
+
+
 def write(
     runner: Runner,
     prompts: Sequence[Sequence[int]],
     *,
     seed: int,
-    answers_per_prompt: int = 4,
+    answers: int = ANSWERS,
     max_tokens: int = 384,
     streams: int = 16,
     step: Step = silent,
 ) -> list[Document]:
-    """Documents with tokens: prompt and answer, several answers to each prompt."""
-    jobs = [(number, list(prompt)) for number, prompt in enumerate(prompts) for _ in range(answers_per_prompt)]
+    """Documents with tokens: prompt and answer, `answers` answers to each prompt."""
+    jobs = [(number, list(prompt)) for number, prompt in enumerate(prompts) for _ in range(answers)]
     documents: list[Document] = []
     for start in range(0, len(jobs), streams):
         batch = jobs[start : start + streams]
         generators = [np.random.default_rng([seed, start + i]) for i in range(len(batch))]
         room = min(max_tokens, runner.context - max(len(prompt) for _, prompt in batch))
-        answers = _answers(runner, [prompt for _, prompt in batch], generators, room)
-        for i, ((_, prompt), answer) in enumerate(zip(batch, answers, strict=True)):
+        said = _answers(runner, [prompt for _, prompt in batch], generators, room)
+        for i, ((_, prompt), answer) in enumerate(zip(batch, said, strict=True)):
             tokens = tuple(prompt + answer)
             name = f"answer {start + i}"
             documents.append(Document(source=SOURCE, name=name, text="", tokens=tokens, prompt_tokens=len(prompt)))

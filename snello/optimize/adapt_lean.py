@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snello.errors import SnelloError
+from snello.measure.text import Limits
 from snello.models.spec import BITS
 from snello.optimize import receipts
 from snello.optimize.adapt import REFUSED, Adapted, adapt, asked
@@ -29,6 +30,7 @@ from snello.optimize.plain import revive
 from snello.optimize.receipts import TaskGain, TaskReceipt
 from snello.optimize.recipe import Recipe, Step
 from snello.optimize.run import optimize
+from snello.optimize.texts import cut, read_documents
 from snello.optimize.workbench import NativeWorkbench
 from snello.techniques.base import Context
 
@@ -116,10 +118,10 @@ def make_lean(
         if finish is not None:
             finish(folder)
 
-    texts = wishes.pop("text", None) or recipe.text or _own_text(data, adapted, seed)
+    given = wishes.pop("text", None) or recipe.text
     yield from optimize(
         str(adapted.path),
-        text=texts,
+        text=given or write_examples(adapted.path / TEXT, data, seed),
         output=output,
         recipe=recipe,
         seed=seed,
@@ -129,11 +131,30 @@ def make_lean(
     )
 
 
-def _own_text(data: Path, adapted: Adapted, seed: int) -> Path:
-    """The examples that were trained on as a text, beside the adapted model: what a model writes by itself after it
-    learned a task is short answers, which judge nothing.
+def check_text(model: Model, data: Path, *, given: Sequence[str | Path], seed: int) -> None:
+    """Whether there is a text that can judge the lean model; asked before anything is trained.
+
+    Args:
+        given: texts that were named; empty: the training examples are it.
+
+    Raises:
+        SnelloError: nothing of it would be left once it is cut.
     """
-    path = adapted.path / TEXT
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(path) for path in given] or [write_examples(Path(folder) / TEXT, data, seed)]
+        try:
+            cut(read_documents(paths, model), model, seed=seed, limits=Limits(), self_written=False)
+        except SnelloError as error:
+            if given:
+                raise
+            message = f"the training examples cannot judge the lean model: {error.message}"
+            raise SnelloError(message, "give a text that can: --text yours.txt", exit_code=error.exit_code) from error
+
+
+def write_examples(path: Path, data: Path, seed: int) -> Path:
+    """The examples that are trained on, as a text: what a model writes by itself after it learned a task is short
+    answers, which judge nothing.
+    """
     examples = split(read_examples(data), seed).train
     write_atomically(path, "\n\n".join((one.prompt + one.completion).strip() for one in examples) + "\n")
     return path
@@ -190,8 +211,8 @@ def make_base_lean(
 def _windows(base: Model, parts: Split) -> list[np.ndarray]:
     tokens = np.concatenate([answer.tokens for example in parts.train for answer in encode(base, example)])
     length = min(MOST_TOKENS, base.spec.max_positions)
-    cut = [tokens[start : start + length] for start in range(0, len(tokens), length)]
-    return [window for window in cut if len(window) == length] or cut
+    windows = [tokens[start : start + length] for start in range(0, len(tokens), length)]
+    return [window for window in windows if len(window) == length] or windows
 
 
 def _ask(question: Callable[[Scorer], Any], model: Model, threads: int | None) -> Any:

@@ -83,7 +83,8 @@ def _write_text(request: Request, bench: Workbench, worker: Worker, original: Ca
         runner = bench.open(original.model, context=longest, streams=16)
         try:
             prompts = [prompt[: longest // 2] for prompt in model_prompts(original.model)]
-            return self_written.write(runner, prompts, seed=request.seed, step=step), {}
+            answers = self_written.answers_per_prompt(original.model.num_parameters)
+            return self_written.write(runner, prompts, answers=answers, seed=request.seed, step=step), {}
         finally:
             runner.close()
 

@@ -70,6 +70,9 @@ def cut(sources: Sequence[Sequence[Document]], model: Any, *, seed: int, limits:
     for part in shared:
         if not part.select or not part.proof:
             hint = "give a longer text: every cut needs windows of at least 80 tokens"
+            if part.dropped_blocks:
+                repeats = f"{part.dropped_blocks} blocks share 13 tokens in a row with the calibration part"
+                hint = f"give another text: {repeats}"
             raise SnelloError(f"{part.name} leaves nothing to score after cutting", hint, exit_code=4)
     return Texts(sources=unique_names(shared), sha256=text.fingerprint(every, seed, limits), self_written=self_written)
 

@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from snello.errors import SnelloError
 from snello.models.model import Model
+from snello.models.plain_folder import check_free, shaped_config
 from snello.models.reference import Block, build_block, build_embedding, build_head
 from snello.models.reference_layers import Half
+from snello.models.spec import Spec
+from snello.techniques.base import Context
 
 Windows = Sequence[npt.NDArray[np.int32]]
 
@@ -157,6 +160,20 @@ class RowSample:
         first = -self.seen % self.stride
         self.rows.append(x[first :: self.stride].clone())
         self.seen += len(x)
+
+
+def begin(model: Model, planned: Spec, context: Context) -> Windows:
+    """The text to look at, for a technique that writes a plain checkpoint; what would fail fails before time is spent.
+
+    Raises:
+        SnelloError: no text, a folder that is taken, or a shape that no config says.
+    """
+    windows = check_windows(model, context.windows)
+    check_free(context.output)
+    shaped_config(model, planned)
+    if context.threads is not None:
+        torch.set_num_threads(context.threads)
+    return windows
 
 
 def check_windows(model: Model, windows: Windows, textless: str | None = None) -> Windows:

@@ -19,7 +19,7 @@ from snello.optimize import receipts
 from snello.optimize.adapt import Adapted
 from snello.optimize.adapt_data import Split, read_examples, split
 from snello.optimize.adapt_judge import Verdict, by_runner, encode
-from snello.optimize.adapt_lean import adapt_or_reuse, adapted_folder, make_base_lean, write_task
+from snello.optimize.adapt_lean import adapt_or_reuse, adapted_folder, check_text, make_base_lean, write_task
 from snello.optimize.recipe import Recipe, Stage, Step
 from snello.optimize.workbench import NativeWorkbench
 from snello.report.sections import page
@@ -96,6 +96,21 @@ def test_a_lean_model_that_forgot_its_task_is_refused(base: Model, parts: Split,
     with pytest.raises(SnelloError, match="does not beat") as refused:
         write_task(folder, base, parts, full, tmp_path, seed=0, threads=1)
     assert refused.value.exit_code == 3 and receipts.read(folder).task is None
+
+
+def test_examples_that_repeat_themselves_are_told_before_training(base: Model, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"say it again, number {n}:", "completion": " the very same words as ever" * 9} for n in range(200)
+    ]
+    data = write(tmp_path / "same.jsonl", rows)
+    with pytest.raises(SnelloError, match="cannot judge the lean model") as error:
+        check_text(base, data, given=(), seed=0)
+    assert error.value.hint is not None and "--text" in error.value.hint
+    text = tmp_path / "text.txt"
+    random = np.random.default_rng(0)
+    words = [f"{random.integers(0, 999)} of {random.integers(0, 999)}\n\n" for _ in range(9000)]
+    text.write_text("".join(words))
+    check_text(base, data, given=(text,), seed=0)
 
 
 def test_a_base_of_few_bits_stays_as_it_is(base: Model, parts: Split, tmp_path: Path) -> None:

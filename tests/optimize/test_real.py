@@ -55,6 +55,14 @@ def finished(events: list[Event]) -> Result:
     return last.result
 
 
+def test_without_a_text_the_model_writes_enough_to_prove_one_percent(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('[[steps]]\nuse = "quantize"\nweights = "int8"\n')
+    recipe = tmp_path / "recipe.toml"
+    result = finished(list(optimize("demo", recipe=recipe, goal="memory", output=tmp_path / "lean")))
+    assert result.exit_code == 0 and result.path is not None, result.sentence
+    assert "text that the model wrote itself" in result.sentence
+
+
 def test_novels_end_to_end_and_replayed(tmp_path: Path) -> None:
     """By memory, which is judged without a clock: a busy machine changes no verdict."""
     (tmp_path / "recipe.toml").write_text(RECIPE)

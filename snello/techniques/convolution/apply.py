@@ -17,10 +17,10 @@ from snello.models import load
 from snello.models.families.convolutions import convolving_layers
 from snello.models.model import Floats
 from snello.models.parameters import parameter_shapes
-from snello.models.plain_folder import check_free, shaped_config, write_plain_folder
+from snello.models.plain_folder import write_plain_folder
 from snello.models.reference import Block, build_block, build_embedding
 from snello.models.spec import Spec
-from snello.techniques.calibration import Windows, block_influence, check_windows, together
+from snello.techniques.calibration import Windows, begin, block_influence, together
 from snello.techniques.convolution.conversion import named_layers, with_convolutions
 from snello.techniques.convolution.fit import fit, moments
 
@@ -33,11 +33,7 @@ if TYPE_CHECKING:
 @torch.inference_mode()
 def replace_attention(options: Convolution, model: Model, context: Context) -> Model:
     planned = options.plan(model.spec)
-    windows = check_windows(model, context.windows)
-    check_free(context.output)
-    shaped_config(model, planned)  # what no config can say fails before time is spent
-    if context.threads is not None:
-        torch.set_num_threads(context.threads)
+    windows = begin(model, planned, context)
     entry = {"technique": "convolution", "options": dataclasses.asdict(options), "seed": context.seed}
     if named_layers(options.layers) is None:
         influence = attention_influence(model, windows, lambda part: context.progress("convolution: influence", part))

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from snello.models import load
 from snello.models.fewer_layers import FewerLayers
 from snello.models.model import Floats
-from snello.models.plain_folder import check_free, shaped_config, write_plain_folder
+from snello.models.plain_folder import write_plain_folder
 from snello.models.reference import Block, build_block
 from snello.models.reference_layers import AttentionHalf, FeedForwardHalf, Half
 from snello.models.spec import Attention, Spec
-from snello.techniques.calibration import check_windows
+from snello.techniques.calibration import begin
 from snello.techniques.prune import select
 from snello.techniques.prune.calibrate import Stream, survey
 from snello.techniques.prune.views import Narrower
@@ -35,11 +35,7 @@ if TYPE_CHECKING:
 @torch.inference_mode()
 def prune(options: Prune, model: Model, context: Context) -> Model:
     planned = options.plan(model.spec)
-    windows = check_windows(model, context.windows)
-    check_free(context.output)
-    shaped_config(model, planned)  # what no config can say fails before time is spent
-    if context.threads is not None:
-        torch.set_num_threads(context.threads)
+    windows = begin(model, planned, context)
     spec, weights, found = _outer(model, planned, windows, context)
     walk = LayerWalk(options, spec, planned, weights, windows, context)
     entry = {"technique": "prune", "options": dataclasses.asdict(options), "seed": context.seed, **found}

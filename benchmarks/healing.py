@@ -1,0 +1,100 @@
+"""What studies of healing share: text that is cut once, models that are made once and found again, rows that are kept.
+
+A study trains for minutes a row, so each model stays in a folder of `--keep` under its row's name and each row is
+written as soon as it is known: a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.prune_structured import compare, losses
+from snello.models import load
+from snello.models.model import Model
+from snello.models.overlap import ngrams, seen_ngrams
+from snello.techniques.base import Context
+from snello.techniques.distill import Distill
+
+WINDOW = 256
+
+
+class Study:
+    """One model's rows in a file of results.
+
+    Args:
+        args: with `model`, `keep`, and for `cut` also `train`, `text`, `windows` and `tokens`.
+    """
+
+    def __init__(self, args: argparse.Namespace, results: Path, threads: int) -> None:
+        self.args, self.name, self.threads = args, Path(args.model).name, threads
+        self.original, self.folder = load(args.model), args.keep / Path(args.model).name
+        self._path, self._results = results, json.loads(results.read_text()) if results.exists() else {}
+        self.own = self._results.setdefault(self.name, {"rows": {}})
+        self.rows: dict[str, Any] = self.own["rows"]
+
+    def cut(self) -> None:
+        """Held-out windows, training windows that share no 13 tokens in a row with them, the original's losses."""
+        args, model = self.args, self.original
+        self.held = windows(model, args.text, args.windows, 1_000_000)
+        self.train = unseen(windows(model, args.train, args.tokens // WINDOW, 10 * args.tokens), self.held)
+        self.base = losses(model, self.held)
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        return {"held_tokens": sum(map(len, self.base)), "train_tokens": sum(map(len, self.train))}
+
+    def place(self, name: str) -> Path:
+        return Path(self.folder / name.replace("/", "-of-"))
+
+    def made(self, name: str, make: Callable[[Path], Model]) -> Model:
+        path = self.place(name)
+        return load(path) if path.exists() else make(path)
+
+    def trained(self, name: str, start: Model, how: Distill) -> Model:
+        path = self.place(name)
+        if path.exists():
+            return load(path)
+        context = Context(
+            output=path,
+            windows=self.train,
+            held_out=self.held,
+            original=self.original,
+            threads=self.threads,
+            progress=lambda message, _: print(f"{name}: {message}", flush=True),
+        )
+        began = time.monotonic()
+        found = how.apply(start, context)
+        minutes = round((time.monotonic() - began) / 60, 2)
+        self.rows.setdefault(name, {}).update({"train_tokens": found.history[-1]["tokens"], "minutes": minutes})
+        return found
+
+    def row(self, name: str, model: Model, facts: Callable[[list[np.ndarray]], dict[str, Any]]) -> None:
+        """Nats a token and what they are above the original's; `facts` of these losses are kept beside."""
+        found = losses(model, self.held)
+        row = self.rows.setdefault(name, {})
+        row |= {"nats": round(float(np.concatenate(found).mean()), 4), **compare(self.base, found), **facts(found)}
+        print(name, json.dumps(row), flush=True)
+        self.write()
+
+    def write(self) -> None:
+        self._path.write_text(json.dumps(self._results, indent=1) + "\n")
+
+
+def windows(model: Model, path: Path, count: int, characters: int) -> list[np.ndarray]:
+    """This many windows, spread evenly over the file's first `characters`."""
+    with path.open(encoding="utf-8") as file:
+        ids = np.array(model.tokenizer.encode(file.read(characters)), np.int32)
+    stride = max(WINDOW, len(ids) // count)
+    return [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW, stride)][:count]
+
+
+def unseen(train: list[np.ndarray], held: list[np.ndarray]) -> list[np.ndarray]:
+    seen = seen_ngrams(held)
+    return [window for window in train if not np.isin(ngrams(window), seen).any()]

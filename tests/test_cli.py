@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import importlib
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any, Literal
 
 import pytest
 
-from snello.cli import VERBS, main
+from snello.cli import VERBS, main, parser_for
 from snello.cli.ladder import Ladder, row_line, time_left
 from snello.cli.options import Parser, add_options, build, duration, option_rows, percent, target
 from snello.errors import SnelloError
@@ -54,6 +57,19 @@ def test_every_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixt
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"snello {verb}" in text and "--json" in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_example_is_understood(verb: str) -> None:
+    for example in importlib.import_module(f"snello.cli.{verb}").EXAMPLES:
+        command = re.split(r" {2,}| > ", example.split("| ")[-1])[
+            0
+        ]  # without what it is piped from and to, and is said
+        words = shlex.split(command)
+        assert words[0] == "snello" and words[1] == verb, example
+        parser, rest = parser_for(words[1:])
+        if "--help" not in rest:
+            parser.parse_intermixed_args(rest)
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,14 +62,12 @@ def test_every_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_example_is_understood(verb: str) -> None:
     for example in importlib.import_module(f"snello.cli.{verb}").EXAMPLES:
-        command = re.split(r" {2,}| > ", example.split("| ")[-1])[
-            0
-        ]  # without what it is piped from and to, and is said
+        command = re.split(r" {2,}| >+ ", example.split("| ")[-1])[0]  # without pipes, and what is said of it
         words = shlex.split(command)
         assert words[0] == "snello" and words[1] == verb, example
         parser, rest = parser_for(words[1:])
         if "--help" not in rest:
-            parser.parse_intermixed_args(rest)
+            parser.parse(rest)
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,7 +103,7 @@ def dispatch(words: list[str], terminal: Terminal) -> dict[str, Any] | None:
     if "-h" in rest or "--help" in rest:
         sys.stdout.write(parser.format_help())
         return None
-    arguments = parser.parse_intermixed_args(rest)  # options may stand between MODEL and PROMPT
+    arguments = parser.parse(rest)
     terminal.quiet, terminal.verbose = arguments.quiet, arguments.verbose
     terminal.live = terminal.live and not terminal.quiet
     document: dict[str, Any] = _module(words[0]).execute(arguments, terminal)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are ours: one line, a hint, exit code 2."""
 
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Options may stand between positionals: MODEL --adapter DIR PROMPT."""
+        return self.parse_intermixed_args(words)
+
     def error(self, message: str) -> NoReturn:
         raise SnelloError(_lower_first(message), self._hint(message), exit_code=2)
 

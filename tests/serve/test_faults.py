@@ -9,6 +9,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,14 @@ def test_a_bit_turned_in_every_file_is_never_a_wrong_answer(tmp_path: Path, trut
 def test_readers_who_do_not_read_cost_bounded_memory() -> None:
     body = json.dumps({**LONG, "n": 4, "stream": True, "logprobs": 4}).encode()
     with Process("--threads", "1", "--queue-tokens", "100000") as server:
-        httpx.post(server.address + TEXTS, json={**LONG, "n": 4}, timeout=120.0)
+        with ThreadPoolExecutor(
+            8
+        ) as readers:  # who read: all pages of the cache that the others need were touched once
+            list(
+                readers.map(
+                    lambda _: httpx.post(server.address + TEXTS, json={**LONG, "n": 4}, timeout=240.0), "12345678"
+                )
+            )
         before = resident(server.process.pid)
         plugs = [raw_request(server.address, body) for _ in range(8)]
         answer = httpx.post(server.address + TEXTS, json={"prompt": "a", "max_tokens": 2}, timeout=120.0)

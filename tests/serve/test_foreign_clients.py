@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -156,7 +157,7 @@ def check_figures(results: dict[str, Any], llm: LLM, rows: list[dict[str, str]])
         sums.append(float(scores.log_probabilities[length - 1 :].astype(float).sum()))
         hits += scores.top1[length - 1 :].tolist() == ids[length:]
         nats -= float(llm.score([end, *ids]).log_probabilities.astype(float).sum())
-    words = sum(len((row["context"] + row["target"]).split()) for row in rows)
+    words = sum(len(re.split(r"\s+", row["context"] + row["target"])) for row in rows)  # as lm-eval counts them
     size = sum(len((row["context"] + row["target"]).encode()) for row in rows)
     last, text = results["last_word"], results["whole_text"]
     assert last["perplexity,none"] == pytest.approx(math.exp(-sum(sums) / len(rows)), rel=1e-5)

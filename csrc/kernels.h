@@ -161,6 +161,8 @@ struct Kernels {
   const char* name;
   // quantized rows that a product takes in the time that reading its weights takes, or nearly
   int few_rows;
+  // panels that a product of so few rows reads at once
+  int few_panels;
   // panels that a product of more rows treats together
   int group_panels;
   // rows [m0, m1) of everything that works row by row

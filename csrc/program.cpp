@@ -499,7 +499,7 @@ void snello_program::run_linears(const Part& part, const Stage& stage, const Row
   const int limit = shares_.front().task.quantized ? snello::kernels().few_rows : snello::kFewRowsFloat;
   const bool few = job.most_rows <= limit;
   const bool by_channel = job.by_channel();
-  const int panels = few ? 1 : snello::kernels().group_panels;
+  const int panels = few ? snello::kernels().few_panels : snello::kernels().group_panels;
   job.divide(by_channel ? std::max(panels, snello::kSlabPanels) : panels);
 
   const int64_t piece = few ? snello::kLinearPieceFew : snello::kLinearPieceMany;

@@ -14,6 +14,7 @@ constexpr Kernels table(const char* name) {
   return {
       .name = name,
       .few_rows = 16,
+      .few_panels = 1,
       .group_panels = kGroupPanels,
       .embed = embed,
       .norm = norm,

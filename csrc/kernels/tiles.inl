@@ -1,168 +1,366 @@
 // Matrix products of quantized rows on tiles: what instruction sets with two-dimensional registers put in the place of
-// linear.inl's many rows. Integer sums are exact, so they are the same to the last bit.
+// linear.inl's integer products, at every number of rows. Integer sums are exact, so they are the same to the last bit.
 //
 // 64 columns of a panel, unpacked, are one tile of weights; 16 rows' 64 bytes are one tile of rows, used where they
-// are. Two tiles of rows times two panels share four tiles of sums, which stay in registers over a chunk of columns
-// whose weights stay in L1, and are parked between chunks. A group of panels takes the same rows one after the other,
-// so that they are read from far away once. With few rows the weights are what is far away: they are read in their own
-// order.
+// are. Two tiles of rows times two panels share four tiles of sums, which stay in registers over all columns. The first
+// 32 rows unpack the panels as they go, a few tiles ahead of the multiplications, so that memory, vectors and tiles are
+// busy at once: up to there a product takes the time of reading its weights. Rows that follow find the panels unpacked
+// in the second cache, and write the block of results before theirs between two of their own steps.
 #pragma once
 
 constexpr int kTileBytes = kTileRows * kTileColumns;
-constexpr int kTileLeastRows = 5;  // fewer go straight from packed lines
-constexpr int kTileFewRows = 32;   // as long as reading the weights takes longer than multiplying
-constexpr int kTileStepColumns = 1024;
-constexpr int kTileSuperRows = 512;
-constexpr int kTileGroupPanels = 8;
 constexpr int kTilePair = 2;
+constexpr int kTileBlockRows = 2 * kTileRows;
+constexpr int kTileFetchBytes = 4096;  // how far ahead each of the two panels is fetched
+constexpr int kTileLead = 2;           // tiles unpacked ahead of their use
+constexpr int kTileRing = 4;           // tiles kept where nobody needs them twice
+constexpr int kTileMostSteps = 128;    // columns / 64 that a panel keeps unpacked; longer rows park their sums
+constexpr int kTileSuperRows = 512;    // rows that share unpacked panels: at most these, and these bytes, which the
+constexpr int64_t kTileSuperBytes = 1100 << 10;  // second cache holds next to the panels
+constexpr int kTileGroupPanels = 8;
+
+using TileSums = int32_t[kTilePair * kPanel];  // of one row
+constexpr int64_t kTileSumsStride = sizeof(TileSums);
 
 struct TileScratch {
-  alignas(64) uint8_t weights[kTilePair][kTileStepColumns * kPanel];
-  alignas(64) int32_t result[2 * kTileRows][kTilePair * kPanel];
-  alignas(64) int32_t sums[kTileGroupPanels / kTilePair][kTileSuperRows][kTilePair * kPanel];
+  alignas(64) uint8_t weights[kTilePair][kTileMostSteps * kTileBytes];
+  alignas(64) TileSums sums[kTileSuperRows];
+  int shaped_for = 0;  // rows
 };
-constexpr int64_t kTileSumsStride = kTilePair * kPanel * sizeof(int32_t);
 
-inline const uint8_t* copy_lines(const uint8_t* from, int count, uint8_t* out) {
-  for (int i = 0; i < count * kPanel; i += kLineBytes) {
-    prefetch(from + i + kPrefetchBytes);
-    store_quads(out + i, load_quads(from + i));
+// ---- where a tile of weights comes from ----
+//
+// tile() gives 64 columns of a panel as 16 lines: unpacked to `out`, or where they are. `fetch` is what to fetch.
+
+struct TileInt8 {
+  static constexpr int kBytes = kTileBytes;
+  static LANES const uint8_t* tile(const Panel& panel, int step, const uint8_t* fetch, uint8_t*) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kBytes; i += kLineBytes) prefetch(fetch + i);
+    return panel.lines + static_cast<int64_t>(step) * kBytes;
   }
-  return out;
-}
-
-// Two tiles of rows (one, if `bottom` is false) and one or two panels: where they are.
-struct TileOperands {
-  const int8_t* rows;
-  int64_t stride;
-  const uint8_t* weights[kTilePair];
-  int columns;
 };
 
+template <int group>
+struct TileInt4 {
+  static constexpr int kBytes = kTileBytes / 2;
+  static LANES NibbleScale scale(const Panel& panel, int k) {
+    return nibble_scale(panel.scales + k / group * panel.scale_stride);
+  }
+  static LANES const uint8_t* tile(const Panel& panel, int step, const uint8_t* fetch, uint8_t* out) {
+    const uint8_t* at = panel.lines + static_cast<int64_t>(step) * kBytes;
+    const NibbleScale low = scale(panel, step * kBlock);
+    const NibbleScale high = group >= kBlock ? low : scale(panel, step * kBlock + kSumColumns);
+#pragma GCC unroll 8
+    for (int i = 0; i < kBytes; i += kLineBytes) {
+      prefetch(fetch + i);
+      store_quads(out + i, scaled_nibbles<0>(at + i, low));
+      store_quads(out + i + kBytes, scaled_nibbles<1>(at + i, high));
+    }
+    return out;
+  }
+};
+
+struct TileInt3 {
+  static constexpr int kBytes = kTileBytes * 3 / 8;
+  static LANES const uint8_t* tile(const Panel& panel, int step, const uint8_t* fetch, uint8_t* out) {
+    for (int i = 0; i < kBytes; i += kLineBytes) prefetch(fetch + i);
+    unpack_octals<0>(panel, step * kBlock, out);
+    unpack_octals<0>(panel, step * kBlock + kSumColumns, out + kTileBytes / 2);
+    return out;
+  }
+};
+
+struct TileChannels {
+  static constexpr int kBytes = 0;
+  static LANES const uint8_t* tile(const Panel& panel, int step, const uint8_t*, uint8_t* out) {
+    return unpack_channels(panel, step * kBlock, kBlock, out);
+  }
+};
+
+// One or two panels, tile after tile. Panels are read in pairs, so what comes after a panel's end is two panels on.
+template <class Source, int panels>
+class TileReader {
+ public:
+  LANES TileReader(const Panel (&panel)[panels], int first, int steps) : panel_(panel), step_(first) {
+    skip_ = panels == 2 ? panel[1].base - panel[0].base : 0;
+    for (int i = 0; i < panels; ++i) {
+      fetch_[i] = panel[i].lines + static_cast<int64_t>(first) * Source::kBytes + kTileFetchBytes;
+      end_[i] = panel[i].lines + static_cast<int64_t>(steps) * Source::kBytes;
+    }
+  }
+  // The next tile of each panel, at `out` bytes into its scratch.
+  LANES void next(TileScratch& scratch, int64_t out) {
+#pragma GCC unroll 2
+    for (int i = 0; i < panels; ++i) {
+      Source::tile(panel_[i], step_, fetch_[i] < end_[i] ? fetch_[i] : fetch_[i] + skip_, scratch.weights[i] + out);
+      fetch_[i] += Source::kBytes;
+    }
+    ++step_;
+  }
+
+ private:
+  const Panel (&panel_)[panels];
+  const uint8_t *fetch_[panels], *end_[panels];
+  int64_t skip_;
+  int step_;
+};
+
+// ---- tiles of sums ----
+
 template <bool bottom, int panels>
-inline void load_sums(const int32_t* from) {
-  load_tile<0>(from, kTileSumsStride);
-  if constexpr (panels == 2) load_tile<1>(from + kPanel, kTileSumsStride);
-  const int32_t* below = from + kTileRows * kTilePair * kPanel;
-  if constexpr (bottom) load_tile<2>(below, kTileSumsStride);
-  if constexpr (bottom && panels == 2) load_tile<3>(below + kPanel, kTileSumsStride);
+LANES void load_sums(const TileSums* from) {
+  load_tile<0>(from[0], kTileSumsStride);
+  if constexpr (panels == 2) load_tile<1>(from[0] + kPanel, kTileSumsStride);
+  if constexpr (bottom) load_tile<2>(from[kTileRows], kTileSumsStride);
+  if constexpr (bottom && panels == 2) load_tile<3>(from[kTileRows] + kPanel, kTileSumsStride);
 }
 template <bool bottom, int panels>
-inline void zero_sums() {
+LANES void zero_sums() {
   zero_tile<0>();
   if constexpr (panels == 2) zero_tile<1>();
   if constexpr (bottom) zero_tile<2>();
   if constexpr (bottom && panels == 2) zero_tile<3>();
 }
 template <bool bottom, int panels>
-inline void store_sums(int32_t* to) {
-  store_tile<0>(to, kTileSumsStride);
-  if constexpr (panels == 2) store_tile<1>(to + kPanel, kTileSumsStride);
-  int32_t* below = to + kTileRows * kTilePair * kPanel;
-  if constexpr (bottom) store_tile<2>(below, kTileSumsStride);
-  if constexpr (bottom && panels == 2) store_tile<3>(below + kPanel, kTileSumsStride);
+LANES void store_sums(TileSums* to) {
+  store_tile<0>(to[0], kTileSumsStride);
+  if constexpr (panels == 2) store_tile<1>(to[0] + kPanel, kTileSumsStride);
+  if constexpr (bottom) store_tile<2>(to[kTileRows], kTileSumsStride);
+  if constexpr (bottom && panels == 2) store_tile<3>(to[kTileRows] + kPanel, kTileSumsStride);
 }
 
-// Sums from `before` (null: 0) plus these columns' products, to `after`.
+// The sums of two tiles of rows (one, if not `bottom`) and one or two tiles of weights, plus their products.
 template <bool bottom, int panels>
-inline void multiply_tiles(const TileOperands& x, const int32_t* before, int32_t* after) {
-  if (before) {
-    load_sums<bottom, panels>(before);
-  } else {
-    zero_sums<bottom, panels>();
+LANES void multiply_tiles(const uint8_t* const (&weights)[panels], int64_t at, const int8_t* rows, int64_t stride) {
+  load_tile<6>(weights[0] + at, kLineBytes);
+  load_tile<4>(rows, stride);
+  dot_tiles<0, 4, 6>();
+  if constexpr (panels == 2) {
+    load_tile<7>(weights[1] + at, kLineBytes);
+    dot_tiles<1, 4, 7>();
   }
-  const int8_t* below = x.rows + kTileRows * x.stride;
-  for (int k = 0; k < x.columns; k += kTileColumns) {
-    load_tile<6>(x.weights[0] + k * kPanel, kLineBytes);
-    load_tile<4>(x.rows + k, x.stride);
-    dot_tiles<0, 4, 6>();
-    if constexpr (panels == 2) {
-      load_tile<7>(x.weights[1] + k * kPanel, kLineBytes);
-      dot_tiles<1, 4, 7>();
-    }
-    if constexpr (bottom) {
-      load_tile<5>(below + k, x.stride);
-      dot_tiles<2, 5, 6>();
-      if constexpr (panels == 2) dot_tiles<3, 5, 7>();
-    }
+  if constexpr (bottom) {
+    load_tile<5>(rows + kTileRows * stride, stride);
+    dot_tiles<2, 5, 6>();
+    if constexpr (panels == 2) dot_tiles<3, 5, 7>();
   }
-  store_sums<bottom, panels>(after);
 }
 
-inline void multiply_tiles(const TileOperands& x, int rows, int panels, const int32_t* before, int32_t* after) {
-  const bool bottom = rows > kTileRows;
-  if (panels == 2)
-    return bottom ? multiply_tiles<true, 2>(x, before, after) : multiply_tiles<false, 2>(x, before, after);
-  return bottom ? multiply_tiles<true, 1>(x, before, after) : multiply_tiles<false, 1>(x, before, after);
-}
+// ---- rows times panels ----
 
-// Rows [m0, m0 + rows) x panels [p, p + panels), at most kTileSuperRows and kTileGroupPanels.
-class TileBlock {
+// Results that are summed and not yet written.
+template <int panels>
+class TileResults {
  public:
-  TileBlock(const LinearTask& task, TileScratch& scratch, int m0, int rows)
-      : task_(task), scratch_(scratch), m0_(m0), rows_(rows) {}
+  LANES TileResults(const LinearTask& task, const Panel (&panel)[panels], int p) : task_(task), panel_(panel), p_(p) {
+    plain_ = !task.bias && !task.accumulate && task.weights->rows >= (p + panels) * kPanel;
+    for (int i = 0; i < panels; ++i) scale_[i] = load(panel[i].row_scale());
+  }
 
-  void run(int p, int panels) {
-    for (int k = 0; k < task_.weights->columns; k += kTileStepColumns)
-      for (int i = 0; i < panels; i += kTilePair)
-        run_columns(p + i, panels - i < kTilePair ? panels - i : kTilePair, k, scratch_.sums[i / kTilePair]);
+  LANES void take(const TileSums* sums, int m, int rows) {
+    sums_ = sums;
+    m_ = m;
+    left_ = rows;
+  }
+  LANES void write(int rows) {
+    for (; rows > 0 && left_ > 0; --rows, --left_, ++m_, ++sums_) {
+      if (plain_) {
+        write_plain();
+      } else {
+        for (int i = 0; i < panels; ++i) finish_integer(task_, m_, p_ + i, panel_[i], load(*sums_ + i * kPanel));
+      }
+    }
+  }
+  // Where the results of row m are going to be written.
+  LANES void fetch(int m) const {
+    const float* out = task_.output.row(m) + p_ * kPanel;
+    for (int i = 0; i < panels; ++i) __builtin_prefetch(out + i * kPanel, 1, 3);
   }
 
  private:
-  // Columns from k on of one or two panels, over all rows.
-  void run_columns(int p, int panels, int k, int32_t (*sums)[kTilePair * kPanel]) {
-    const int left = task_.weights->columns - k, count = left < kTileStepColumns ? left : kTileStepColumns;
-    TileOperands x{nullptr, task_.quant.stride, {}, count};
-    for (int i = 0; i < panels; ++i) x.weights[i] = unpack(panel_at(*task_.weights, p + i), k, count, i);
-    for (int m = 0; m < rows_; m += 2 * kTileRows) {
-      const int rows = rows_ - m < 2 * kTileRows ? rows_ - m : 2 * kTileRows;
-      shape(rows);
-      x.rows = task_.quant.row(m0_ + m) + k;
-      const bool last = count == left;
-      multiply_tiles(x, rows, panels, k > 0 ? sums[m] : nullptr, last ? scratch_.result[0] : sums[m]);
-      if (last) finish(m0_ + m, rows, p, panels);
+  // What finish_integer() does, where nothing is added and no column is missing.
+  LANES void write_plain() const {
+    float* out = task_.output.row(m_) + p_ * kPanel;
+    const F32 row_scale = set1(task_.quant.scale[m_]);
+    for (int i = 0; i < panels; ++i)
+      store(out + i * kPanel, mul(to_float(load(*sums_ + i * kPanel)), mul(row_scale, scale_[i])));
+  }
+
+  const LinearTask& task_;
+  const Panel (&panel_)[panels];
+  int p_, m_ = 0, left_ = 0;
+  bool plain_;
+  F32 scale_[panels];
+  const TileSums* sums_ = nullptr;
+};
+
+// One or two panels from p on times rows, 32 at a time.
+template <class Source, int panels>
+class TileProduct {
+ public:
+  LANES TileProduct(const LinearTask& task, TileScratch& scratch, int p) : task_(task), scratch_(scratch), p_(p) {
+    for (int i = 0; i < panels; ++i) panel_[i] = panel_at(*task.weights, p + i);
+  }
+
+  // At most 32 rows: a tile of weights is forgotten when it was used.
+  template <bool bottom>
+  LANES void run_few() {
+    const int steps = task_.weights->columns / kBlock;
+    zero_sums<bottom, panels>();
+    multiply_first<bottom, kTileRing>(0, 0, steps);
+    store_sums<bottom, panels>(scratch_.sums);
+    TileResults<panels> results(task_, panel_, p_);
+    results.take(scratch_.sums, 0, task_.num_rows);
+    results.write(task_.num_rows);
+  }
+
+  // Rows [m0, m1), at most kTileSuperRows of them.
+  void run(int m0, int m1) {
+    const int all = task_.weights->columns / kBlock;
+    const bool parked = all > kTileMostSteps;
+    TileResults<panels> results(task_, panel_, p_);
+    for (int first = 0; first < all; first += kTileMostSteps) {
+      const int steps = all - first < kTileMostSteps ? all - first : kTileMostSteps;
+      for (int m = m0; m < m1; m += kTileBlockRows) {
+        const int rows = m1 - m < kTileBlockRows ? m1 - m : kTileBlockRows;
+        TileSums* sums = scratch_.sums + (parked ? m - m0 : (m - m0) % (2 * kTileBlockRows));
+        shape(rows);
+        if (rows > kTileRows) {
+          multiply<true>(results, sums, m0, m, first, steps);
+        } else {
+          multiply<false>(results, sums, m0, m, first, steps);
+        }
+        if (first + steps < all) continue;
+        results.write(kTileBlockRows);
+        results.take(sums, m, rows);
+      }
     }
+    results.write(kTileBlockRows);
   }
 
-  const uint8_t* unpack(const Panel& panel, int k, int count, int place) {
-    if (panel.format == SNELLO_INT8 && panel.stride == 0 && rows_ <= kTileFewRows)
-      return copy_lines(panel.lines + static_cast<int64_t>(k) * kPanel, count, scratch_.weights[place]);
-    return unpack_integer<kPrefetchBytes>(panel, k, count, scratch_.weights[place]);
-  }
-
+ private:
   void shape(int rows) {
-    if (rows == shaped_for_) return;
+    if (rows == scratch_.shaped_for) return;
     begin_tiles(rows < kTileRows ? rows : kTileRows, rows > kTileRows ? rows - kTileRows : 0);
-    shaped_for_ = rows;
+    scratch_.shaped_for = rows;
   }
 
-  void finish(int m, int rows, int p, int panels) {
-    for (int i = 0; i < panels; ++i) {
-      const Panel panel = panel_at(*task_.weights, p + i);
-      for (int r = 0; r < rows; ++r) finish_integer(task_, m + r, p + i, panel, load(scratch_.result[r] + i * kPanel));
+  template <bool bottom>
+  LANES void multiply(TileResults<panels>& results, TileSums* sums, int m0, int m, int first, int steps) {
+    if (first == 0) {
+      zero_sums<bottom, panels>();
+    } else {
+      load_sums<bottom, panels>(sums);
     }
+    if (m == m0) {
+      multiply_first<bottom, kTileMostSteps>(m, first, steps);
+    } else {
+      multiply_next<bottom>(results, m, first, steps);
+    }
+    store_sums<bottom, panels>(sums);
+  }
+
+  template <bool bottom, int ring>
+  LANES void multiply_first(int m, int first, int steps) {
+    TileReader<Source, panels> reader(panel_, first, task_.weights->columns / kBlock);
+    const int8_t* x = task_.quant.row(m) + first * kBlock;
+    const uint8_t* weights[panels];
+    if constexpr (__is_same(Source, TileInt8)) {
+      set_weights(weights, first);
+      for (int step = 0; step < steps; ++step, x += kTileColumns) {
+        reader.next(scratch_, 0);
+        multiply_tiles<bottom, panels>(weights, int64_t{step} * kTileBytes, x, task_.quant.stride);
+      }
+    } else {
+      set_weights(weights, first);
+      for (int step = 0; step < kTileLead && step < steps; ++step) reader.next(scratch_, step % ring * kTileBytes);
+      for (int step = 0; step < steps; ++step, x += kTileColumns) {
+        const int ahead = step + kTileLead;
+        if (ahead < steps) reader.next(scratch_, int64_t{ahead % ring} * kTileBytes);
+        multiply_tiles<bottom, panels>(weights, int64_t{step % ring} * kTileBytes, x, task_.quant.stride);
+      }
+    }
+  }
+
+  template <bool bottom>
+  LANES void multiply_next(TileResults<panels>& results, int m, int first, int steps) {
+    const int each = (kTileBlockRows + steps - 1) / steps;
+    const int rows = bottom ? kTileBlockRows : kTileRows;
+    const int8_t* x = task_.quant.row(m) + first * kBlock;
+    const uint8_t* weights[panels];
+    set_weights(weights, first);
+    for (int step = 0; step < steps; ++step, x += kTileColumns) {
+      if (step < rows) results.fetch(m + step);
+      results.write(each);
+      multiply_tiles<bottom, panels>(weights, int64_t{step} * kTileBytes, x, task_.quant.stride);
+    }
+  }
+
+  LANES void set_weights(const uint8_t* (&weights)[panels], int first) const {
+    for (int i = 0; i < panels; ++i)
+      weights[i] = __is_same(Source, TileInt8) ? panel_[i].lines + int64_t{first} * kTileBytes : scratch_.weights[i];
   }
 
   const LinearTask& task_;
   TileScratch& scratch_;
-  int m0_, rows_, shaped_for_ = 0;
+  int p_;
+  Panel panel_[panels];
 };
 
-inline void linear_on_tiles(const LinearTask& task, int p0, int p1) {
-  if (!task.quantized || task.num_rows < kTileLeastRows) return linear(task, p0, p1);
+// ---- the operation ----
+
+template <class Source, bool bottom>
+inline void few_rows_on_tiles(const LinearTask& task, TileScratch& scratch, int p0, int p1) {
+  begin_tiles(bottom ? kTileRows : task.num_rows, bottom ? task.num_rows - kTileRows : 0);
+  int p = p0;
+  for (; p + 1 < p1; p += kTilePair) TileProduct<Source, 2>(task, scratch, p).template run_few<bottom>();
+  if (p < p1) TileProduct<Source, 1>(task, scratch, p).template run_few<bottom>();
+}
+
+template <class Source>
+inline void on_tiles(const LinearTask& task, int p0, int p1) {
   TileScratch scratch;
-  const int group = task.num_rows <= kTileFewRows ? 1 : kTileGroupPanels;
+  if (task.num_rows <= kTileRows) return few_rows_on_tiles<Source, false>(task, scratch, p0, p1);
+  if (task.num_rows <= kTileBlockRows) return few_rows_on_tiles<Source, true>(task, scratch, p0, p1);
+  const int64_t fit = kTileSuperBytes / task.quant.stride;
+  const int most = fit > kTileSuperRows   ? kTileSuperRows
+                   : fit < kTileBlockRows ? kTileBlockRows
+                                          : static_cast<int>(fit);
   for (int m = 0, size; m < task.num_rows; m += size) {
-    size = tile_rows(task.num_rows - m, kTileSuperRows);
-    TileBlock block(task, scratch, m, size);
-    for (int p = p0; p < p1; p += group) block.run(p, p1 - p < group ? p1 - p : group);
+    size = (tile_rows(task.num_rows - m, most / kTileBlockRows * kTileBlockRows) + kTileBlockRows - 1) /
+           kTileBlockRows * kTileBlockRows;
+    const int end = m + size < task.num_rows ? m + size : task.num_rows;
+    int p = p0;
+    for (; p + 1 < p1; p += kTilePair) TileProduct<Source, 2>(task, scratch, p).run(m, end);
+    if (p < p1) TileProduct<Source, 1>(task, scratch, p).run(m, end);
+  }
+}
+
+inline void linear_on_tiles(const LinearTask& task, int p0, int p1) {
+  const snello_tensor& w = *task.weights;
+  if (!task.quantized || task.num_rows <= 0) return linear(task, p0, p1);
+  if (by_channel(w.format)) {
+    if (task.num_rows <= kDirectRowsChannels) return linear(task, p0, p1);
+    on_tiles<TileChannels>(task, p0, p1);
+  } else if (w.format == SNELLO_INT8) {
+    on_tiles<TileInt8>(task, p0, p1);
+  } else if (w.format == SNELLO_INT3) {
+    on_tiles<TileInt3>(task, p0, p1);
+  } else if (w.group_size == 32) {
+    on_tiles<TileInt4<32>>(task, p0, p1);
+  } else if (w.group_size == 64) {
+    on_tiles<TileInt4<64>>(task, p0, p1);
+  } else {
+    on_tiles<TileInt4<128>>(task, p0, p1);
   }
   end_tiles();
 }
 
 constexpr Kernels with_tiles(Kernels kernels) {
   kernels.linear = linear_on_tiles;
-  kernels.few_rows = kTileFewRows;
+  kernels.few_rows = kTileBlockRows;
+  kernels.few_panels = kTilePair;
   kernels.group_panels = kTileGroupPanels;
   return kernels;
 }

@@ -14,6 +14,7 @@ namespace {
 
 #include "kernels/table.inl"
 #include "kernels/tiles.inl"
+#include "kernels/attention_tiles.inl"
 
 double seconds_now() {
   timespec now;

@@ -11,6 +11,7 @@ namespace {
 
 #include "kernels/table.inl"
 #include "kernels/tiles.inl"
+#include "kernels/attention_tiles.inl"
 }  // namespace
 }  // namespace amx_emulated
 

@@ -146,6 +146,10 @@ inline void store_kv(const AttentionTask& task, int h, int m0, int m1) {
 
 // ---- scores ----
 
+// Integer dot products stand in the place of the scores that become of them.
+LANES int32_t* sums_of(AttentionScratch& s, int v) { return reinterpret_cast<int32_t*>(s.score[v]); }
+LANES int64_t key_panel_bytes(int head_dim) { return kPanel * 4 + kPanel * padded_head(head_dim); }
+
 // Dot products of R vectors with P panels of 16 keys: per position one ascending chain over d.
 template <class Keeps, int R, int P>
 inline void dot_keys(AttentionScratch& s, int v, const typename Keeps::Element* keys, int head_dim, int panel) {
@@ -177,7 +181,7 @@ inline void dot_keys_int8(AttentionScratch& s, int v, const uint8_t* keys, int h
   for (int r = 0; r < R; ++r)
     for (int p = 0; p < P; ++p) sum[r][p] = set1(-s.q_bias[v + r]);
   const int padded = padded_head(head_dim);
-  const int64_t panel_stride = kPanel * 4 + kPanel * padded;
+  const int64_t panel_stride = key_panel_bytes(head_dim);
   const uint8_t* first_panel = keys + panel * panel_stride;
   for (int d = 0; d < padded; d += 4) {
     Quads k[P];
@@ -187,13 +191,8 @@ inline void dot_keys_int8(AttentionScratch& s, int v, const uint8_t* keys, int h
       for (int p = 0; p < P; ++p) sum[r][p] = dot_weights(sum[r][p], k[p], x);
     }
   }
-  for (int p = 0; p < P; ++p) {
-    const F32 k_scale = load(reinterpret_cast<const float*>(first_panel + p * panel_stride));
-    for (int r = 0; r < R; ++r) {
-      const F32 scale = mul(set1(s.q_scale[v + r]), k_scale);
-      store(s.score[v + r] + (panel + p) * kPanel, mul(to_float(sum[r][p]), scale));
-    }
-  }
+  for (int p = 0; p < P; ++p)
+    for (int r = 0; r < R; ++r) store(sums_of(s, v + r) + (panel + p) * kPanel, sum[r][p]);
 }
 
 // All panels that hold `span`, a whole micro-kernel's worth at a time: what is computed too much is masked later.
@@ -236,15 +235,25 @@ LANES F32 seen(const AttentionScratch& s, int v, int at, F32 x, F32 otherwise) {
   return masked ? select(visible(s, v, at), x, otherwise) : x;
 }
 
+// What becomes of the product of a vector and a key.
+struct Scoring {
+  F32 scale, cap;
+  bool capped;
+  LANES explicit Scoring(const AttentionTask& task)
+      : scale(set1(task.scale)), cap(set1(task.soft_cap)), capped(task.soft_cap != 0.0f) {}
+  LANES F32 of(F32 dot) const {
+    const F32 x = mul(dot, scale);
+    return capped ? mul(cap, tanh(div(x, cap))) : x;
+  }
+};
+
 // The tile's maximum, probabilities and their sum, over panels [begin, end).
 template <bool masked>
-inline void soft_maximum(const AttentionTask& task, AttentionScratch& s, int v, int begin, int end) {
-  const F32 scale = set1(task.scale), cap = set1(task.soft_cap), never = set1(-__builtin_inff());
+inline void weigh_float(const Scoring& scoring, AttentionScratch& s, int v, int begin, int end) {
+  const F32 never = set1(-__builtin_inff());
   F32 highest = never;
   for (int at = begin; at < end; at += kPanel) {
-    F32 x = mul(load(s.score[v] + at), scale);
-    if (task.soft_cap != 0.0f) x = mul(cap, tanh(div(x, cap)));
-    x = seen<masked>(s, v, at, x, never);
+    const F32 x = seen<masked>(s, v, at, scoring.of(load(s.score[v] + at)), never);
     highest = max(x, highest);
     store(s.score[v] + at, x);
   }
@@ -259,26 +268,68 @@ inline void soft_maximum(const AttentionTask& task, AttentionScratch& s, int v, 
   s.tile_l[v] = reduce_add(sum);
 }
 
-// INT8: probabilities times the values' scales, as bytes against their own maximum; zero where nothing is seen.
+// The same of integer products, in passes over all vectors: what one of them waits for is another one's work.
 template <bool masked>
-inline void quantize_probabilities(AttentionScratch& s, int v, const float* value_scale, int begin, int end) {
-  F32 highest = set1(0.0f);
+inline void scale_scores(const Scoring& scoring, AttentionScratch& s, int v, const uint8_t* keys, int64_t stride,
+                         int begin, int end) {
+  const F32 never = set1(-__builtin_inff()), q_scale = set1(s.q_scale[v]);
+  F32 highest = never;
+  const uint8_t* panel = keys + begin / kPanel * stride;
+  for (int at = begin; at < end; at += kPanel, panel += stride) {
+    const F32 scale = mul(q_scale, load(reinterpret_cast<const float*>(panel)));
+    const F32 x = seen<masked>(s, v, at, scoring.of(mul(to_float(load(sums_of(s, v) + at)), scale)), never);
+    highest = max(x, highest);
+    store(s.score[v] + at, x);
+  }
+  s.tile_m[v] = reduce_max(highest);
+}
+
+// Probabilities times the values' scales, zero where nothing is seen.
+template <bool masked>
+inline void weigh_int8(AttentionScratch& s, int v, const float* value_scale, int begin, int end) {
+  const F32 m = set1(s.tile_m[v]);
+  F32 sum = set1(0.0f), highest = set1(0.0f);
   for (int at = begin; at < end; at += kPanel) {
-    const F32 u = seen<masked>(s, v, at, mul(load(s.score[v] + at), load(value_scale + at)), set1(0.0f));
+    const F32 p = exp_of_negative(sub(load(s.score[v] + at), m));
+    const F32 u = seen<masked>(s, v, at, mul(p, load(value_scale + at)), set1(0.0f));
+    sum = add(sum, p);
     highest = max(u, highest);
     store(s.score[v] + at, u);
   }
-  const float c = reduce_max(highest);
-  const F32 factor = set1(c >= 0x1p-100f ? 255.0f / c : 0.0f);
-  for (int at = begin; at < end; at += kPanel) store_u8(s.p8[v] + at, to_int(mul(load(s.score[v] + at), factor)));
-  s.p_scale[v] = c / 255.0f;
+  s.tile_l[v] = reduce_add(sum);
+  s.p_scale[v] = reduce_max(highest);
 }
 
-template <bool masked>
-inline void weigh(const AttentionTask& task, AttentionScratch& s, int v, const uint8_t* values, int begin, int end) {
-  soft_maximum<masked>(task, s, v, begin, end);
-  if (task.cache.format == SNELLO_INT8)
-    quantize_probabilities<masked>(s, v, reinterpret_cast<const float*>(values), begin, end);
+// As bytes against their own maximum.
+inline void round_weights(AttentionScratch& s, int n, int begin, int end) {
+  const F32 c = load(s.p_scale), most = set1(255.0f);
+  alignas(64) float factors[kVectors];
+  store(factors, select(mask_not(less(c, set1(0x1p-100f))), div(most, c), set1(0.0f)));
+  store(s.p_scale, div(c, most));
+  for (int v = 0; v < n; ++v) {
+    const F32 factor = set1(factors[v]);
+    for (int at = begin; at < end; at += kPanel) store_u8(s.p8[v] + at, to_int(mul(load(s.score[v] + at), factor)));
+  }
+}
+
+// All vectors, over panels [begin, end).
+inline void weigh(const AttentionTask& task, AttentionScratch& s, int n, const uint8_t* block, int begin, int end) {
+  const Scoring scoring(task);
+  if (task.cache.format != SNELLO_INT8) {
+    for (int v = 0; v < n; ++v)
+      sees_all(s, v, begin, end) ? weigh_float<false>(scoring, s, v, begin, end)
+                                 : weigh_float<true>(scoring, s, v, begin, end);
+    return;
+  }
+  const int64_t stride = key_panel_bytes(task.cache.head_dim);
+  const float* value_scale = reinterpret_cast<const float*>(block + task.cache.value_offset);
+  for (int v = 0; v < n; ++v)
+    sees_all(s, v, begin, end) ? scale_scores<false>(scoring, s, v, block, stride, begin, end)
+                               : scale_scores<true>(scoring, s, v, block, stride, begin, end);
+  for (int v = 0; v < n; ++v)
+    sees_all(s, v, begin, end) ? weigh_int8<false>(s, v, value_scale, begin, end)
+                               : weigh_int8<true>(s, v, value_scale, begin, end);
+  round_weights(s, n, begin, end);
 }
 
 // ---- values ----
@@ -401,6 +452,20 @@ inline void for_groups(int n, Function f) {
   }
 }
 
+// How a tile's products are computed: scores of all n vectors with the keys of `span`, and their sums of its values.
+// Instruction sets with two-dimensional registers have a way of their own (attention_tiles.inl).
+struct VectorProducts {
+  static void begin(int) {}
+  static void end() {}
+  static inline void scores(const AttentionTask& task, AttentionScratch& s, int n, const uint8_t* block, Span span) {
+    for_groups(n, [&](int v, auto count) { dot_some_keys<count.value>(s, task.cache, v, block, span); });
+  }
+  static inline void values(const AttentionTask& task, AttentionScratch& s, int n, const uint8_t* block, Span span) {
+    const uint8_t* values = block + task.cache.value_offset;
+    for_groups(n, [&](int v, auto count) { weigh_values<count.value>(s, task.cache, v, values, span); });
+  }
+};
+
 // ---- tiles ----
 
 // Merges the tile into what came before: vectors that saw nothing of the tile keep what they have.
@@ -449,6 +514,7 @@ LANES Span hull(Span a, Span b) {
 }
 
 // One tile for all n vectors. False if none of them sees anything of it.
+template <class Products>
 inline bool attend_tile(const AttentionTask& task, AttentionScratch& s, const Sight* sights, int n, int sequence, int h,
                         int tile) {
   Span all{kPage, 0};
@@ -460,21 +526,15 @@ inline bool attend_tile(const AttentionTask& task, AttentionScratch& s, const Si
   if (all.empty()) return false;
 
   const uint8_t* block = head_block(task, sequence, tile, h);
-  const uint8_t* values = block + task.cache.value_offset;
-  for_groups(n, [&](int v, auto count) { dot_some_keys<count.value>(s, task.cache, v, block, all); });
+  Products::scores(task, s, n, block, all);
   const int begin = all.begin / kPanel * kPanel, end = (all.end + kPanel - 1) / kPanel * kPanel;
-  for (int v = 0; v < n; ++v) {
-    if (sees_all(s, v, begin, end)) {
-      weigh<false>(task, s, v, values, begin, end);
-    } else {
-      weigh<true>(task, s, v, values, begin, end);
-    }
-  }
-  for_groups(n, [&](int v, auto count) { weigh_values<count.value>(s, task.cache, v, values, all); });
+  weigh(task, s, n, block, begin, end);
+  Products::values(task, s, n, block, all);
   return true;
 }
 
 // Vectors of rows [m0, m1) of one sequence and query heads [g0, g1) of kv head h; at most kVectors of them.
+template <class Products>
 inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m0, int m1, AttentionScratch& s) {
   const int head_dim = task.cache.head_dim, group = task.num_heads / task.cache.num_kv_heads;
   const int sequence = task.sequences[m0], length = task.lengths[sequence];
@@ -502,12 +562,14 @@ inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m
 
   // Rows ascend, so the first one's window begins first; between the sinks' tiles and it there is nothing to see.
   const int sink_tiles = (sights[0].sinks + kPage - 1) / kPage, first_tile = sights[0].begin / kPage;
+  Products::begin(n);
   for (int tile = sink_tiles > 0 ? 0 : first_tile; tile <= last_tile; ++tile) {
     if (tile >= sink_tiles && tile < first_tile) tile = first_tile;
     const int next = tile + 1 >= sink_tiles && tile + 1 < first_tile ? first_tile : tile + 1;
     s.ahead = next > last_tile ? 0 : head_block(task, sequence, next, h) - head_block(task, sequence, tile, h);
-    if (attend_tile(task, s, sights, n, sequence, h, tile)) merge_tile(s, n, head_dim, started);
+    if (attend_tile<Products>(task, s, sights, n, sequence, h, tile)) merge_tile(s, n, head_dim, started);
   }
+  Products::end();
 
   for (int v = 0; v < n; ++v) {
     float* out = task.output.row(m0 + v / heads) + static_cast<int64_t>(h * group + g0 + v % heads) * head_dim;
@@ -516,14 +578,19 @@ inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m
   }
 }
 
-inline void attend(const AttentionTask& task, int h, int m0, int m1, void* scratch) {
+template <class Products>
+inline void attend_with(const AttentionTask& task, int h, int m0, int m1, void* scratch) {
   AttentionScratch& s = *static_cast<AttentionScratch*>(scratch);
   const int group = task.num_heads / task.cache.num_kv_heads;
   const int rows = group >= kVectors ? 1 : kVectors / group, heads = group < kVectors ? group : kVectors;
   for (int m = m0; m < m1;) {
     int end = m + 1;
     while (end < m1 && end < m + rows && task.sequences[end] == task.sequences[m]) ++end;
-    for (int g = 0; g < group; g += heads) attend_block(task, h, g, g + heads < group ? g + heads : group, m, end, s);
+    for (int g = 0; g < group; g += heads) attend_block<Products>(task, h, g, g + heads < group ? g + heads : group, m, end, s);
     m = end;
   }
+}
+
+inline void attend(const AttentionTask& task, int h, int m0, int m1, void* scratch) {
+  attend_with<VectorProducts>(task, h, m0, m1, scratch);
 }

@@ -356,11 +356,3 @@ inline void linear_on_tiles(const LinearTask& task, int p0, int p1) {
   }
   end_tiles();
 }
-
-constexpr Kernels with_tiles(Kernels kernels) {
-  kernels.linear = linear_on_tiles;
-  kernels.few_rows = kTileBlockRows;
-  kernels.few_panels = kTilePair;
-  kernels.group_panels = kTileGroupPanels;
-  return kernels;
-}

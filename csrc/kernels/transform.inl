@@ -137,14 +137,26 @@ inline bool transform_row(const TransformTask& task, int m) {
   return magnitude.finite();
 }
 
+// A rotated row is kept for its second pass where it is short enough to stay in the first cache.
+constexpr int kStagedColumns = 8192;
+
 template <int vectors, bool rotate>
-inline Magnitude transformed_magnitude(const TransformTask& task, const float* row) {
+inline Magnitude transformed_magnitude(const TransformTask& task, const float* row, float* staged) {
   Magnitude magnitude;
   for (int at = 0; at < task.width; at += kLanes * vectors) {
     const Columns<vectors> x = transformed<vectors, rotate>(task, row, at);
     for (int i = 0; i < vectors; ++i) magnitude.see(x.v[i]);
+    for (int i = 0; staged && i < vectors; ++i) store(staged + at + kLanes * i, x.v[i]);
   }
   return magnitude;
+}
+
+template <int vectors, bool rotate>
+LANES Columns<vectors> transformed_before(const TransformTask& task, const float* row, const float* staged, int at) {
+  if (!staged) return transformed<vectors, rotate>(task, row, at);
+  Columns<vectors> x;
+  for (int i = 0; i < vectors; ++i) x.v[i] = load(staged + at + kLanes * i);
+  return x;
 }
 
 // Magnitudes below their column's threshold become 0.
@@ -160,14 +172,16 @@ inline bool quantize_transformed_row(const TransformTask& task, int m) {
   const float* row = task.input.row(m);
   const bool given = task.step > 0;
   Magnitude magnitude;
-  if (!given) magnitude = transformed_magnitude<vectors, rotate>(task, row);
+  alignas(64) float memory[rotate ? kStagedColumns : kLanes];
+  float* staged = rotate && !given && task.width <= kStagedColumns ? memory : nullptr;
+  if (!given) magnitude = transformed_magnitude<vectors, rotate>(task, row, staged);
   const QuantRows& out = task.quant;
   int8_t* q = out.row(m);
   int32_t* sums = out.row_sums(m);
   out.scale[m] = given ? task.step : magnitude.scale();
   const F32 scale = set1(out.scale[m]);
   for (int at = 0; at < task.width; at += kLanes * vectors) {
-    Columns<vectors> x = transformed<vectors, rotate>(task, row, at);
+    Columns<vectors> x = transformed_before<vectors, rotate>(task, row, staged, at);
     for (int i = 0; given && i < vectors; ++i) magnitude.see(x.v[i]);
     if (task.threshold) cut(x, task.threshold + at);
     for (int i = 0; i < vectors; i += 2) {

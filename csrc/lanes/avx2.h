@@ -172,6 +172,8 @@ LANES F32 to_float(I32 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps
 LANES I32 as_int(F32 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 LANES F32 as_float(I32 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
 
+LANES F32 times_power(F32 a, F32 n) { return mul(a, as_float(shift_left<23>(add(to_int(n), set1(127))))); }
+
 // ---- masks ----
 
 template <int predicate>

@@ -96,6 +96,7 @@ LANES F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 LANES F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
 LANES F32 abs(F32 a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
 LANES F32 negate(F32 a) { return {_mm512_xor_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+LANES F32 times_power(F32 a, F32 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 LANES F32 round_even(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
 // ---- int32 ----

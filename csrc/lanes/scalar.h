@@ -9,6 +9,7 @@
 //   load, store, load_partial, store_partial (the first n of 16; the rest reads as `fill` and is not written)
 //   load_/store_ f16, bf16 (nearest even), s8, u8 (saturating), each with _partial
 //   set1  add  sub  mul  div  fma(a, b, c) = a * b + c  min  max  sqrt  abs  negate  round_even
+//   times_power(a, n) = a * 2^n for integral n in -126..127
 //   min(a, b) = a < b ? a : b, max(a, b) = a > b ? a : b: the second operand wins ties and NaN
 //   less  less_equal  equal  is_nan  select(mask, yes, no)  first(n)  mask_and  mask_or  mask_not  any  bits
 //   to_int (nearest even; out of range and NaN: INT32_MIN)  to_float  as_int  as_float
@@ -254,6 +255,8 @@ inline I32 as_int(F32 a) {
 inline F32 as_float(I32 a) {
   return each<F32>([&](int i) { return float_of(wrap(a.v[i])); });
 }
+
+inline F32 times_power(F32 a, F32 n) { return mul(a, as_float(shift_left<23>(add(to_int(n), set1(127))))); }
 
 // ---- masks ----
 

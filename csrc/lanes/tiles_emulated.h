@@ -7,6 +7,7 @@
 //   end_tiles()                forgets tiles and shapes
 //   zero_tile<t>()  load_tile<t>(from, stride)  store_tile<t>(to, stride): the stride is in bytes
 //   dot_tiles<c, a, b>(): c[m][n] += sum over the 64 columns k of a[m][k] * b[k / 4][4 n + k % 4], signed bytes
+//   dot_tiles_us<c, a, b>(): the same, a unsigned
 #pragma once
 
 struct Tile {
@@ -41,14 +42,22 @@ inline void store_tile(void* p, int64_t stride) {
   const Tile& t = tiles().tile[tile];
   for (int m = 0; m < t.rows; ++m) __builtin_memcpy(static_cast<uint8_t*>(p) + m * stride, t.bytes[m], 64);
 }
-template <int sums, int rows, int weights>
-inline void dot_tiles() {
-  const Tile &a = tiles().tile[rows], &b = tiles().tile[weights];
-  Tile& c = tiles().tile[sums];
+template <class Dot>
+inline void dot_emulated(Tile& c, const Tile& a, const Tile& b, Dot dot) {
   for (int m = 0; m < c.rows; ++m) {
     I32 sum = load(reinterpret_cast<const int32_t*>(c.bytes[m]));
     for (int line = 0; line < kTileRows; ++line)
-      sum = dot_ss(sum, load_quads(b.bytes[line]), set1_quad(a.bytes[m] + 4 * line));
+      sum = dot(sum, set1_quad(a.bytes[m] + 4 * line), load_quads(b.bytes[line]));
     store(reinterpret_cast<int32_t*>(c.bytes[m]), sum);
   }
+}
+template <int sums, int rows, int weights>
+inline void dot_tiles() {
+  Tile(&t)[8] = tiles().tile;
+  dot_emulated(t[sums], t[rows], t[weights], [](I32 sum, Quads a, Quads b) { return dot_ss(sum, b, a); });
+}
+template <int sums, int rows, int weights>
+inline void dot_tiles_us() {
+  Tile(&t)[8] = tiles().tile;
+  dot_emulated(t[sums], t[rows], t[weights], [](I32 sum, Quads a, Quads b) { return dot_us(sum, a, b); });
 }

@@ -180,6 +180,9 @@ struct Kernels {
   void (*store_state)(const ConvolveTask&, int m0, int m1);
   // all rows, output panels [p0, p1)
   void (*linear)(const LinearTask&, int p0, int p1);
+  // the inner loop of `linear` over integers, on operands that stay in the first cache: operations done. Null: `linear`
+  // itself, on such operands, is the measure
+  int64_t (*multiply)(int passes);
   // store keys and values of rows [m0, m1), kv head h
   void (*store_kv)(const AttentionTask&, int h, int m0, int m1);
   // rows [m0, m1), the query heads of kv head h; scratch: attention_scratch_bytes() of this worker's own

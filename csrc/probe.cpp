@@ -79,7 +79,27 @@ struct Operands {
   LinearTask task;
 };
 
+double multiply(Pool& pool, int repeats) {
+  constexpr int kLoops = 4000;  // about a millisecond
+  const int64_t items = 8 * int64_t{pool.num_threads()};
+  double best = 0.0;
+  for (int i = 0; i < repeats; ++i) {
+    std::vector<int64_t> operations(static_cast<size_t>(pool.num_threads()) * 8);  // a cache line each
+    const double seconds = timed([&] {
+      parallel_for(pool, items, 1, [&](int worker, int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; ++item)
+          operations[static_cast<size_t>(worker) * 8] += kernels().multiply(kLoops);
+      });
+    });
+    int64_t all = 0;
+    for (const int64_t count : operations) all += count;
+    best = std::max(best, static_cast<double>(all) / seconds);
+  }
+  return best * 1e-9;
+}
+
 double compute(Pool& pool, int format, int repeats) {
+  if (format >= SNELLO_INT8 && kernels().multiply != nullptr) return multiply(pool, repeats);
   std::vector<std::unique_ptr<Operands>> operands;
   for (int i = 0; i < pool.num_threads(); ++i) operands.push_back(std::make_unique<Operands>(format));
   // Twice as many items as threads: a thread that comes late finds one less, and the best repeat is the one without.

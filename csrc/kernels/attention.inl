@@ -586,7 +586,8 @@ inline void attend_with(const AttentionTask& task, int h, int m0, int m1, void* 
   for (int m = m0; m < m1;) {
     int end = m + 1;
     while (end < m1 && end < m + rows && task.sequences[end] == task.sequences[m]) ++end;
-    for (int g = 0; g < group; g += heads) attend_block<Products>(task, h, g, g + heads < group ? g + heads : group, m, end, s);
+    for (int g = 0; g < group; g += heads)
+      attend_block<Products>(task, h, g, g + heads < group ? g + heads : group, m, end, s);
     m = end;
   }
 }

@@ -100,6 +100,7 @@ inline void attend_on_tiles(const AttentionTask& task, int h, int m0, int m1, vo
 
 constexpr Kernels with_tiles(Kernels kernels) {
   kernels.linear = linear_on_tiles;
+  kernels.multiply = multiply_in_cache;
   kernels.attend = attend_on_tiles;
   kernels.few_rows = kTileBlockRows;
   kernels.few_panels = kTilePair;

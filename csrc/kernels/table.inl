@@ -28,6 +28,7 @@ constexpr Kernels table(const char* name) {
       .convolve = convolve,
       .store_state = store_state,
       .linear = linear,
+      .multiply = nullptr,
       .store_kv = store_kv,
       .attend = attend,
       .softmax_stats = softmax_stats,

@@ -356,3 +356,28 @@ inline void linear_on_tiles(const LinearTask& task, int p0, int p1) {
   }
   end_tiles();
 }
+
+// Two tiles of rows times two of weights, over as many columns as the first cache holds with room to spare. Operands
+// are numbers like any: products of zeros take less power, and a processor clocks higher for them.
+inline int64_t multiply_in_cache(int passes) {
+  constexpr int kSteps = 8;
+  alignas(64) uint8_t rows[kTileBlockRows * kSteps * kTileColumns], weights[kTilePair][kSteps * kTileBytes];
+  TileSums sums[kTileBlockRows];
+  uint32_t state = 1;
+  const auto fill = [&state](uint8_t* to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<uint8_t>((state = state * 1664525 + 1013904223) >> 24);
+  };
+  fill(rows, sizeof rows);
+  fill(weights[0], sizeof weights);
+  const uint8_t* const panels[kTilePair] = {weights[0], weights[1]};
+  begin_tiles(kTileRows, kTileRows);
+  zero_sums<true, kTilePair>();
+  for (int pass = 0; pass < passes; ++pass)
+    for (int step = 0; step < kSteps; ++step)
+      multiply_tiles<true, kTilePair>(panels, int64_t{step} * kTileBytes,
+                                      reinterpret_cast<const int8_t*>(rows) + step * kTileColumns,
+                                      kSteps * kTileColumns);
+  store_sums<true, kTilePair>(sums);
+  end_tiles();
+  return 2 * int64_t{kTileBlockRows} * kTilePair * kPanel * kTileColumns * kSteps * passes;
+}

@@ -10,7 +10,6 @@ constexpr int kVectors = 16;  // = lanes: the merge works on all vectors at once
 constexpr int kMaxHead = 512;
 constexpr int kHeadStride = kMaxHead + 16;  // not a power of two, or the vectors would share cache sets
 constexpr int kTileStride = kPage + 16;
-constexpr int kKeyPanels = kPage / kPanel;
 
 // Vectors of one micro-kernel, and the panels that go with R of them so that the accumulators stay in registers.
 constexpr int kMicroVectors = kPanelBlock == 2 ? 6 : 2;
@@ -225,14 +224,35 @@ LANES Mask visible(const AttentionScratch& s, int v, int base) {
   return s.sinks[v].empty() ? rest : mask_or(rest, within(s.sinks[v], base));
 }
 
-// Where a vector sees a whole range of panels nothing has to be masked there: in long texts, nearly everywhere.
-LANES bool sees_all(const AttentionScratch& s, int v, int begin, int end) {
-  return s.rest[v].begin <= begin && s.rest[v].end >= end;
+// The panels of this tile of which a vector sees something, and those among them of which it sees all; with sinks, all
+// that any vector sees and none.
+struct Panels {
+  int begin, end, whole_begin, whole_end;
+};
+LANES Panels panels_seen(const AttentionScratch& s, int v, int begin, int end) {
+  if (!s.sinks[v].empty()) return {begin, end, end, end};
+  const Span span = s.rest[v];
+  if (span.empty()) return {begin, begin, begin, begin};
+  const int first = (span.begin + kPanel - 1) / kPanel * kPanel, last = span.end / kPanel * kPanel;
+  return {span.begin / kPanel * kPanel, (span.end + kPanel - 1) / kPanel * kPanel, first, last};
 }
 
-template <bool masked>
-LANES F32 seen(const AttentionScratch& s, int v, int at, F32 x, F32 otherwise) {
-  return masked ? select(visible(s, v, at), x, otherwise) : x;
+// x where it is seen.
+struct SeenWhole {
+  LANES F32 of(F32 x, F32) const { return x; }
+};
+struct SeenInPart {
+  Mask mask;
+  LANES F32 of(F32 x, F32 otherwise) const { return select(mask, x, otherwise); }
+};
+
+// f(position, what is seen from there) for each of them.
+template <class Function>
+LANES void for_panels(const AttentionScratch& s, int v, const Panels& panels, Function f) {
+  int at = panels.begin;
+  for (; at < panels.end && at < panels.whole_begin; at += kPanel) f(at, SeenInPart{visible(s, v, at)});
+  for (; at < panels.whole_end; at += kPanel) f(at, SeenWhole{});
+  for (; at < panels.end; at += kPanel) f(at, SeenInPart{visible(s, v, at)});
 }
 
 // What becomes of the product of a vector and a key.
@@ -247,20 +267,19 @@ struct Scoring {
   }
 };
 
-// The tile's maximum, probabilities and their sum, over panels [begin, end).
-template <bool masked>
-inline void weigh_float(const Scoring& scoring, AttentionScratch& s, int v, int begin, int end) {
+// The tile's maximum, probabilities and their sum.
+inline void weigh_float(const Scoring& scoring, AttentionScratch& s, int v, const Panels& panels) {
   const F32 never = set1(-__builtin_inff());
   F32 highest = never;
-  for (int at = begin; at < end; at += kPanel) {
-    const F32 x = seen<masked>(s, v, at, scoring.of(load(s.score[v] + at)), never);
+  for_panels(s, v, panels, [&](int at, auto seen) {
+    const F32 x = seen.of(scoring.of(load(s.score[v] + at)), never);
     highest = max(x, highest);
     store(s.score[v] + at, x);
-  }
+  });
   s.tile_m[v] = reduce_max(highest);
   const F32 m = set1(s.tile_m[v]);
   F32 sum = set1(0.0f);
-  for (int at = begin; at < end; at += kPanel) {
+  for (int at = panels.begin; at < panels.end; at += kPanel) {
     const F32 p = exp_of_negative(sub(load(s.score[v] + at), m));
     sum = add(sum, p);
     store(s.score[v] + at, p);
@@ -269,67 +288,63 @@ inline void weigh_float(const Scoring& scoring, AttentionScratch& s, int v, int 
 }
 
 // The same of integer products, in passes over all vectors: what one of them waits for is another one's work.
-template <bool masked>
 inline void scale_scores(const Scoring& scoring, AttentionScratch& s, int v, const uint8_t* keys, int64_t stride,
-                         int begin, int end) {
+                         const Panels& panels) {
   const F32 never = set1(-__builtin_inff()), q_scale = set1(s.q_scale[v]);
   F32 highest = never;
-  const uint8_t* panel = keys + begin / kPanel * stride;
-  for (int at = begin; at < end; at += kPanel, panel += stride) {
-    const F32 scale = mul(q_scale, load(reinterpret_cast<const float*>(panel)));
-    const F32 x = seen<masked>(s, v, at, scoring.of(mul(to_float(load(sums_of(s, v) + at)), scale)), never);
+  for_panels(s, v, panels, [&](int at, auto seen) {
+    const F32 scale = mul(q_scale, load(reinterpret_cast<const float*>(keys + at / kPanel * stride)));
+    const F32 x = seen.of(scoring.of(mul(to_float(load(sums_of(s, v) + at)), scale)), never);
     highest = max(x, highest);
     store(s.score[v] + at, x);
-  }
+  });
   s.tile_m[v] = reduce_max(highest);
 }
 
 // Probabilities times the values' scales, zero where nothing is seen.
-template <bool masked>
-inline void weigh_int8(AttentionScratch& s, int v, const float* value_scale, int begin, int end) {
+inline void weigh_int8(AttentionScratch& s, int v, const float* value_scale, const Panels& panels) {
   const F32 m = set1(s.tile_m[v]);
   F32 sum = set1(0.0f), highest = set1(0.0f);
-  for (int at = begin; at < end; at += kPanel) {
+  for_panels(s, v, panels, [&](int at, auto seen) {
     const F32 p = exp_of_negative(sub(load(s.score[v] + at), m));
-    const F32 u = seen<masked>(s, v, at, mul(p, load(value_scale + at)), set1(0.0f));
+    const F32 u = seen.of(mul(p, load(value_scale + at)), set1(0.0f));
     sum = add(sum, p);
     highest = max(u, highest);
     store(s.score[v] + at, u);
-  }
+  });
   s.tile_l[v] = reduce_add(sum);
   s.p_scale[v] = reduce_max(highest);
 }
 
-// As bytes against their own maximum.
-inline void round_weights(AttentionScratch& s, int n, int begin, int end) {
+// As bytes against their own maximum; 0 for all other positions of the tile.
+inline void round_weights(AttentionScratch& s, int n, const Panels* panels) {
   const F32 c = load(s.p_scale), most = set1(255.0f);
   alignas(64) float factors[kVectors];
   store(factors, select(mask_not(less(c, set1(0x1p-100f))), div(most, c), set1(0.0f)));
   store(s.p_scale, div(c, most));
   for (int v = 0; v < n; ++v) {
     const F32 factor = set1(factors[v]);
-    for (int at = begin; at < end; at += kPanel) store_u8(s.p8[v] + at, to_int(mul(load(s.score[v] + at), factor)));
+    int at = 0;
+    for (; at < panels[v].begin; at += kPanel) store_u8(s.p8[v] + at, set1(0));
+    for (; at < panels[v].end; at += kPanel) store_u8(s.p8[v] + at, to_int(mul(load(s.score[v] + at), factor)));
+    for (; at < kPage; at += kPanel) store_u8(s.p8[v] + at, set1(0));
   }
 }
 
 // All vectors, over panels [begin, end).
 inline void weigh(const AttentionTask& task, AttentionScratch& s, int n, const uint8_t* block, int begin, int end) {
   const Scoring scoring(task);
+  Panels panels[kVectors];
+  for (int v = 0; v < n; ++v) panels[v] = panels_seen(s, v, begin, end);
   if (task.cache.format != SNELLO_INT8) {
-    for (int v = 0; v < n; ++v)
-      sees_all(s, v, begin, end) ? weigh_float<false>(scoring, s, v, begin, end)
-                                 : weigh_float<true>(scoring, s, v, begin, end);
+    for (int v = 0; v < n; ++v) weigh_float(scoring, s, v, panels[v]);
     return;
   }
   const int64_t stride = key_panel_bytes(task.cache.head_dim);
   const float* value_scale = reinterpret_cast<const float*>(block + task.cache.value_offset);
-  for (int v = 0; v < n; ++v)
-    sees_all(s, v, begin, end) ? scale_scores<false>(scoring, s, v, block, stride, begin, end)
-                               : scale_scores<true>(scoring, s, v, block, stride, begin, end);
-  for (int v = 0; v < n; ++v)
-    sees_all(s, v, begin, end) ? weigh_int8<false>(s, v, value_scale, begin, end)
-                               : weigh_int8<true>(s, v, value_scale, begin, end);
-  round_weights(s, n, begin, end);
+  for (int v = 0; v < n; ++v) scale_scores(scoring, s, v, block, stride, panels[v]);
+  for (int v = 0; v < n; ++v) weigh_int8(s, v, value_scale, panels[v]);
+  round_weights(s, n, panels);
 }
 
 // ---- values ----
@@ -548,9 +563,9 @@ inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m
     if (task.cache.format == SNELLO_INT8) {
       if (!quantize_head(q, head_dim, true, s.q8[v], &s.q_scale[v]) && task.not_finite)
         __atomic_store_n(task.not_finite + m, uint8_t{1}, __ATOMIC_RELAXED);
-      int sum = 0;
-      for (int d = 0; d < padded_head(head_dim); d += kLanes) sum += reduce_add(load_s8(s.q8[v] + d));
-      s.q_bias[v] = kWeightBias * sum;
+      I32 sum = set1(0);
+      for (int d = 0; d < padded_head(head_dim); d += kLanes) sum = add(sum, load_s8(s.q8[v] + d));
+      s.q_bias[v] = kWeightBias * reduce_add(sum);
     } else {
       for (int d = 0; d < head_dim; d += kLanes) store(s.q[v] + d, load_columns(q, d, head_dim));
     }

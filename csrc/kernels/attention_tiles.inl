@@ -19,7 +19,6 @@ struct TileProducts {
   }
 
   static inline void values(const AttentionTask& task, AttentionScratch& s, int n, const uint8_t* block, Span span) {
-    clear_unseen(s, n, span);
     const uint8_t* values = block + task.cache.value_offset + kPage * 4;
     if (span.begin < kTileColumns) load_tile<4>(s.p8, kTileStride);
     if (span.end > kTileColumns) load_tile<5>(s.p8[0] + kTileColumns, kTileStride);
@@ -56,15 +55,6 @@ struct TileProducts {
     }
     store_tile<0>(s.score[0] + panel * kPanel, kTileStride * 4);
     if constexpr (panels == 2) store_tile<1>(s.score[0] + (panel + 1) * kPanel, kTileStride * 4);
-  }
-
-  // Bytes of the positions that no vector sees: their values may be anything.
-  static void clear_unseen(AttentionScratch& s, int n, Span span) {
-    const int begin = span.begin / kPanel * kPanel, end = (span.end + kPanel - 1) / kPanel * kPanel;
-    for (int v = 0; v < n; ++v) {
-      for (int at = 0; at < begin; at += kPanel) store_u8(s.p8[v] + at, set1(0));
-      for (int at = end; at < kPage; at += kPanel) store_u8(s.p8[v] + at, set1(0));
-    }
   }
 
   // Columns [d, d + 32) of the sums.

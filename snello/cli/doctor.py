@@ -30,10 +30,9 @@ AMX = {
 }
 KERNELS = {  # instruction set -> (operation, how)
     "amx": (
-        ("int3, int4 and int8 linears, 5 rows or more", "AMX tiles, 32 rows and 32 outputs at once"),
-        ("int3, int4 and int8 linears, fewer rows", "VNNI dot products, 16 rows of weights at once"),
+        ("int3, int4 and int8 linears", "AMX tiles, 32 rows and 32 outputs at once"),
         ("fp32, fp16, bf16 linears", "AVX-512 fused multiply-add, widened exactly"),
-        ("attention, int8 keys and values", "VNNI dot products"),
+        ("attention, int8 keys and values", "AMX tiles; VNNI dot products where a head is not a multiple of 64"),
         ("attention, float keys and values", "AVX-512 fused multiply-add"),
         ("norms, activations, rotations, sampling", "AVX-512"),
     ),

@@ -90,6 +90,11 @@ CASES = [
     *[Case(kv_format=f, causal=False, tokens=200) for f in ("f32", "int8")],
     *[Case(kv_format=f, causal=False, window=30, tokens=200) for f in ("bf16", "int8")],
     *[Case(kv_format=f, cap=3.0, tokens=150) for f in ("f32", "int8")],
+    *[Case(kv_format="int8", heads=6, kv_heads=2, head_dim=64, tokens=t) for t in (140, 300)],
+    Case(kv_format="int8", heads=4, kv_heads=2, head_dim=64, window=50, sinks=4, tokens=300),
+    Case(kv_format="int8", heads=4, kv_heads=4, head_dim=64, causal=False, window=30, tokens=200),
+    Case(kv_format="int8", heads=20, kv_heads=1, head_dim=64, cap=3.0, tokens=150),
+    Case(kv_format="int8", heads=2, kv_heads=1, head_dim=256, tokens=140),
     Case(kv_format="f16", heads=20, kv_heads=1, head_dim=24, tokens=140),
 ]
 

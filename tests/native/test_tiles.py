@@ -14,23 +14,48 @@ from snello.native import core
 from tests.native.harness import ISAS, isa
 from tests.native.test_linear import Case, packed, product, random_matrix
 
-COLUMNS = 2112  # two whole steps of columns and a rest
 COUNTS = [*range(1, 68), 96, 511, 512, 513, 700]
+LONG = 128 * 64 + 192  # columns: more than a panel keeps unpacked, so sums are parked between
+TILED = ["amx-emulated", *(name for name in ISAS if name == "amx")]
+OTHER = next(name for name in ISAS if name != "amx")
 
 
-@pytest.mark.parametrize("format_,group_size", [("int8", 0), ("int4", 32), ("int4", 128)])
-def test_every_number_of_rows(format_: str, group_size: int) -> None:
-    """Against the first instruction set, which the oracle has checked: 19 panels are two groups and an odd rest."""
-    rng = np.random.default_rng(group_size)
-    weights = packed(random_matrix(format_, group_size, 300, COLUMNS, rng))
-    x = rng.standard_normal((max(COUNTS), COLUMNS)).astype(np.float32)
-    onto = rng.standard_normal((max(COUNTS), 300)).astype(np.float32)
-    case = Case(weights, x, rng.standard_normal(300).astype(np.float32), onto, x)
-    for count in COUNTS:
-        with isa(ISAS[0]):
+def compare(case: Case, counts: list[int]) -> None:
+    """Every way over tiles against an instruction set without, which the oracle has checked."""
+    for count in counts:
+        with isa(OTHER):
             wanted = product(case, count, True, threads=2)
-        with isa("amx-emulated"):
-            assert product(case, count, True, threads=2).tobytes() == wanted.tobytes(), count
+        for name in TILED:
+            with isa(name):
+                assert product(case, count, True, threads=2).tobytes() == wanted.tobytes(), (name, count)
+
+
+@pytest.mark.parametrize(
+    ("format_", "group_size"), [("int8", 0), ("int4", 32), ("int4", 64), ("int4", 128), ("int3", 64)]
+)
+def test_every_number_of_rows(format_: str, group_size: int) -> None:
+    """19 panels are two groups and an odd rest, whose last panel is not whole."""
+    rng = np.random.default_rng(group_size)
+    weights = packed(random_matrix(format_, group_size, 300, 2112, rng))
+    x = rng.standard_normal((max(COUNTS), 2112)).astype(np.float32)
+    onto = rng.standard_normal((max(COUNTS), 300)).astype(np.float32)
+    compare(Case(weights, x, rng.standard_normal(300).astype(np.float32), onto, x), COUNTS)
+
+
+@pytest.mark.parametrize(("format_", "group_size"), [("int8", 0), ("int4", 128)])
+def test_whole_panels_and_nothing_added(format_: str, group_size: int) -> None:
+    rng = np.random.default_rng(1)
+    weights = packed(random_matrix(format_, group_size, 96, 128, rng))
+    x = rng.standard_normal((513, 128)).astype(np.float32)
+    compare(Case(weights, x, None, None, x), [1, 16, 17, 32, 33, 64, 65, 512, 513])
+
+
+@pytest.mark.parametrize(("format_", "group_size"), [("int8", 0), ("int4", 32), ("int3", 128)])
+def test_rows_longer_than_a_panel_keeps(format_: str, group_size: int) -> None:
+    rng = np.random.default_rng(2)
+    weights = packed(random_matrix(format_, group_size, 48, LONG, rng))
+    x = rng.standard_normal((150, LONG)).astype(np.float32)
+    compare(Case(weights, x, None, None, x), [1, 32, 33, 49, 129, 150])
 
 
 def test_emulated_tiles_are_never_a_machines_own_choice() -> None:

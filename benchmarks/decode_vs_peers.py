@@ -28,6 +28,7 @@ from snello.measure.peers.checkpoint import shapes
 from snello.measure.peers.comparison import Lengths, compare
 from snello.measure.peers.contenders import PEERS, Contender, contenders, subject_of_shape
 from snello.measure.peers.conversions import check
+from snello.native import core
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "decode_vs_peers.json"
@@ -85,6 +86,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def place_of(shape: str) -> str:
+    """A shape's name in the results: one place for each instruction set of ours, which decides what can be compared."""
+    isa = core.select_isa(None)
+    return shape if isa == "avx512vnni" else f"{shape}, {isa}"
+
+
 def save(path: Path, names: tuple[str, ...], result: dict[str, Any]) -> None:
     """Puts the result below these names and keeps the others that the file holds."""
     whole = json.loads(path.read_text()) if path.exists() else {}
@@ -122,7 +129,11 @@ def main() -> None:
         rounds=options.rounds,
         seed=options.seed,
     )
-    save(options.out, (options.shape,), run(options.shape, [everybody[name] for name in options.engines], lengths))
+    save(
+        options.out,
+        (place_of(options.shape),),
+        run(options.shape, [everybody[name] for name in options.engines], lengths),
+    )
 
 
 if __name__ == "__main__":

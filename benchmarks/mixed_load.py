@@ -7,6 +7,8 @@ engines get the same requests at the same times, one engine after the other, and
 the next round.
 
     python -m benchmarks.mixed_load --trace AzureLLMInferenceTrace_conv.csv
+
+OpenVINO and its model live in `build/peers` unless SNELLO_PEERS says otherwise (`snello bench --install-peers`).
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.decode_vs_peers import ROOT
+from snello.measure.peers.environments import peers_folder
+
 RESULTS = ROOT / "benchmarks" / "results" / "mixed_load.json"
-PEER_PYTHON = ROOT / "build" / "peers" / "openvino" / "bin" / "python"
-PEER_MODELS = ROOT / "build" / "peers" / "models" / "openvino"
 VOCABULARY = 32000
 
 
@@ -99,7 +101,9 @@ def main() -> None:
     worker = ["-m", "benchmarks.mixed_load_worker"]
     ours = [sys.executable, *worker, "snello", f"{options.shape}:int4", "--step-ms", str(options.step_ms)]
     ours += ["--context", str(options.longest)]
-    theirs = [str(PEER_PYTHON), *worker, "openvino", str(PEER_MODELS / f"{options.shape}-int4")]
+    peers = peers_folder()
+    theirs = [str(peers / "openvino" / "bin" / "python"), *worker, "openvino"]
+    theirs += [str(peers / "models" / "openvino" / f"{options.shape}-int4")]
     commands = {"snello": ours, "openvino": theirs}
     if options.only:
         commands = {options.only: commands[options.only]}

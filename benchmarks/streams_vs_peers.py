@@ -17,7 +17,7 @@ import argparse
 import os
 from pathlib import Path
 
-from benchmarks.decode_vs_peers import ROOT, WEIGHTS, refuse_noise, run, save
+from benchmarks.decode_vs_peers import ROOT, WEIGHTS, place_of, refuse_noise, run, save
 from snello.measure.peers.checkpoint import shapes
 from snello.measure.peers.comparison import Lengths
 from snello.measure.peers.contenders import contenders, peers_named
@@ -66,7 +66,7 @@ def main() -> None:
     refuse_noise(options.force)
     chosen = contenders(peers_named(options.peers), options.weights, options.cache)
     for name, lengths in rows(options).items():
-        save(options.out, (options.shape, options.weights, name), run(options.shape, chosen, lengths))
+        save(options.out, (place_of(options.shape), options.weights, name), run(options.shape, chosen, lengths))
 
 
 if __name__ == "__main__":

@@ -46,12 +46,26 @@ def peers() -> str:
     whole = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
     if not whole:
         return "`python -m benchmarks.decode_vs_peers` measures Snello and its peers in turn, on your machine."
+    whole = _best_machine(whole)
     one = next(iter(whole.values()))
     said = f"One stream, {one['threads']} threads, {one['processor']}, {one['when']}; each shape in turn in one run."
     lines = [PEERS_HEAD, "|---|---|---:|---:|---:|---:|"]
     for shape, result in sorted(whole.items(), reverse=True):
-        lines.append(f"| {shape} | {_pairs(result['rows'], 'snello-int4', WEIGHTS['snello-int4'])} |")
-    return "\n".join([said, "", *lines, "", f"Ratios at the same bits, the other at its best settings. {_many()}"])
+        lines.append(f"| {shape.split(',')[0]} | {_pairs(result['rows'], 'snello-int4', WEIGHTS['snello-int4'])} |")
+    return "\n".join(
+        [
+            said,
+            "",
+            *lines,
+            "",
+            f"Ratios at the same bits, the other at its best settings, llama.cpp built without AMX. {_many()}",
+        ]
+    )
+
+
+def _best_machine(whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The shapes that were measured on AMX, if any were."""
+    return {name: result for name, result in whole.items() if name.endswith(", amx")} or whole
 
 
 def one_stream() -> str:
@@ -65,20 +79,19 @@ def one_stream() -> str:
 
 def _many() -> str:
     """Many streams and a prompt, in a sentence."""
-    found = _read("streams_vs_peers.json")["tinyllama-1.1b"]["int4"]
+    found = next(iter(_best_machine(_read("streams_vs_peers.json")).values()))["int4"]
     counts = sorted(int(name.split("-")[1]) for name in found if re.fullmatch(rf"decode-\d+{CACHED}", name))
-    over = {
-        peer: ", ".join(
-            f"{_best(found[f'decode-{count}{CACHED}']['rows'], peer)['ours_over_this']:.2f}" for count in counts
-        )
-        for peer in ("llamacpp", "openvino")
-    }
-    at_once = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]} answers at once"
-    prompt = _best(found[f"prefill-512{CACHED}"]["rows"], "openvino", "prefill")["prefill_ours_over_this"]
+    at_once = [found[f"decode-{count}{CACHED}"]["rows"] for count in counts]
+    prompt = found[f"prefill-512{CACHED}"]["rows"]
+    over = []
+    for peer, name in (("llamacpp", "llama.cpp"), ("openvino", "OpenVINO")):
+        if all(any(row.startswith(peer) for row in rows) for rows in (*at_once, prompt)):
+            ratios = ", ".join(f"{_best(rows, peer)['ours_over_this']:.2f}" for rows in at_once)
+            read = _best(prompt, peer, "prefill")["prefill_ours_over_this"]
+            over.append(f"{ratios} and {read:.2f} over {name}")
     return (
-        f"tinyllama-1.1b, INT4, keys and values INT8, {at_once}: {over['llamacpp']} over llama.cpp, "
-        f"{over['openvino']} over OpenVINO; "
-        f"a prompt of 512: {prompt:.2f} over OpenVINO. "
+        f"tinyllama-1.1b, INT4, keys and values INT8, {', '.join(map(str, counts[:-1]))} and {counts[-1]} answers at once, "
+        f"and a prompt of 512: {'; '.join(over)}. "
         f"{_divergences()} [docs/compare.md](docs/compare.md) has the rest."
     )
 

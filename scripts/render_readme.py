@@ -89,9 +89,9 @@ def _many() -> str:
             ratios = ", ".join(f"{_best(rows, peer)['ours_over_this']:.2f}" for rows in at_once)
             read = _best(prompt, peer, "prefill")["prefill_ours_over_this"]
             over.append(f"{ratios} and {read:.2f} over {name}")
+    many = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]} answers at once"
     return (
-        f"tinyllama-1.1b, INT4, keys and values INT8, {', '.join(map(str, counts[:-1]))} and {counts[-1]} answers at once, "
-        f"and a prompt of 512: {'; '.join(over)}. "
+        f"tinyllama-1.1b, INT4, keys and values INT8, {many}, and a prompt of 512: {'; '.join(over)}. "
         f"{_divergences()} [docs/compare.md](docs/compare.md) has the rest."
     )
 

@@ -266,14 +266,13 @@ class TileProduct {
     TileReader<Source, panels> reader(panel_, first, task_.weights->columns / kBlock);
     const int8_t* x = task_.quant.row(m) + first * kBlock;
     const uint8_t* weights[panels];
+    set_weights(weights, first);
     if constexpr (__is_same(Source, TileInt8)) {
-      set_weights(weights, first);
       for (int step = 0; step < steps; ++step, x += kTileColumns) {
         reader.next(scratch_, 0);
         multiply_tiles<bottom, panels>(weights, int64_t{step} * kTileBytes, x, task_.quant.stride);
       }
     } else {
-      set_weights(weights, first);
       for (int step = 0; step < kTileLead && step < steps; ++step) reader.next(scratch_, step % ring * kTileBytes);
       for (int step = 0; step < steps; ++step, x += kTileColumns) {
         const int ahead = step + kTileLead;

@@ -180,4 +180,6 @@ def test_killed_in_the_middle(options: Any, tmp_path: Path) -> None:
     with serving(replace(made, similar=replace(made.similar, pairs=None))) as here:
         source, again = ask(here, body(ONE))
         assert source == "exact" and again["choices"] == answer
-        assert ask(here, body())[0] == "computed" and here.app.models.similar.similar.serves  # type: ignore[union-attr]
+        # "exact" where the audit of the similar answer had ended before
+        assert ask(here, body())[0] in ("computed", "exact")
+        assert here.app.models.similar.similar.serves  # type: ignore[union-attr]

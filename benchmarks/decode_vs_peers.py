@@ -79,7 +79,9 @@ def run(shape: str, chosen: list[Contender], lengths: Lengths) -> dict[str, Any]
     read = f"{limit['median']:.1f} GB/s ({limit['min']:.1f}-{limit['max']:.1f})"
     print(f"memory read by the independent program meanwhile: {read}")
     print("\n".join(peer_table(result["rows"])))
-    return {"command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]), **result}
+    forced = [f"SNELLO_ISA={isa}"] if (isa := os.environ.get("SNELLO_ISA")) else []
+    command = [*forced, "python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    return {"command": shlex.join(command), **result}
 
 
 def say(text: str) -> None:
@@ -89,7 +91,7 @@ def say(text: str) -> None:
 def place_of(shape: str) -> str:
     """A shape's name in the results: one place for each instruction set of ours, which decides what can be compared."""
     isa = core.select_isa(None)
-    return shape if isa == "avx512vnni" else f"{shape}, {isa}"
+    return shape if isa == "avx512vnni" and not os.environ.get("SNELLO_ISA") else f"{shape}, {isa}"
 
 
 def save(path: Path, names: tuple[str, ...], result: dict[str, Any]) -> None:

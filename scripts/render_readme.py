@@ -52,15 +52,8 @@ def peers() -> str:
     lines = [PEERS_HEAD, "|---|---|---:|---:|---:|---:|"]
     for shape, result in sorted(whole.items(), reverse=True):
         lines.append(f"| {shape.split(',')[0]} | {_pairs(result['rows'], 'snello-int4', WEIGHTS['snello-int4'])} |")
-    return "\n".join(
-        [
-            said,
-            "",
-            *lines,
-            "",
-            f"Ratios at the same bits, the other at its best settings, llama.cpp built without AMX. {_many()}",
-        ]
-    )
+    beside = f"Ratios at the same bits, the other at its best settings, llama.cpp built without AMX. {_many()}"
+    return "\n".join([said, "", *lines, "", beside])
 
 
 def _best_machine(whole: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -79,7 +72,9 @@ def one_stream() -> str:
 
 def _many() -> str:
     """Many streams and a prompt, in a sentence."""
-    found = next(iter(_best_machine(_read("streams_vs_peers.json")).values()))["int4"]
+    shape = "tinyllama-1.1b"
+    machines = {name: bits for name, bits in _read("streams_vs_peers.json").items() if name.split(",")[0] == shape}
+    found = next(iter(_best_machine(machines).values()))["int4"]
     counts = sorted(int(name.split("-")[1]) for name in found if re.fullmatch(rf"decode-\d+{CACHED}", name))
     at_once = [found[f"decode-{count}{CACHED}"]["rows"] for count in counts]
     prompt = found[f"prefill-512{CACHED}"]["rows"]
@@ -91,7 +86,7 @@ def _many() -> str:
             over.append(f"{ratios} and {read:.2f} over {name}")
     many = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]} answers at once"
     return (
-        f"tinyllama-1.1b, INT4, keys and values INT8, {many}, and a prompt of 512: {'; '.join(over)}. "
+        f"{shape}, INT4, keys and values INT8, {many}, and a prompt of 512: {'; '.join(over)}. "
         f"{_divergences()} [docs/compare.md](docs/compare.md) has the rest."
     )
 

@@ -30,24 +30,26 @@ struct TileScratch {
 
 // ---- where a tile of weights comes from ----
 //
-// tile() gives 64 columns of a panel as 16 lines: unpacked to `out`, or where they are. `fetch` is what to fetch.
+// unpack() writes 64 columns of a panel as 16 lines to `out`, unless they are used in place, and fetches what lies at
+// `fetch`. kBytes: of a tile in the panel.
 
 struct TileInt8 {
   static constexpr int kBytes = kTileBytes;
-  static LANES const uint8_t* tile(const Panel& panel, int step, const uint8_t* fetch, uint8_t*) {
+  static constexpr bool kInPlace = true;
+  static LANES void unpack(const Panel&, int, const uint8_t* fetch, uint8_t*) {
 #pragma GCC unroll 16
     for (int i = 0; i < kBytes; i += kLineBytes) prefetch(fetch + i);
-    return panel.lines + static_cast<int64_t>(step) * kBytes;
   }
 };
 
 template <int group>
 struct TileInt4 {
   static constexpr int kBytes = kTileBytes / 2;
+  static constexpr bool kInPlace = false;
   static LANES NibbleScale scale(const Panel& panel, int k) {
     return nibble_scale(panel.scales + k / group * panel.scale_stride);
   }
-  static LANES const uint8_t* tile(const Panel& panel, int step, const uint8_t* fetch, uint8_t* out) {
+  static LANES void unpack(const Panel& panel, int step, const uint8_t* fetch, uint8_t* out) {
     const uint8_t* at = panel.lines + static_cast<int64_t>(step) * kBytes;
     const NibbleScale low = scale(panel, step * kBlock);
     const NibbleScale high = group >= kBlock ? low : scale(panel, step * kBlock + kSumColumns);
@@ -57,24 +59,24 @@ struct TileInt4 {
       store_quads(out + i, scaled_nibbles<0>(at + i, low));
       store_quads(out + i + kBytes, scaled_nibbles<1>(at + i, high));
     }
-    return out;
   }
 };
 
 struct TileInt3 {
   static constexpr int kBytes = kTileBytes * 3 / 8;
-  static LANES const uint8_t* tile(const Panel& panel, int step, const uint8_t* fetch, uint8_t* out) {
+  static constexpr bool kInPlace = false;
+  static LANES void unpack(const Panel& panel, int step, const uint8_t* fetch, uint8_t* out) {
     for (int i = 0; i < kBytes; i += kLineBytes) prefetch(fetch + i);
     unpack_octals<0>(panel, step * kBlock, out);
     unpack_octals<0>(panel, step * kBlock + kSumColumns, out + kTileBytes / 2);
-    return out;
   }
 };
 
 struct TileChannels {
   static constexpr int kBytes = 0;
-  static LANES const uint8_t* tile(const Panel& panel, int step, const uint8_t*, uint8_t* out) {
-    return unpack_channels(panel, step * kBlock, kBlock, out);
+  static constexpr bool kInPlace = false;
+  static LANES void unpack(const Panel& panel, int step, const uint8_t*, uint8_t* out) {
+    unpack_channels(panel, step * kBlock, kBlock, out);
   }
 };
 
@@ -93,7 +95,7 @@ class TileReader {
   LANES void next(TileScratch& scratch, int64_t out) {
 #pragma GCC unroll 2
     for (int i = 0; i < panels; ++i) {
-      Source::tile(panel_[i], step_, fetch_[i] < end_[i] ? fetch_[i] : fetch_[i] + skip_, scratch.weights[i] + out);
+      Source::unpack(panel_[i], step_, fetch_[i] < end_[i] ? fetch_[i] : fetch_[i] + skip_, scratch.weights[i] + out);
       fetch_[i] += Source::kBytes;
     }
     ++step_;
@@ -267,18 +269,11 @@ class TileProduct {
     const int8_t* x = task_.quant.row(m) + first * kBlock;
     const uint8_t* weights[panels];
     set_weights(weights, first);
-    if constexpr (__is_same(Source, TileInt8)) {
-      for (int step = 0; step < steps; ++step, x += kTileColumns) {
-        reader.next(scratch_, 0);
-        multiply_tiles<bottom, panels>(weights, int64_t{step} * kTileBytes, x, task_.quant.stride);
-      }
-    } else {
-      for (int step = 0; step < kTileLead && step < steps; ++step) reader.next(scratch_, step % ring * kTileBytes);
-      for (int step = 0; step < steps; ++step, x += kTileColumns) {
-        const int ahead = step + kTileLead;
-        if (ahead < steps) reader.next(scratch_, int64_t{ahead % ring} * kTileBytes);
-        multiply_tiles<bottom, panels>(weights, int64_t{step % ring} * kTileBytes, x, task_.quant.stride);
-      }
+    for (int step = 0; step < kTileLead && step < steps; ++step) reader.next(scratch_, step % ring * kTileBytes);
+    for (int step = 0; step < steps; ++step, x += kTileColumns) {
+      const int ahead = step + kTileLead, place = Source::kInPlace ? step : step % ring;
+      if (ahead < steps) reader.next(scratch_, int64_t{ahead % ring} * kTileBytes);
+      multiply_tiles<bottom, panels>(weights, int64_t{place} * kTileBytes, x, task_.quant.stride);
     }
   }
 
@@ -298,7 +293,7 @@ class TileProduct {
 
   LANES void set_weights(const uint8_t* (&weights)[panels], int first) const {
     for (int i = 0; i < panels; ++i)
-      weights[i] = __is_same(Source, TileInt8) ? panel_[i].lines + int64_t{first} * kTileBytes : scratch_.weights[i];
+      weights[i] = Source::kInPlace ? panel_[i].lines + int64_t{first} * kTileBytes : scratch_.weights[i];
   }
 
   const LinearTask& task_;

@@ -169,7 +169,7 @@ def test_killed_in_the_middle(options: Any, tmp_path: Path) -> None:
     pairs = str(made.similar.pairs)
     command = ["serve", *made.models, "--port", "0", "--threads", "1", "--context", "512", "--cache", str(made.cache)]
     command += ["--similar", "words", "--similar-bound", "5%", "--similar-pairs", pairs, "--json"]
-    command += ["--similar-audit", "0%"]  # an audit, by chance, would leave an exact answer behind
+    command += ["--similar-audit", "0.0001%"]  # an audit, by chance, would leave an exact answer behind
     with subprocess.Popen([sys.executable, "-m", "snello", *command], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         address = json.loads(server.stdout.readline())["address"]

@@ -269,9 +269,10 @@ class TileProduct {
     const int8_t* x = task_.quant.row(m) + first * kBlock;
     const uint8_t* weights[panels];
     set_weights(weights, first);
-    for (int step = 0; step < kTileLead && step < steps; ++step) reader.next(scratch_, step % ring * kTileBytes);
+    constexpr int kLead = Source::kInPlace ? 0 : kTileLead;
+    for (int step = 0; step < kLead && step < steps; ++step) reader.next(scratch_, step % ring * kTileBytes);
     for (int step = 0; step < steps; ++step, x += kTileColumns) {
-      const int ahead = step + kTileLead, place = Source::kInPlace ? step : step % ring;
+      const int ahead = step + kLead, place = Source::kInPlace ? step : step % ring;
       if (ahead < steps) reader.next(scratch_, int64_t{ahead % ring} * kTileBytes);
       multiply_tiles<bottom, panels>(weights, int64_t{place} * kTileBytes, x, task_.quant.stride);
     }

@@ -61,6 +61,9 @@ struct LinearTask {
   const float* bias;  // [rows] or null
   bool accumulate;    // output += instead of =
   int32_t num_rows;   // M
+  // A second matrix like the first one, or null: then output = activation(rows x weights) * (rows x up), without bias.
+  const snello_tensor* up = nullptr;
+  int32_t activation = 0;  // as in ActivateTask
 };
 
 struct TransformTask {
@@ -165,6 +168,8 @@ struct Kernels {
   int few_panels;
   // panels that a product of more rows treats together
   int group_panels;
+  // whether `linear` takes quantized rows times two matrices at once (LinearTask::up)
+  bool gates;
   // rows [m0, m1) of everything that works row by row
   void (*embed)(const EmbedTask&, int m0, int m1);
   void (*norm)(const NormTask&, int m0, int m1);

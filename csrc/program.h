@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "cache.h"
@@ -52,8 +53,9 @@ struct Action {
 };
 
 // Actions [begin, end), all of one kind but for those that work row by row, which mix; kStoreState only begins a stage.
+// `gate`: the operation that these two products are for, and nothing else: ACTIVATE, which begins the next stage.
 struct Stage {
-  int begin, end;
+  int begin, end, gate = -1;
 };
 
 struct Part {
@@ -128,6 +130,10 @@ struct snello_program {
   bool can_join(const snello::Part& part, const snello::Stage& stage, const snello::Action& next) const;
   bool side_by_side(const snello::Part& part, const snello::Stage& stage, const snello_op& next) const;
   bool independent(const snello_op& before, const snello_op& after) const;
+  std::pair<const snello_op&, const snello_op&> gate_and_up(const snello::Part& part, const snello::Stage& stage,
+                                                            const snello_op& activate) const;
+  int gate_of(const snello::Part& part, const snello::Stage& stage, const snello::Stage& next) const;
+  bool forgotten(int reg, int after) const;
   snello::Memory lay_out(const snello::ProgramFacts& facts);
 
   void begin(const snello_batch& batch);
@@ -146,6 +152,7 @@ struct snello_program {
                  const snello::RowGroup& group) const;
   void group_by_adapter(const snello_batch& batch);
   snello::LinearTask linear_task(const snello_op& op, const Rows& rows) const;
+  snello::LinearTask gated_task(const snello::Part& part, const snello::Stage& stage, const Rows& rows) const;
   snello::TransformTask transform_task(const snello_op& op, const Rows& rows) const;
   snello::AttentionTask attention_task(const snello_op& op, const Rows& rows) const;
   snello::ConvolveTask convolve_task(const snello_op& op) const;

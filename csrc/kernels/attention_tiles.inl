@@ -95,5 +95,6 @@ constexpr Kernels with_tiles(Kernels kernels) {
   kernels.few_rows = kTileBlockRows;
   kernels.few_panels = kTilePair;
   kernels.group_panels = kTileGroupPanels;
+  kernels.gates = true;
   return kernels;
 }

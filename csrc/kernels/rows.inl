@@ -190,6 +190,17 @@ inline F32 activation(F32 x) {
   if constexpr (kind == 5) return tanh(x);
 }
 
+inline F32 activation_of(int kind, F32 x) {
+  switch (kind) {
+    case 0: return activation<0>(x);
+    case 1: return activation<1>(x);
+    case 2: return activation<2>(x);
+    case 3: return activation<3>(x);
+    case 4: return activation<4>(x);
+    default: return activation<5>(x);
+  }
+}
+
 template <int kind>
 inline void activate_rows(const ActivateTask& task, int m0, int m1) {
   for (int m = m0; m < m1; ++m) {

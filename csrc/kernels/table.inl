@@ -16,6 +16,7 @@ constexpr Kernels table(const char* name) {
       .few_rows = 16,
       .few_panels = 1,
       .group_panels = kGroupPanels,
+      .gates = false,
       .embed = embed,
       .norm = norm,
       .transform = transform,

@@ -80,12 +80,21 @@ struct TileChannels {
   }
 };
 
-// One or two panels, tile after tile. Panels are read in pairs, so what comes after a panel's end is two panels on.
+// The panels that one pass multiplies: neighbours, or the same one of two matrices.
+LANES int pass_panels(const LinearTask& task) { return task.up ? 1 : kTilePair; }
+template <int panels>
+inline void find_panels(const LinearTask& task, int p, Panel (&panel)[panels]) {
+  panel[0] = panel_at(*task.weights, p);
+  if constexpr (panels == 2) panel[1] = task.up ? panel_at(*task.up, p) : panel_at(*task.weights, p + 1);
+}
+
+// One or two panels, tile after tile. `skip`: bytes from a panel's end to the panel that the next pass reads.
 template <class Source, int panels>
 class TileReader {
  public:
-  LANES TileReader(const Panel (&panel)[panels], int first, int steps) : panel_(panel), step_(first) {
-    skip_ = panels == 2 ? panel[1].base - panel[0].base : 0;
+  LANES TileReader(const LinearTask& task, const Panel (&panel)[panels], int first) : panel_(panel), step_(first) {
+    const int steps = task.weights->columns / kBlock;
+    skip_ = panels == 2 && !task.up ? panel[1].base - panel[0].base : 0;
     for (int i = 0; i < panels; ++i) {
       fetch_[i] = panel[i].lines + static_cast<int64_t>(first) * Source::kBytes + kTileFetchBytes;
       end_[i] = panel[i].lines + static_cast<int64_t>(steps) * Source::kBytes;
@@ -132,18 +141,28 @@ LANES void store_sums(TileSums* to) {
   if constexpr (bottom && panels == 2) store_tile<3>(to[kTileRows] + kPanel, kTileSumsStride);
 }
 
+// An operand that is read `once` while the first cache could hold it is not to be kept there.
+template <bool once, int tile>
+LANES void load_operand(const void* p, int64_t stride) {
+  if constexpr (once) {
+    load_tile_once<tile>(p, stride);
+  } else {
+    load_tile<tile>(p, stride);
+  }
+}
+
 // The sums of two tiles of rows (one, if not `bottom`) and one or two tiles of weights, plus their products.
-template <bool bottom, int panels>
+template <bool once, bool bottom, int panels>
 LANES void multiply_tiles(const uint8_t* const (&weights)[panels], int64_t at, const int8_t* rows, int64_t stride) {
-  load_tile<6>(weights[0] + at, kLineBytes);
-  load_tile<4>(rows, stride);
+  load_operand<once, 6>(weights[0] + at, kLineBytes);
+  load_operand<once, 4>(rows, stride);
   dot_tiles<0, 4, 6>();
   if constexpr (panels == 2) {
-    load_tile<7>(weights[1] + at, kLineBytes);
+    load_operand<once, 7>(weights[1] + at, kLineBytes);
     dot_tiles<1, 4, 7>();
   }
   if constexpr (bottom) {
-    load_tile<5>(rows + kTileRows * stride, stride);
+    load_operand<once, 5>(rows + kTileRows * stride, stride);
     dot_tiles<2, 5, 6>();
     if constexpr (panels == 2) dot_tiles<3, 5, 7>();
   }
@@ -156,7 +175,7 @@ template <int panels>
 class TileResults {
  public:
   LANES TileResults(const LinearTask& task, const Panel (&panel)[panels], int p) : task_(task), panel_(panel), p_(p) {
-    plain_ = !task.bias && !task.accumulate && task.weights->rows >= (p + panels) * kPanel;
+    plain_ = !task.bias && task.weights->rows >= (p + (task.up ? 1 : panels)) * kPanel;
     for (int i = 0; i < panels; ++i) scale_[i] = load(panel[i].row_scale());
   }
 
@@ -167,7 +186,9 @@ class TileResults {
   }
   LANES void write(int rows) {
     for (; rows > 0 && left_ > 0; --rows, --left_, ++m_, ++sums_) {
-      if (plain_) {
+      if (task_.up) {
+        if constexpr (panels == 2) write_gated();
+      } else if (plain_) {
         write_plain();
       } else {
         for (int i = 0; i < panels; ++i) finish_integer(task_, m_, p_ + i, panel_[i], load(*sums_ + i * kPanel));
@@ -177,16 +198,24 @@ class TileResults {
   // Where the results of row m are going to be written.
   LANES void fetch(int m) const {
     const float* out = task_.output.row(m) + p_ * kPanel;
-    for (int i = 0; i < panels; ++i) __builtin_prefetch(out + i * kPanel, 1, 3);
+    for (int i = 0; i < panels && i < pass_panels(task_); ++i) __builtin_prefetch(out + i * kPanel, 1, 3);
   }
 
  private:
-  // What finish_integer() does, where nothing is added and no column is missing.
+  LANES F32 result(int i) const {
+    return mul(to_float(load(*sums_ + i * kPanel)), mul(set1(task_.quant.scale[m_]), scale_[i]));
+  }
+  // What finish_integer() does, where there is no bias and no column is missing.
   LANES void write_plain() const {
     float* out = task_.output.row(m_) + p_ * kPanel;
-    const F32 row_scale = set1(task_.quant.scale[m_]);
-    for (int i = 0; i < panels; ++i)
-      store(out + i * kPanel, mul(to_float(load(*sums_ + i * kPanel)), mul(row_scale, scale_[i])));
+    for (int i = 0; i < panels; ++i, out += kPanel)
+      store(out, task_.accumulate ? add(load(out), result(i)) : result(i));
+  }
+  // What activate() makes of two products.
+  void write_gated() const {
+    const F32 y = mul(activation_of(task_.activation, result(0)), result(1));
+    if (plain_) return store(task_.output.row(m_) + p_ * kPanel, y);
+    store_columns(task_.output.row(m_), y, p_ * kPanel, task_.weights->rows);
   }
 
   const LinearTask& task_;
@@ -202,7 +231,7 @@ template <class Source, int panels>
 class TileProduct {
  public:
   LANES TileProduct(const LinearTask& task, TileScratch& scratch, int p) : task_(task), scratch_(scratch), p_(p) {
-    for (int i = 0; i < panels; ++i) panel_[i] = panel_at(*task.weights, p + i);
+    find_panels(task, p, panel_);
   }
 
   // At most 32 rows: a tile of weights is forgotten when it was used.
@@ -265,7 +294,7 @@ class TileProduct {
 
   template <bool bottom, int ring>
   LANES void multiply_first(int m, int first, int steps) {
-    TileReader<Source, panels> reader(panel_, first, task_.weights->columns / kBlock);
+    TileReader<Source, panels> reader(task_, panel_, first);
     const int8_t* x = task_.quant.row(m) + first * kBlock;
     const uint8_t* weights[panels];
     set_weights(weights, first);
@@ -274,7 +303,7 @@ class TileProduct {
     for (int step = 0; step < steps; ++step, x += kTileColumns) {
       const int ahead = step + kLead, place = Source::kInPlace ? step : step % ring;
       if (ahead < steps) reader.next(scratch_, int64_t{ahead % ring} * kTileBytes);
-      multiply_tiles<bottom, panels>(weights, int64_t{place} * kTileBytes, x, task_.quant.stride);
+      multiply_tiles<false, bottom, panels>(weights, int64_t{place} * kTileBytes, x, task_.quant.stride);
     }
   }
 
@@ -288,7 +317,7 @@ class TileProduct {
     for (int step = 0; step < steps; ++step, x += kTileColumns) {
       if (step < rows) results.fetch(m + step);
       results.write(each);
-      multiply_tiles<bottom, panels>(weights, int64_t{step} * kTileBytes, x, task_.quant.stride);
+      multiply_tiles<true, bottom, panels>(weights, int64_t{step} * kTileBytes, x, task_.quant.stride);
     }
   }
 
@@ -309,7 +338,8 @@ template <class Source, bool bottom>
 inline void few_rows_on_tiles(const LinearTask& task, TileScratch& scratch, int p0, int p1) {
   begin_tiles(bottom ? kTileRows : task.num_rows, bottom ? task.num_rows - kTileRows : 0);
   int p = p0;
-  for (; p + 1 < p1; p += kTilePair) TileProduct<Source, 2>(task, scratch, p).template run_few<bottom>();
+  const int each = pass_panels(task);
+  for (; p + each <= p1; p += each) TileProduct<Source, 2>(task, scratch, p).template run_few<bottom>();
   if (p < p1) TileProduct<Source, 1>(task, scratch, p).template run_few<bottom>();
 }
 
@@ -327,7 +357,8 @@ inline void on_tiles(const LinearTask& task, int p0, int p1) {
            kTileBlockRows * kTileBlockRows;
     const int end = m + size < task.num_rows ? m + size : task.num_rows;
     int p = p0;
-    for (; p + 1 < p1; p += kTilePair) TileProduct<Source, 2>(task, scratch, p).run(m, end);
+    const int each = pass_panels(task);
+    for (; p + each <= p1; p += each) TileProduct<Source, 2>(task, scratch, p).run(m, end);
     if (p < p1) TileProduct<Source, 1>(task, scratch, p).run(m, end);
   }
 }
@@ -369,9 +400,9 @@ inline int64_t multiply_in_cache(int passes) {
   zero_sums<true, kTilePair>();
   for (int pass = 0; pass < passes; ++pass)
     for (int step = 0; step < kSteps; ++step)
-      multiply_tiles<true, kTilePair>(panels, int64_t{step} * kTileBytes,
-                                      reinterpret_cast<const int8_t*>(rows) + step * kTileColumns,
-                                      kSteps * kTileColumns);
+      multiply_tiles<false, true, kTilePair>(panels, int64_t{step} * kTileBytes,
+                                             reinterpret_cast<const int8_t*>(rows) + step * kTileColumns,
+                                             kSteps * kTileColumns);
   store_sums<true, kTilePair>(sums);
   end_tiles();
   return 2 * int64_t{kTileBlockRows} * kTilePair * kPanel * kTileColumns * kSteps * passes;

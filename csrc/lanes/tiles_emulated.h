@@ -38,6 +38,10 @@ inline void load_tile(const void* p, int64_t stride) {
   for (int m = 0; m < t.rows; ++m) __builtin_memcpy(t.bytes[m], static_cast<const uint8_t*>(p) + m * stride, 64);
 }
 template <int tile>
+inline void load_tile_once(const void* p, int64_t stride) {
+  load_tile<tile>(p, stride);
+}
+template <int tile>
 inline void store_tile(void* p, int64_t stride) {
   const Tile& t = tiles().tile[tile];
   for (int m = 0; m < t.rows; ++m) __builtin_memcpy(static_cast<uint8_t*>(p) + m * stride, t.bytes[m], 64);

@@ -11,8 +11,19 @@ import numpy as np
 import pytest
 
 from snello.native import core
-from tests.native.harness import ISAS, isa
+from tests.native.harness import (
+    ACTIVATE,
+    ADD,
+    ISAS,
+    LINEAR,
+    TRANSFORM,
+    Builder,
+    Tensor,
+    isa,
+    run_rows,
+)
 from tests.native.test_linear import Case, packed, product, random_matrix
+from tests.oracle import F32
 
 COUNTS = [*range(1, 68), 96, 511, 512, 513, 700]
 LONG = 128 * 64 + 192  # columns: more than a panel keeps unpacked, so sums are parked between
@@ -56,6 +67,39 @@ def test_rows_longer_than_a_panel_keeps(format_: str, group_size: int) -> None:
     weights = packed(random_matrix(format_, group_size, 48, LONG, rng))
     x = rng.standard_normal((150, LONG)).astype(np.float32)
     compare(Case(weights, x, None, None, x), [1, 32, 33, 49, 129, 150])
+
+
+def gated(weights: tuple[Tensor, Tensor], x: F32, kind: int, read_up: bool) -> F32:
+    """activation(x gate) * (x up), in place and up first, or plus the second product, which is read again."""
+    b = Builder()
+    rows, n = len(x), weights[0].rows
+    into = b.op(TRANSFORM, [b.table(x)], b.register(weights[0].columns, True))
+    products = [b.op(LINEAR, [into], b.register(n), [b.tensor(w)]) for w in weights]
+    if read_up:
+        gate, up = products
+        out = b.op(ACTIVATE, [gate, up], b.register(n), i=[kind])
+        b.op(ADD, [out, up], out, f=[1.0])
+    else:
+        up, gate = products
+        out = b.op(ACTIVATE, [gate, up], up, i=[kind])
+    b.gather(out)
+    return run_rows(b.build(threads=2), rows)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize(("format_", "group_size", "n"), [("int8", 0, 300), ("int4", 128, 304), ("int3", 64, 20)])
+def test_two_products_and_their_activation_at_once(format_: str, group_size: int, n: int, kind: int) -> None:
+    """The second product is there for who reads it afterwards."""
+    rng = np.random.default_rng(kind)
+    weights = tuple(packed(random_matrix(format_, group_size, n, 192, rng)) for _ in range(2))
+    x = rng.standard_normal((97, 192)).astype(np.float32)
+    for count in (1, 16, 17, 33, 97):
+        for read_up in (False, True):
+            with isa(OTHER):
+                wanted = gated(weights, x[:count], kind, read_up)
+            for name in TILED:
+                with isa(name):
+                    assert gated(weights, x[:count], kind, read_up).tobytes() == wanted.tobytes(), (name, count)
 
 
 def test_emulated_tiles_are_never_a_machines_own_choice() -> None:

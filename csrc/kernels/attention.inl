@@ -249,6 +249,11 @@ struct SeenInPart {
 // f(position, what is seen from there) for each of them.
 template <class Function>
 LANES void for_panels(const AttentionScratch& s, int v, const Panels& panels, Function f) {
+  if (panels.whole_begin == 0 && panels.whole_end == kPage) {
+#pragma GCC unroll 8
+    for (int at = 0; at < kPage; at += kPanel) f(at, SeenWhole{});
+    return;
+  }
   int at = panels.begin;
   for (; at < panels.end && at < panels.whole_begin; at += kPanel) f(at, SeenInPart{visible(s, v, at)});
   for (; at < panels.whole_end; at += kPanel) f(at, SeenWhole{});
@@ -324,10 +329,12 @@ inline void round_weights(AttentionScratch& s, int n, const Panels* panels) {
   store(s.p_scale, div(c, most));
   for (int v = 0; v < n; ++v) {
     const F32 factor = set1(factors[v]);
-    int at = 0;
-    for (; at < panels[v].begin; at += kPanel) store_u8(s.p8[v] + at, set1(0));
-    for (; at < panels[v].end; at += kPanel) store_u8(s.p8[v] + at, to_int(mul(load(s.score[v] + at), factor)));
-    for (; at < kPage; at += kPanel) store_u8(s.p8[v] + at, set1(0));
+    const auto bytes = [&](int at) {
+      const bool seen = at >= panels[v].begin && at < panels[v].end;
+      return seen ? to_int(mul(load(s.score[v] + at), factor)) : set1(0);
+    };
+    for (int at = 0; at < kPage; at += 4 * kPanel)
+      store_u8(s.p8[v] + at, bytes(at), bytes(at + kPanel), bytes(at + 2 * kPanel), bytes(at + 3 * kPanel));
   }
 }
 

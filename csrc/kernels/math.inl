@@ -16,7 +16,7 @@ struct Exponential {
 };
 inline Exponential split_exp(F32 x) {
   const F32 n = round_even(mul(x, set1(0x1.715476p+0f)));
-  F32 f = fma(x, set1(0x1.715476p+0f), negate(n));
+  F32 f = fms(x, set1(0x1.715476p+0f), n);
   f = fma(x, set1(0x1.4ae0c0p-26f), f);
   F32 p = set1(0x1.41fbb8p-13f);
   p = fma(p, f, set1(0x1.5f3e54p-10f));

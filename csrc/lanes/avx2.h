@@ -112,6 +112,12 @@ LANES void store_u8(uint8_t* p, I32 x) {
   const __m256i y = narrow_16(x);
   store_quarter(p, _mm_packus_epi16(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)));
 }
+LANES void store_u8(uint8_t* p, I32 a, I32 b, I32 c, I32 d) {
+  store_u8(p, a);
+  store_u8(p + kLanes, b);
+  store_u8(p + 2 * kLanes, c);
+  store_u8(p + 3 * kLanes, d);
+}
 LANES void store_s8_partial(int8_t* p, I32 x, int n) {
   store_tail(p, x, n, [](int8_t* q, I32 y) { store_s8(q, y); });
 }
@@ -133,6 +139,7 @@ LANES F32 abs(F32 a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
 }
+LANES F32 fms(F32 a, F32 b, F32 c) { return {_mm256_fmsub_ps(a.lo, b.lo, c.lo), _mm256_fmsub_ps(a.hi, b.hi, c.hi)}; }
 LANES F32 negate(F32 a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_xor_ps(sign, a.lo), _mm256_xor_ps(sign, a.hi)};

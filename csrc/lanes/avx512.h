@@ -79,6 +79,11 @@ LANES I32 load_u8_partial(const uint8_t* p, int n) {
 LANES __m128i narrow_u8(I32 x) { return _mm512_cvtusepi32_epi8(_mm512_max_epi32(x.v, _mm512_setzero_si512())); }
 LANES void store_s8(int8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v)); }
 LANES void store_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_u8(x)); }
+LANES void store_u8(uint8_t* p, I32 a, I32 b, I32 c, I32 d) {
+  const __m512i quads = _mm512_packus_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, quads));
+}
 LANES void store_s8_partial(int8_t* p, I32 x, int n) {
   _mm_mask_storeu_epi8(p, first_bits(n), _mm512_cvtsepi32_epi8(x.v));
 }
@@ -95,6 +100,7 @@ LANES F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 LANES F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 LANES F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
 LANES F32 abs(F32 a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+LANES F32 fms(F32 a, F32 b, F32 c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }
 LANES F32 negate(F32 a) { return {_mm512_xor_ps(_mm512_set1_ps(-0.0f), a.v)}; }
 LANES F32 times_power(F32 a, F32 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 LANES F32 round_even(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }

@@ -7,8 +7,8 @@
 //
 //   F32, I32      16 values            Mask    16 truths            Quads   64 bytes: 16 lanes of 4 bytes
 //   load, store, load_partial, store_partial (the first n of 16; the rest reads as `fill` and is not written)
-//   load_/store_ f16, bf16 (nearest even), s8, u8 (saturating), each with _partial
-//   set1  add  sub  mul  div  fma(a, b, c) = a * b + c  min  max  sqrt  abs  negate  round_even
+//   load_/store_ f16, bf16 (nearest even), s8, u8 (saturating), each with _partial; u8 also 64 at once
+//   set1  add  sub  mul  div  fma(a, b, c) = a * b + c  fms: a * b - c  min  max  sqrt  abs  negate  round_even
 //   times_power(a, n) = a * 2^n for integral n in -126..127
 //   min(a, b) = a < b ? a : b, max(a, b) = a > b ? a : b: the second operand wins ties and NaN
 //   less  less_equal  equal  is_nan  select(mask, yes, no)  first(n)  mask_and  mask_or  mask_not  any  bits
@@ -162,6 +162,12 @@ inline void store_u8_partial(uint8_t* p, I32 x, int n) {
 }
 inline void store_s8(int8_t* p, I32 x) { store_s8_partial(p, x, kLanes); }
 inline void store_u8(uint8_t* p, I32 x) { store_u8_partial(p, x, kLanes); }
+inline void store_u8(uint8_t* p, I32 a, I32 b, I32 c, I32 d) {
+  store_u8(p, a);
+  store_u8(p + kLanes, b);
+  store_u8(p + 2 * kLanes, c);
+  store_u8(p + 3 * kLanes, d);
+}
 
 // ---- FP32 ----
 
@@ -191,6 +197,9 @@ inline F32 sqrt(F32 a) {
 }
 inline F32 abs(F32 a) {
   return each<F32>([&](int i) { return float_of(wrap(bits_of(a.v[i])) & 0x7fffffffu); });
+}
+inline F32 fms(F32 a, F32 b, F32 c) {
+  return each<F32>([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], -c.v[i]); });
 }
 inline F32 negate(F32 a) {
   return each<F32>([&](int i) { return float_of(wrap(bits_of(a.v[i])) ^ 0x80000000u); });

@@ -10,21 +10,25 @@ which text calibrates, so what reads it is measured on three draws of it: the in
 The methods of one share or pattern are compared two by two, token by token: the difference with its interval, and how
 likely chance is as large, by Holm's correction over all pairs. `demo` is measured on the modules that it has never seen
 and calibrated on others of this Python. `--recipe` measures only those that are named (as often as one likes), keeps
-the other rows, and compares nothing.
+the other rows, and compares nothing. `--twin` measures a model of the same function with outliers that the original
+does not have (benchmarks/outliers.py), the rows that are compared alone, under a name of its own. With `--keep`,
+finished rows stay in a folder and a run that was cut goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.quantize_methods import pairs
+from benchmarks.quantize_methods import TWINS, kept, pairs
 from snello.engine.native import NativeExecutor
 from snello.measure.bootstrap import Clusters, mean_interval
 from snello.models import load
@@ -68,12 +72,15 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--windows", type=int, default=24, help="of 512 tokens, for each calibration and for the loss")
     parser.add_argument("--recipe", action="append", choices=RECIPES, help="[all]")
+    parser.add_argument("--twin", choices=TWINS, help="measure a twin of the model instead")
+    parser.add_argument("--keep", type=Path, help="a folder for finished rows, from which a run goes on")
     args = parser.parse_args()
     original, (calib_text, held_text) = load(args.model), texts(args.model, args.calib, args.text)
     calib = windows(original, calib_text, DRAWS * args.windows)
     held = windows(original, held_text, args.windows)
     losses, size = read(original, held)
     files = f" --calib {args.calib} --text {args.text}" if args.text else ""
+    files += f" --twin {args.twin}" if args.twin else ""
     facts = {
         "command": f"python -m benchmarks.sparsify_methods --model {args.model}{files}",
         "tokens": sum(map(len, losses)),
@@ -81,13 +88,16 @@ def main() -> None:
         "original_nats": round(float(np.concatenate(losses).mean()), 5),
         "original_bytes": size,
     }
+    model = TWINS[args.twin](original, calib[:4]) if args.twin else original
+    name_of_model = original.name + (f", {args.twin} twin" if args.twin else "")
     after: dict[str, list[np.ndarray]] = {}
-    for name in args.recipe or RECIPES:
-        row, after[name] = measure(original, RECIPES[name], calib, held, losses)
-        keep(original.name, facts, name, row)
+    for name in args.recipe or (itertools.chain(*ORDERED) if args.twin else RECIPES):
+        key = json.dumps([facts, repr(RECIPES[name])])
+        row, after[name] = kept(args.keep, key, partial(measure, model, RECIPES[name], calib, held, losses))
+        keep(name_of_model, facts, name, row)
         print(name, json.dumps(row), flush=True)
     if not args.recipe:
-        keep_pairs(original.name, pairs(after, ORDERED))
+        keep_pairs(name_of_model, pairs(after, ORDERED))
 
 
 def texts(model: str, calib: Path | None, text: Path | None) -> tuple[str, str]:

@@ -2,11 +2,12 @@
 
 Its own samples are the distribution that it was trained to hold, so a lean model that matches them matches the
 original; they say nothing about the user's domain, and every verdict on them says so. Streams are stepped together;
-draws are seeded by stream, so the text does not depend on how many run at once.
+draws are seeded by stream, so the text does not depend on how many run at once, and more of it begins with the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,8 +18,10 @@ from snello.measure.prompts import PROMPTS
 from snello.measure.runner import Runner, Step, silent
 
 SOURCE = "written by the model itself"
-ANSWERS, MORE_ANSWERS = 4, 12  # to each prompt
-SMALL = 300_000_000  # parameters of a model that writes so fast that more text costs little
+ANSWERS, MOST_ANSWERS = 4, 8  # to each prompt: at first, and where those prove too little
+SMALL_ANSWERS, SMALL_MOST = 12, 48  # of a small model, which writes fast and needs more of it to prove a percent
+SMALL = 300_000_000  # parameters
+MARGIN = 1.15  # what a text can prove is known to about this factor from a part of it
 
 
 def prompt_tokens(encode: Callable[[str], list[int]], chat: Callable[[str], list[int]] | None) -> list[list[int]]:
@@ -27,8 +30,15 @@ def prompt_tokens(encode: Callable[[str], list[int]], chat: Callable[[str], list
 
 
 def answers_per_prompt(num_parameters: int) -> int:
-    """By the model alone, so that a replay reads the same text. Small models need more of it to prove a percent."""
-    return MORE_ANSWERS if num_parameters <= SMALL else ANSWERS
+    """At first; by the model alone, so that a replay reads the same text."""
+    return SMALL_ANSWERS if num_parameters <= SMALL else ANSWERS
+
+
+def answers_wanted(num_parameters: int, short: float) -> int:
+    """In all, where the first prove `short` times the loss that was asked: it falls as the text grows."""
+    most = SMALL_MOST if num_parameters <= SMALL else MOST_ANSWERS
+    first = answers_per_prompt(num_parameters)
+    return first if short <= 1 else min(most, math.ceil(first * min(short, most) * MARGIN))
 
 
 def write(
@@ -37,19 +47,20 @@ def write(
     *,
     seed: int,
     answers: int = ANSWERS,
+    begun: int = 0,
     max_tokens: int = 384,
     streams: int = 16,
     step: Step = silent,
 ) -> list[Document]:
-    """Documents with tokens: prompt and answer, `answers` answers to each prompt."""
-    jobs = [(number, list(prompt)) for number, prompt in enumerate(prompts) for _ in range(answers)]
+    """Documents with tokens: prompt and answer; `answers` answers to each prompt, but for the `begun` first."""
+    jobs = [list(prompt) for _ in range(answers) for prompt in prompts]
     documents: list[Document] = []
-    for start in range(0, len(jobs), streams):
+    for start in range(begun * len(prompts), len(jobs), streams):
         batch = jobs[start : start + streams]
         generators = [np.random.default_rng([seed, start + i]) for i in range(len(batch))]
-        room = min(max_tokens, runner.context - max(len(prompt) for _, prompt in batch))
-        said = _answers(runner, [prompt for _, prompt in batch], generators, room)
-        for i, ((_, prompt), answer) in enumerate(zip(batch, said, strict=True)):
+        room = min(max_tokens, runner.context - max(map(len, batch)))
+        said = _answers(runner, batch, generators, room)
+        for i, (prompt, answer) in enumerate(zip(batch, said, strict=True)):
             tokens = tuple(prompt + answer)
             name = f"answer {start + i}"
             documents.append(Document(source=SOURCE, name=name, text="", tokens=tokens, prompt_tokens=len(prompt)))
@@ -67,15 +78,15 @@ def _answers(
     answers: list[list[int]] = [[] for _ in prompts]
     try:
         rows = [session.feed(prompt) for session, prompt in zip(sessions, prompts, strict=True)]
-        for answer, row, generator in zip(answers, rows, generators, strict=True):
-            answer.append(draw(row, generator))
+        for answer, token in zip(answers, draw(np.stack(rows), generators), strict=True):
+            answer.append(token)
         live = [i for i in range(len(prompts)) if answers[i][-1] not in stops]
         for _ in range(max_tokens - 1):
             if not live:
                 break
             logits = runner.step([sessions[i] for i in live], [answers[i][-1] for i in live])
-            for i, row in zip(live, logits, strict=True):
-                answers[i].append(draw(row, generators[i]))
+            for i, token in zip(live, draw(logits, [generators[i] for i in live]), strict=True):
+                answers[i].append(token)
             live = [i for i in live if answers[i][-1] not in stops]
     finally:
         for session in sessions:
@@ -83,6 +94,8 @@ def _answers(
     return answers
 
 
-def draw(logits: np.ndarray, generator: np.random.Generator) -> int:
-    """One token at temperature 1, by the largest of logit plus Gumbel noise."""
-    return int(np.argmax(logits + generator.gumbel(size=len(logits))))
+def draw(logits: np.ndarray, generators: Sequence[np.random.Generator]) -> list[int]:
+    """One token at temperature 1 of each row of logits (S, V): where a uniform number falls in the summed shares."""
+    sums = np.exp(logits - logits.max(1, keepdims=True)).cumsum(1, dtype=np.float64)  # (S, V)
+    points = [generator.random() * row[-1] for row, generator in zip(sums, generators, strict=True)]
+    return [int(np.searchsorted(row, point, side="right")) for row, point in zip(sums, points, strict=True)]

@@ -129,11 +129,11 @@ def cut_text(
 def assign(documents: Sequence[Document], limits: Limits) -> dict[str, list[Document]]:
     """Documents, in order, each to the cut that is furthest below its share of the characters.
 
-    Calibration takes at most 30%, and no more than about six times the characters it needs; the rest is
-    divided three to four between select and proof.
+    Calibration takes at most 30%, and no more than about the tokens that it needs, or six characters for each; the rest
+    is divided three to four between select and proof.
     """
     total = sum(map(_size, documents)) or 1
-    calib_share = min(0.3, 6 * limits.calib / total)
+    calib_share = min(0.3, (1.1 if documents[0].tokens else 6) * limits.calib / total)
     shares = {"calib": calib_share, "select": (1 - calib_share) * 3 / 7, "proof": (1 - calib_share) * 4 / 7}
     parts: dict[str, list[Document]] = {name: [] for name in shares}
     filled = dict.fromkeys(shares, 0)

@@ -190,12 +190,17 @@ class Expert(nn.Module):
         self.up = nn.Linear(spec.hidden_size, feed.width, bias=False)
         self.down = nn.Linear(feed.width, spec.hidden_size, bias=False)
 
+    def inner(self, y: Tensor) -> Tensor:
+        return self.activation(self.gate(y)) * cast(Tensor, self.up(y))  # (N, F)
+
     def forward(self, y: Tensor) -> Tensor:
-        return cast(Tensor, self.down(self.activation(self.gate(y)) * self.up(y)))
+        return cast(Tensor, self.down(self.inner(y)))
 
 
 class ExpertsHalf(Half):
     """A mixture of experts. Its linears see different rows, so it has no `inner` and `project` of its own."""
+
+    experts: nn.ModuleList  # of Expert
 
     def __init__(self, spec: specs.Spec, layer: specs.Layer) -> None:
         super().__init__(spec, layer)
@@ -205,10 +210,13 @@ class ExpertsHalf(Half):
         self.router = nn.Linear(spec.hidden_size, self.mixture.num_experts, bias=False)
         self.experts = nn.ModuleList(Expert(spec, feed) for _ in range(self.mixture.num_experts))
 
+    def shares(self, rows: Tensor) -> Tensor:
+        """Rows (N, D) -> what the router gives each expert of each (N, X)."""
+        return cast(Tensor, self.router(rows)).float().softmax(-1)
+
     def route(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (N, D) -> the experts (N, A) that each goes to and their weights (N, A)."""
-        shares = cast(Tensor, self.router(rows)).float().softmax(-1)  # (N, X)
-        weights, chosen = shares.topk(self.mixture.num_active)
+        weights, chosen = self.shares(rows).topk(self.mixture.num_active)
         weights = weights / weights.sum(-1, keepdim=True) if self.mixture.normalized else weights
         return chosen, weights.to(rows.dtype)
 

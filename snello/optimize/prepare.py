@@ -53,28 +53,51 @@ def prepare(request: Request, tools: Tools, original: Candidate, documents: list
             message="no text was given: the model writes its own, which says nothing about your work",
             hint="--text yours.txt",
         )
-        documents = [(yield from _write_text(request, bench, worker, original))]
+        answers = self_written.answers_per_prompt(model.num_parameters)
+        documents = [(yield from _write_text(request, bench, worker, original, 0, answers))]
     ruler = texts.ruler_of(model, documents)
     limits = request.limits or (yield from _limits(request, worker, runners, original))
-    found = texts.cut(documents, model, seed=request.seed, limits=limits, self_written=self_wrote)
-    dropped = sum(source.dropped_blocks for source in found.sources)
-    if dropped:
-        yield Warned(message=f"{dropped} blocks share 13 tokens in a row with the calibration text: left out")
-    _check_replay(request, original, found)
-    return Examiner(
+    examiner = Examiner(
         request=dataclasses.replace(request, limits=limits),
         bench=bench,
         worker=worker,
         runners=runners,
         ruler=ruler,
-        texts=found,
+        texts=texts.cut(documents, model, seed=request.seed, limits=limits, self_written=self_wrote),
         workload=Workload.fitting(model.spec),
         machine=tools.machine,
         original=original,
     )
+    if self_wrote and not request.lossless:
+        examiner = yield from _enough(examiner, documents[0])
+    dropped = sum(source.dropped_blocks for source in examiner.texts.sources)
+    if dropped:
+        yield Warned(message=f"{dropped} blocks share 13 tokens in a row with the calibration text: left out")
+    _check_replay(request, original, examiner.texts)
+    return examiner
 
 
-def _write_text(request: Request, bench: Workbench, worker: Worker, original: Candidate) -> Run:
+def _enough(examiner: Examiner, written: list[Document]) -> Run:
+    """The same with more text where what the model wrote cannot prove the loss that was asked. No clock has a say, so a
+    replay reads the same text.
+    """
+    request, original = examiner.request, examiner.original
+    model = original.model
+    power, _ = power_of(examiner, (yield from examiner.read(original, "select", "text")))
+    begun = self_written.answers_per_prompt(model.num_parameters)
+    answers = self_written.answers_wanted(model.num_parameters, power.worst / request.max_loss)
+    if answers == begun:
+        return examiner
+    assert request.limits is not None
+    more = yield from _write_text(request, examiner.bench, examiner.worker, original, begun, answers)
+    documents = [[*written, *more]]
+    found = texts.cut(documents, model, seed=request.seed, limits=request.limits, self_written=True)
+    return dataclasses.replace(examiner, texts=found)
+
+
+def _write_text(
+    request: Request, bench: Workbench, worker: Worker, original: Candidate, begun: int, answers: int
+) -> Run:
     def work(report: Report) -> Any:
         def step(done: int, total: int) -> None:
             report("write", done, total, "answer")
@@ -83,12 +106,12 @@ def _write_text(request: Request, bench: Workbench, worker: Worker, original: Ca
         runner = bench.open(original.model, context=longest, streams=16)
         try:
             prompts = [prompt[: longest // 2] for prompt in model_prompts(original.model)]
-            answers = self_written.answers_per_prompt(original.model.num_parameters)
-            return self_written.write(runner, prompts, answers=answers, seed=request.seed, step=step), {}
+            said = self_written.write(runner, prompts, answers=answers, begun=begun, seed=request.seed, step=step)
+            return said, {}
         finally:
             runner.close()
 
-    unit = yield from worker.unit("text", "write", {"model": original.digest}, work)
+    unit = yield from worker.unit("text", "write", {"model": original.digest, "answers": [begun, answers]}, work)
     return revive(list[Document], unit.value)
 
 

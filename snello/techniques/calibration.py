@@ -4,12 +4,17 @@ The hidden rows of all windows wait between blocks. A block is walked half by ha
 `statistic` (or `energy`) looks at an input, the caller changes the linears that read it and puts them back with
 `replace`, and so everything later sees the model as it will be. Peak memory: the hidden rows, one block, one Gram
 matrix.
+
+Experts see the rows that the router sends them, and text reaches them unevenly. One that is sent fewer rows than its
+input has channels could not be calibrated (its Gram matrix would be of low rank), so it gets as many rows as channels:
+those sent, then the ones that came nearest to being sent, by the router's share. No expert is left out or to chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +26,7 @@ from snello.errors import SnelloError
 from snello.models.model import Model
 from snello.models.plain_folder import check_free, shaped_config
 from snello.models.reference import Block, build_block, build_embedding, build_head
-from snello.models.reference_layers import Half
+from snello.models.reference_layers import Expert, ExpertsHalf, Half
 from snello.models.spec import Spec
 from snello.techniques.base import Context
 
@@ -41,8 +46,30 @@ class Statistic:
     rows: Tensor
 
 
+@dataclass(frozen=True)
+class Routing:
+    """Where the router of one layer sends all rows: `sent` (N, X), and the `shares` (N, X) that it gave."""
+
+    position: int
+    sent: Tensor
+    shares: Tensor
+
+    def rows(self, expert: int, least: int) -> Tensor:
+        """Which rows (N) this expert is calibrated on: those sent, and more up to `least`, the nearest first."""
+        sent = self.sent[:, expert]
+        missing = min(least, len(sent)) - int(sent.sum())
+        if missing <= 0:
+            return sent
+        nearest = torch.where(sent, -1.0, self.shares[:, expert]).sort(descending=True, stable=True).indices
+        return sent.index_fill(0, nearest[:missing], True)
+
+
 class Calibrator:
-    """Asked for inputs in the order of computation; remembers how far it has walked."""
+    """Asked for inputs in the order of computation; remembers how far it has walked.
+
+    Inputs have their canonical names; `layers.{i}.ffn.experts.{e}.in` is the part of `layers.{i}.ffn.in` that one
+    expert is calibrated on.
+    """
 
     def __init__(self, model: Model, windows: Windows, textless: str | None = None) -> None:
         self.model = model
@@ -51,10 +78,11 @@ class Calibrator:
         self.hidden = [embedding(tokens) for tokens in together(self.windows)]  # (B, T, D) each
         self.position = 0  # halves walked: block position // 2, its attention or its feed-forward
         self.block: Block | None = None
+        self.routing: Routing | None = None
 
     def statistic(self, name: str) -> Statistic:
-        """Of an input by its canonical name, with everything before it as it is now."""
-        sample = RowSample(sum(len(w) for w in self.windows))
+        """Of an input by its name, with everything before it as it is now."""
+        sample = RowSample(self._count(name))
         gram: Tensor | None = None
         peaks: list[Tensor] = []
         for x in self._inputs(name):
@@ -66,7 +94,7 @@ class Calibrator:
 
     def sample(self, name: str, count: int) -> Tensor:
         """About so many rows of an input (M, K), spread evenly over all text."""
-        sample = RowSample(sum(len(w) for w in self.windows), count)
+        sample = RowSample(self._count(name), count)
         for x in self._inputs(name):
             sample.add(x)
         return torch.cat(sample.rows)
@@ -85,7 +113,7 @@ class Calibrator:
     def replace(self, linear: str, weight: Tensor) -> None:
         """Give a linear of the current block its effective weights."""
         if linear.startswith("layers."):
-            _, index, half, part = linear.split(".")
+            _, index, half, part = linear.split(".", 3)
             assert self.block is not None and int(index) == self.position // 2
             self.block.get_submodule(f"{half}.{part}").weight = nn.Parameter(weight, requires_grad=False)
 
@@ -94,12 +122,55 @@ class Calibrator:
         if not name.startswith("layers."):
             yield from self._head_inputs()
             return
-        _, index, half_name, last = name.split(".")
+        _, index, half_name, *expert, last = name.split(".")
         self._walk_to(2 * int(index) + (half_name == "ffn"))
         half = self._half()
+        if expert:
+            yield from self._expert_inputs(cast(ExpertsHalf, half), int(expert[1]), last)
+            return
         for x in self.hidden:
             y = half.prepare(x)
             yield (y if last == "in" else half.inner(y, None)).flatten(0, 1)
+
+    def sent(self, expert: str, rows: Tensor) -> Tensor:
+        """Those of some rows (M, K) of `layers.{i}.ffn.in` that the router sends to `layers.{i}.ffn.experts.{e}`."""
+        _, index, _, _, number = expert.split(".")
+        self._walk_to(2 * int(index) + 1)
+        chosen, _ = cast(ExpertsHalf, self._half()).route(rows)
+        return rows[(chosen == int(number)).any(-1)]
+
+    def num_sent(self, layer: int) -> list[int]:
+        """How many rows of all text the router of this layer sends to each expert."""
+        self._walk_to(2 * layer + 1)
+        return [int(count) for count in self._routing(cast(ExpertsHalf, self._half())).sent.sum(0)]
+
+    def _expert_inputs(self, half: ExpertsHalf, number: int, last: str) -> Iterator[Tensor]:
+        expert, rows = cast(Expert, half.experts[number]), self._rows(half, number, last)
+        for x, chosen in zip(self.hidden, torch.split(rows, [x[..., 0].numel() for x in self.hidden]), strict=True):
+            if bool(chosen.any()):
+                y = half.prepare(x.flatten(0, 1)[chosen])
+                yield y if last == "in" else expert.inner(y)
+
+    def _rows(self, half: ExpertsHalf, number: int, last: str) -> Tensor:
+        linear = cast(Expert, half.experts[number]).up if last == "in" else cast(Expert, half.experts[number]).down
+        return self._routing(half).rows(number, linear.in_features)
+
+    def _routing(self, half: ExpertsHalf) -> Routing:
+        """Of the layer at hand: its router is not rewritten, so this stays as it is while the layer is worked on."""
+        if self.routing is None or self.routing.position != self.position:
+            shares = torch.cat([half.shares(half.prepare(x.flatten(0, 1))) for x in self.hidden])
+            chosen = shares.topk(half.mixture.num_active).indices
+            sent = torch.zeros_like(shares, dtype=torch.bool).scatter_(1, chosen, True)
+            self.routing = Routing(self.position, sent, shares)
+        return self.routing
+
+    def _count(self, name: str) -> int:
+        """How many rows this input has."""
+        if ".experts." not in name:
+            return sum(len(w) for w in self.windows)
+        _, index, _, _, number, last = name.split(".")
+        self._walk_to(2 * int(index) + 1)
+        return int(self._rows(cast(ExpertsHalf, self._half()), int(number), last).sum())
 
     def _head_inputs(self) -> Iterator[Tensor]:
         self._walk_to(2 * len(self.model.spec.layers))

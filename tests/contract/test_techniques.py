@@ -129,7 +129,7 @@ def test_odd_models_are_refused_with_a_hint(name: str, tmp_path: Path) -> None:
     spec = load(make_checkpoint(tmp_path / "source", "llama")).spec
     layer = spec.layers[0]
     experts = dataclasses.replace(layer.feed_forward, experts=Experts(num_experts=8, num_active=2))
-    calibrated = Quantize(method="gptq") if name == "quantize" else TECHNIQUES[name]()
+    calibrated = Quantize(activations="int8-static") if name == "quantize" else TECHNIQUES[name]()
     for odd in (
         dataclasses.replace(layer, mixer=Recurrent(kind="mamba", num_heads=4, state_dim=16)),
         dataclasses.replace(layer, feed_forward=experts),

@@ -321,6 +321,15 @@ def test_without_text_the_model_writes_its_own(bed: Bed) -> None:
     assert "on text that the model wrote itself" in result.sentence
 
 
+@pytest.mark.parametrize(("max_loss", "answers"), [("5%", [384]), ("0.5%", [384, 544])])
+def test_a_model_writes_as_much_as_proves_the_loss(max_loss: str, answers: list[int], bed: Bed) -> None:
+    """32 prompts, 12 answers to each at first; what came first stays."""
+    bed.run(text=None, max_loss=max_loss)
+    told = [event.total for event in bed.events if isinstance(event, Progress) and event.activity == "write"]
+    text = next(event for event in bed.events if isinstance(event, TextRead))
+    assert sorted({*told}) == answers and text.smallest_provable < float(max_loss[:-1]) / 100
+
+
 def test_several_texts_the_worst_counts(bed: Bed, tmp_path: Path) -> None:
     from tests.optimize.fakes import write_text
 

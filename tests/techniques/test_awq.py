@@ -29,7 +29,8 @@ def test_scale_is_the_minimum_of_its_grid(weights: str, rotate: bool) -> None:
     formats = dict.fromkeys(consumers, format)
     choice = search_scale(consumers, formats, rows)
     scale_of = candidates(list(consumers.values()), rows)
-    errors = {point: output_error(consumers, formats, rows, scale_of(point)) for point in GRID}
+    seen = dict.fromkeys(consumers, rows)
+    errors = {point: output_error(consumers, formats, seen, scale_of(point)) for point in GRID}
     assert errors[choice.exponents] == min(errors.values())
     assert torch.equal(choice.scale, scale_of(choice.exponents))
     assert choice.errors == errors
@@ -42,7 +43,8 @@ def test_outliers_are_tamed(rotate: bool, left: float) -> None:
     formats = dict.fromkeys(consumers, format)
     choice = search_scale(consumers, formats, rows)
     assert choice.exponents[0] > 0
-    assert output_error(consumers, formats, rows, choice.scale) < left * output_error(consumers, formats, rows, None)
+    seen = dict.fromkeys(consumers, rows)
+    assert output_error(consumers, formats, seen, choice.scale) < left * output_error(consumers, formats, seen, None)
 
 
 @pytest.mark.parametrize("rotate", [True, False])
@@ -52,4 +54,5 @@ def test_plain_inputs_lose_nothing_by_equalizing(rotate: bool) -> None:
     format = Format(weights="int4", group_size=64, activations="int8", rotate=rotate, equalize=True)
     formats = dict.fromkeys(consumers, format)
     scale = balanced_scale(torch.ones(192), list(consumers.values()))
-    assert output_error(consumers, formats, rows, scale) < 1.05 * output_error(consumers, formats, rows, None)
+    seen = dict.fromkeys(consumers, rows)
+    assert output_error(consumers, formats, seen, scale) < 1.05 * output_error(consumers, formats, seen, None)

@@ -18,15 +18,15 @@ from snello.errors import SnelloError, Unsupported
 from snello.models import Model, load
 from snello.models.packed import PackedWeights, packed_bytes
 from snello.models.reference import Reference
-from snello.models.spec import Format, Spec, WeightFormat, linear_names
+from snello.models.spec import Format, Spec, WeightFormat, input_name, linear_names
 from snello.techniques.base import Context
-from snello.techniques.calibration import Calibrator, Statistic, together
+from snello.techniques.calibration import Calibrator, Routing, Statistic, together
 from snello.techniques.quantize import Method, Quantize, loudness, sensitivity
 from snello.techniques.quantize.rounding import Grouped
 from snello.techniques.quantize.size import average_bits, distribute, hull_steps, parse_budget, stored_bytes
-from snello.techniques.quantize.solve import solve
+from snello.techniques.quantize.solve import _gptq_unit, solve
 from snello.techniques.units import body_linears, units
-from tests.checkpoints import VARIANTS, make_checkpoint
+from tests.checkpoints import MIXTURES, VARIANTS, make_checkpoint
 from tests.techniques import real
 from tests.techniques.simulate import quantized_reference
 
@@ -280,12 +280,96 @@ def test_later_inputs_see_the_replaced_weights(variant: str, tmp_path: Path) -> 
             assert torch.allclose(calibrator.statistic(name).gram, x.T @ x / len(x), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("variant", MIXTURES)
+def test_an_expert_is_calibrated_on_the_rows_that_it_is_sent(variant: str, tmp_path: Path) -> None:
+    """On all of them and no others where they are enough, else on as many as channels: those sent, and the nearest."""
+    model = load(make_checkpoint(tmp_path / variant, variant))
+    texts = random_windows(4, 60)
+    seen, enough = hooked_inputs(Reference.from_model(model), texts), set[bool]()
+    with torch.inference_mode():
+        calibrator = Calibrator(model, texts)
+        for linear in (name for name in body_linears(model.spec) if ".experts." in name and not name.endswith("up")):
+            expert, x = linear.rpartition(".")[0], seen[linear]
+            name = input_name(linear) if linear.endswith("down") else f"{expert}.in"
+            statistic, rows = calibrator.statistic(name), torch.cat(list(calibrator._inputs(name)))
+            enough.add(len(x) >= x.shape[1])
+            assert len(rows) == max(x.shape) and torch.allclose(statistic.gram, rows.T @ rows / len(rows))
+            if len(x) == len(rows):
+                assert torch.allclose(rows, x, rtol=1e-3, atol=1e-4)
+                assert torch.allclose(statistic.peaks, x.abs().amax(0), rtol=1e-3, atol=1e-4)
+            else:
+                assert all(torch.isclose(rows, row, rtol=1e-3, atol=1e-3).all(1).any() for row in x)
+    assert enough == {True, False}
+
+
+def test_rows_that_are_missing_are_the_nearest() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shares = torch.rand(50, 4, generator=generator).softmax(1)
+    sent = torch.zeros(50, 4, dtype=torch.bool).scatter(1, shares.topk(2).indices, True)
+    sent[:, 3] = False  # never asked
+    routing = Routing(1, sent, shares)
+    assert torch.equal(routing.rows(0, 5), sent[:, 0]) and int(sent[:, 0].sum()) >= 5
+    more = routing.rows(0, int(sent[:, 0].sum()) + 3)
+    added, left = more & ~sent[:, 0], ~more
+    assert bool(more[sent[:, 0]].all()) and int(added.sum()) == 3
+    assert shares[added, 0].min() >= shares[left, 0].max()
+    assert torch.equal(routing.rows(3, 7), shares[:, 3] >= shares[:, 3].sort(descending=True).values[6])
+    assert bool(routing.rows(3, 1_000).all())  # there are no more
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_experts_are_rounded_as_if_each_were_alone(method: Method, tmp_path: Path) -> None:
+    """In the basis that they share, GPTQ gives each the integers that its own rows ask for; both beat the nearest."""
+    model, texts = load(make_checkpoint(tmp_path / "source", "mixtral")), random_windows(8, 60)
+    calibrator, name = Calibrator(model, texts), "layers.1.ffn.in"
+    unit = next(unit for unit in units(model.spec, body_linears(model.spec)) if unit.input == name)
+    weights = {linear: torch.from_numpy(model.weights.values(f"{linear}.weight")) for linear in unit.linears}
+    formats = dict.fromkeys(weights, Quantize(group_size=32, activations="float").format("int4"))
+    statistic, loud = calibrator.statistic(name), loudness.estimate(model, name)
+    found = solve(weights, formats, loud, method, statistic, seen=calibrator)
+    nearest = solve(weights, formats, loud).effective()
+    assert list(found.rounded) == list(unit.linears)
+    errors = {"nearest": 0.0, method: 0.0}
+    for number in range(5):
+        expert = f"layers.1.ffn.experts.{number}"
+        own, part = calibrator.statistic(f"{expert}.in"), {p: weights[f"{expert}.{p}"] for p in ("gate", "up")}
+        for p, effective in (("nearest", nearest), (method, found.effective())):
+            errors[p] += sum(relative_error(w, effective[f"{expert}.{key}"], own) for key, w in part.items())
+        if method == "gptq":
+            gram = found.basis.gram(own.gram)
+            alone = _gptq_unit(part, dict.fromkeys(part, formats[f"{expert}.up"]), found.basis, gram, "group")
+            assert all(torch.equal(found.rounded[f"{expert}.{p}"].q, matrix.q) for p, matrix in alone.items())
+    assert errors[method] < {"gptq": 0.8, "awq": 1.0}[method] * errors["nearest"]
+
+
+def test_experts_that_text_does_not_reach_are_calibrated_too(tmp_path: Path) -> None:
+    """The history says how many rows each was sent, and the engine runs what comes out."""
+    from tests.twins import arrays_of, in_memory
+
+    source = load(make_checkpoint(tmp_path / "source", "mixtral"))
+    arrays = arrays_of(source)
+    arrays["layers.1.ffn.router.weight"][2:] *= 0.02  # hardly ever before one of the first two
+    arrays["layers.1.ffn.router.weight"][0] = -arrays["layers.1.ffn.router.weight"][1]
+    uneven = in_memory(source, source.spec, arrays, "uneven")
+    options = Quantize(method="gptq", activations="float", head="float")
+    lean = options.apply(uneven, Context(output=tmp_path / "lean", windows=random_windows()))
+    sent = lean.history[-1]["rows_sent"]
+    assert list(sent) == ["layers.0.ffn.in", "layers.1.ffn.in"]
+    assert all(sum(counts) == 2 * 120 for counts in sent.values()) and min(sent["layers.1.ffn.in"]) < 96
+    tokens = random_windows(1)[0]
+    with torch.inference_mode():
+        expected = Reference.from_model(lean)(torch.from_numpy(tokens.astype(np.int64))[None])[0].numpy()
+    with NativeExecutor(lean) as executor:
+        assert np.abs(executor.logits(tokens) - expected).max() < 1e-3 * np.abs(expected).max()
+
+
 @torch.inference_mode()
 def hooked_inputs(reference: Reference, texts: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
     """Inputs (rows, K) of every linear of the blocks, by its name."""
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in body_linears(reference.spec)}
     for name, rows in seen.items():
-        hook = lambda module, arguments, rows=rows: rows.append(arguments[0].flatten(0, 1))  # noqa: E731
+        hook = lambda module, arguments, rows=rows: rows.append(arguments[0].flatten(0, -2))  # noqa: E731
         reference.get_submodule(name).register_forward_pre_hook(hook)
     for window in texts:
         reference(torch.from_numpy(window.astype(np.int64))[None])
@@ -381,6 +465,7 @@ OPTIONS = {
 CASES = [("preset", variant) for variant in VARIANTS]
 CASES += [(case, variant) for case in OPTIONS if case != "preset" for variant in ("llama", "bert-classify")]
 CASES += [("mixed-gptq", variant) for variant in ("gpt-neox", "gemma2")]
+CASES += [(case, variant) for case in ("awq", "int3-gptq", "int4-gptq-row", "smoothquant") for variant in MIXTURES]
 
 
 @pytest.mark.parametrize(("case", "variant"), CASES)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from snello.errors import SnelloError
 from snello.models.families.config import Config
 from snello.models.families.family import ExpertStems, Family
-from snello.models.families.llama import IGNORED, STEMS, decoder, mistral_windows, qwen_windows
+from snello.models.families.llama import IGNORED, STEMS, decoder, mistral_windows
 from snello.models.spec import Experts, FeedForward, Spec, Task
 
 # What only training and its losses look at.
@@ -52,9 +52,20 @@ def _qwen3_moe(config: Config, task: Task) -> Spec:
         qkv_bias=bias,
         out_bias=bias,
         qk_norm=True,
-        windows=qwen_windows(config),
+        windows=_qwen3_windows(config),
         feed_forwards=_qwen3_feed_forwards(config),
     )
+
+
+def _qwen3_windows(config: Config) -> tuple[int | None, ...]:
+    """One window for all layers, or none. Transformers 5 does not look at `max_window_layers` here, as it does in dense
+    Qwen models.
+    """
+    config.raw("max_window_layers")
+    if config.flag("use_sliding_window", False):
+        return mistral_windows(config)
+    config.raw("sliding_window")
+    return (None,) * config.integer("num_hidden_layers")
 
 
 def _qwen3_feed_forwards(config: Config) -> tuple[FeedForward, ...]:

@@ -53,7 +53,8 @@ class Quantize:
     lets later columns repair the errors of earlier ones on calibration text; `awq` searches the s that loses least.
     `hqq` moves r and s[n, g] to lessen the sum of |error|^0.7 instead of its square, without text; `smoothquant`, for
     INT8, takes s = max|X|^alpha / max|W|^(1 - alpha) per channel, from calibration text. Static activations have one
-    scale per input, the largest magnitude in calibration text / 127. bf16 and fp16 are casts.
+    scale per input, the largest magnitude in calibration text / 127. bf16 and fp16 are casts. Experts are calibrated on
+    the rows that the router sends them.
 
     When it hurts: small models and narrow layers have little room, INT4 without calibration costs them most; tasks that
     hang on exact recall suffer before the average loss shows it; INT3 loses more than INT4. HQQ trades
@@ -179,10 +180,10 @@ class Quantize:
         return [self.format(self.weights)]
 
     def _without_experts(self) -> str | None:
-        """What to do instead where there are experts, which calibration text reaches unevenly, some not at all."""
+        """What to do instead where there are experts, which the core runs with one format and scales by row."""
         if self.weights == "mixed":
             return "with experts, weights are int4, int3 or int8 throughout"
-        return "with experts, use method='rtn' or 'hqq' and activations='int8' or 'float'" if self.calibrates else None
+        return "with experts, use activations='int8' or 'float'" if self.activations == "int8-static" else None
 
     def apply(self, model: Model, context: Context) -> Model:
         """Writes a lean folder at `context.output` and loads it."""

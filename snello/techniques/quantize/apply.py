@@ -61,7 +61,11 @@ def quantize(options: Quantize, model: Model, context: Context) -> Model:
     spec, decided = decide(options, model, context)
     entry = {"technique": "quantize", "options": dataclasses.asdict(options), "seed": context.seed, **decided}
     history = (*model.history, entry)
-    write_lean_folder(context.output, spec, model, history, lambda writer: fill(writer, options, model, spec, context))
+
+    def write(writer: Writer) -> None:
+        entry.update(fill(writer, options, model, spec, context))
+
+    write_lean_folder(context.output, spec, model, history, write)
     return load(context.output)
 
 
@@ -81,18 +85,26 @@ def decide(options: Quantize, model: Model, context: Context) -> tuple[Spec, dic
 
 
 @torch.inference_mode()
-def fill(writer: Writer, options: Quantize, model: Model, spec: Spec, context: Context) -> None:
-    """Every tensor of the result, in the order of computation."""
+def fill(writer: Writer, options: Quantize, model: Model, spec: Spec, context: Context) -> dict[str, Any]:
+    """Every tensor of the result, in the order of computation; for the history, how many rows each expert was sent."""
     integer = [name for name in linear_names(spec) if spec.format(name).weights in INTEGER]
     calibrator = Calibrator(model, context.windows, TEXTLESS) if integer and options.calibrates else None
     written = {"embedding.tokens.weight"} if "embedding" in dict(spec.formats) else set[str]()
     if written:
         _write_embedding(writer, model)
-    work = units(spec, integer)
+    work, sent = units(spec, integer), dict[str, list[int]]()
     for done, unit in enumerate(work):
         context.progress(f"quantize {unit.input}", done / len(work))
+        if calibrator is not None and mixes(unit):
+            sent[unit.input] = calibrator.num_sent(int(unit.input.split(".")[1]))
         written |= _write_unit(writer, options, model, spec, unit, calibrator)
     _copy_rest(writer, model, spec, written)
+    return {"rows_sent": sent} if sent else {}
+
+
+def mixes(unit: Unit) -> bool:
+    """Whether this input is read by experts, each of which sees rows of its own."""
+    return unit.input.endswith(".ffn.in") and ".experts." in unit.linears[0]
 
 
 def _write_unit(
@@ -104,7 +116,8 @@ def _write_unit(
     seen = calibrator if is_calibrated(spec, unit) else None
     statistic = seen.statistic(unit.input) if seen is not None and options.method not in DATA_FREE else None
     loud = loudness.estimate(model, unit.input)
-    solution = solve(weights, formats, loud, options.method, statistic, options.alpha, options.scales)
+    of_experts = seen if mixes(unit) else None
+    solution = solve(weights, formats, loud, options.method, statistic, options.alpha, options.scales, of_experts)
     if seen is not None:
         if spec.format(unit.linears[0]).activations == "int8-static":
             step = static_step(seen.largest(unit.input, solution.basis.inputs))

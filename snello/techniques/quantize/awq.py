@@ -20,6 +20,7 @@ from snello.techniques.quantize.rounding import GRIDS, round_activations, round_
 Exponents = tuple[float, float]
 GRID: tuple[Exponents, ...] = tuple((a / 4, b / 2) for a in range(5) for b in range(3))
 JUDGED_ROWS = 256  # outputs of each linear, evenly spaced
+MANY, LEAST_JUDGED = 4, 16  # of more linears than this, fewer outputs are judged, but never fewer than these
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,21 @@ class Choice:
 
 
 def search_scale(
-    consumers: Mapping[str, Tensor], formats: Mapping[str, Format], rows: Tensor, scales: Scales = "group"
+    consumers: Mapping[str, Tensor],
+    formats: Mapping[str, Format],
+    rows: Tensor,
+    scales: Scales = "group",
+    own: Mapping[str, Tensor] | None = None,
 ) -> Choice:
-    """The best scale for these linears, by name, on sampled inputs `rows` (M, K)."""
-    judged = {name: w[:: max(1, len(w) // JUDGED_ROWS)] for name, w in consumers.items()}
+    """The best scale for these linears, by name, on sampled inputs `rows` (M, K).
+
+    `own`: the rows that each linear sees, where that is not all of them; so experts count by how often they are asked.
+    """
+    few = JUDGED_ROWS if len(consumers) <= MANY else max(LEAST_JUDGED, MANY * JUDGED_ROWS // len(consumers))
+    judged = {name: w[:: max(1, len(w) // few)] for name, w in consumers.items()}
     scale_of = candidates(list(consumers.values()), rows)
-    errors = {point: output_error(judged, formats, rows, scale_of(point), scales) for point in GRID}
+    own = own or dict.fromkeys(consumers, rows)
+    errors = {point: output_error(judged, formats, own, scale_of(point), scales) for point in GRID}
     best = min(GRID, key=lambda point: errors[point])
     return Choice(scale_of(best), best, errors)
 
@@ -50,14 +60,18 @@ def candidates(consumers: list[Tensor], rows: Tensor) -> Callable[[Exponents], T
 def output_error(
     consumers: Mapping[str, Tensor],
     formats: Mapping[str, Format],
-    rows: Tensor,
+    seen: Mapping[str, Tensor],
     scale: Tensor | None,
     scales: Scales = "group",
 ) -> float:
-    """Squared error of all outputs, relative to their energy, when rounded to nearest with this input scale."""
+    """Squared error of all outputs for the rows (M, K) that each linear sees, relative to their energy, when rounded to
+    nearest with this input scale.
+    """
     error = energy = 0.0
     for name, w in consumers.items():
-        format = formats[name]
+        format, rows = formats[name], seen[name]
+        if not len(rows):
+            continue
         basis = Basis(w.shape[1], scale, format.rotate)
         stored = basis.weights(w)
         grid = GRIDS.get(format.weights)

@@ -1,20 +1,21 @@
 """One unit, the linears that read one input: its basis, and its integers by the chosen method.
 
 Round-to-nearest and HQQ balance the input scale on what weights tell, GPTQ on what calibration saw; AWQ searches it
-and SmoothQuant takes its own.
+and SmoothQuant takes its own. The experts of a layer read one input and share its scale, but each sees rows of its own:
+GPTQ has a Gram matrix for each, and AWQ judges each by the rows that it is sent.
 Results know both faces of a matrix: the integers that are stored, and the effective weights in the plain basis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from snello.models.spec import Format
-from snello.techniques.calibration import Statistic
+from snello.techniques.calibration import Calibrator, Statistic
 from snello.techniques.quantize import ALPHA, Method, Scales
 from snello.techniques.quantize.awq import search_scale
 from snello.techniques.quantize.basis import Basis, balanced_scale, chunk_rows, column_rms
@@ -56,11 +57,20 @@ def solve(
     statistic: Statistic | None = None,
     alpha: float = ALPHA,
     scales: Scales = "group",
+    seen: Calibrator | None = None,
 ) -> Solution:
-    """`loudness` (K) of the input as estimated from weights; without a statistic only rtn and hqq are what they say."""
-    basis = choose_basis(consumers, formats, loudness, method, statistic, alpha, scales)
+    """`loudness` (K) of the input as estimated from weights; without a statistic only rtn and hqq are what they say.
+
+    `seen`, where the consumers are experts that share an input, says which of its rows each of them sees.
+    """
+    basis = choose_basis(consumers, formats, loudness, method, statistic, alpha, scales, seen)
     if method == "gptq" and statistic is not None:
-        return Solution(basis, _gptq_unit(consumers, formats, basis, basis.gram(statistic.gram), scales))
+        rounded: dict[str, Grouped | Int8] = {}
+        for expert, names in by_expert(consumers).items():
+            own = statistic if seen is None or expert is None else seen.statistic(f"{expert}.in")
+            part = {name: consumers[name] for name in names}
+            rounded |= _gptq_unit(part, formats, basis, basis.gram(own.gram), scales)
+        return Solution(basis, rounded)
     return Solution(basis, {name: _rounded(w, basis, formats[name], method, scales) for name, w in consumers.items()})
 
 
@@ -72,16 +82,29 @@ def choose_basis(
     statistic: Statistic | None,
     alpha: float = ALPHA,
     scales: Scales = "group",
+    seen: Calibrator | None = None,
 ) -> Basis:
     """The basis that these linears share: not equalized, or by the method's input scale."""
     format = formats[next(iter(consumers))]
     if not format.equalize:
         return Basis(len(loudness), None, format.rotate)
     if method == "awq" and statistic is not None:
-        scale = search_scale(consumers, formats, statistic.rows, scales).scale
+        rows = statistic.rows
+        sent = {e: rows if seen is None or e is None else seen.sent(e, rows) for e in by_expert(consumers)}
+        own = {name: sent[expert] for expert, names in by_expert(consumers).items() for name in names}
+        scale = search_scale(consumers, formats, rows, scales, own).scale
     else:
         scale = _input_scale(consumers, loudness, method, statistic, alpha)
     return Basis(len(loudness), scale, format.rotate)
+
+
+def by_expert(linears: Iterable[str]) -> dict[str | None, list[str]]:
+    """Linears of one input by the expert that they belong to; None: to none, or to the only one that reads it."""
+    grouped: dict[str | None, list[str]] = {}
+    for name in linears:
+        expert, _, part = name.rpartition(".")
+        grouped.setdefault(expert if ".experts." in name and part != "down" else None, []).append(name)
+    return grouped
 
 
 def _input_scale(

@@ -1,4 +1,4 @@
-"""Text that a model writes itself: drawn from its own shares, the same however it is begun, and as much as is needed."""
+"""Text that a model writes itself: drawn from its own shares, the same however it is begun, and enough of it."""
 
 from __future__ import annotations
 

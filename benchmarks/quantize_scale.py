@@ -10,7 +10,9 @@ real ones do: no step of a method depends on values. The bound on memory is the 
 weights in FP32, times 1.3, plus 2 GB. Beside the peak of all resident pages stands that of anonymous memory: pages of
 the mapped source are given back when anybody needs the room. With `--optimize` the whole proof is made: that one step
 is judged on the text, timed, and published. Only the original inside Transformers is left out: that is a second copy of
-the whole model. The shape gets a real tokenizer, since two texts in bytes have everything in common.
+the whole model. The shape gets a real tokenizer, since two texts in bytes have everything in common. With `--keep` that
+run stays in a folder: one that was interrupted (Ctrl-C) goes on, its peaks are the largest and its seconds the sum of
+all parts.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ import argparse
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shared", action="store_true", help="say in the result that others used the cores too")
     parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
+    parser.add_argument("--keep", type=Path, help="a folder for the run of --optimize, from which it goes on")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.optimize and (options.text is None or options.tokenizer is None):
@@ -65,6 +70,8 @@ def main() -> None:
     if not options.optimize:
         random_model(options.shape, "bf16")  # made once, and kept: not part of the time
     found = fresh(options)
+    if found.get("exit") == 130:
+        sys.exit("interrupted; the same command goes on from here")
     command = f"python -m benchmarks.quantize_scale --shape {options.shape} --method {options.method}"
     calibrates = options.method in ("awq", "gptq")
     facts = {
@@ -86,16 +93,29 @@ def main() -> None:
 
 def fresh(options: argparse.Namespace) -> dict[str, Any]:
     """The same options in a process of their own."""
-    with tempfile.TemporaryDirectory() as folder:
+    with kept_folder(options.keep) as folder:
         arguments = [f"--{name}={getattr(options, name)}" for name in ("shape", "method", "tokens", "threads")]
         arguments += (
             ["--optimize", f"--text={options.text}", f"--tokenizer={options.tokenizer}"] if options.optimize else []
         )
         command = [sys.executable, "-m", "benchmarks.quantize_scale", *arguments, "--worker", f"{folder}/lean"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT, env=environment, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        apart = {"cwd": ROOT, "env": environment, "start_new_session": True}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **apart) as worker:
+            signal.signal(signal.SIGINT, lambda *_: worker.send_signal(signal.SIGINT))  # once: it finishes what it does
+            assert worker.stdout is not None
+            said = worker.stdout.read()
+        if worker.returncode:
+            raise subprocess.CalledProcessError(worker.returncode, command)
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
     return found
+
+
+def kept_folder(folder: Path | None) -> AbstractContextManager[Any]:
+    if folder is None:
+        return tempfile.TemporaryDirectory()
+    folder.mkdir(parents=True, exist_ok=True)
+    return nullcontext(folder.resolve())
 
 
 def work(options: argparse.Namespace) -> dict[str, Any]:
@@ -138,11 +158,20 @@ def prove(options: argparse.Namespace) -> dict[str, Any]:
     watch = Watch()
     begin = time.perf_counter()
     result = run.run(folder, output=options.worker, workbench=Bench(options.threads), on_event=tell, **wishes)
-    return {
+    found = {
         "seconds": round(time.perf_counter() - begin, 1),
-        "sentence": result.sentence,
         "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_anonymous_bytes": watch.stop(),
+    }
+    parts = options.worker.with_name("parts.json")  # of a run that was interrupted
+    every = [found, *(json.loads(parts.read_text()) if parts.exists() else [])]
+    parts.write_text(json.dumps(every))
+    return {
+        "exit": result.exit_code,
+        "sentence": result.sentence,
+        "seconds": round(sum(part["seconds"] for part in every), 1),
+        "parts": len(every),
+        **{peak: max(part[peak] for part in every) for peak in ("peak_resident_bytes", "peak_anonymous_bytes")},
         "bound_bytes": memory_bound(load(folder).spec),
     }
 
@@ -152,10 +181,11 @@ def with_tokenizer(shape: str, tokenizer: Path, folder: Path) -> Path:
     made = peers_folder() / "checkpoints" / shape
     if not made.is_dir():
         write_checkpoint(shape_of(shape), made)
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (folder / name).symlink_to(made / name)
-    (folder / "tokenizer.json").symlink_to(tokenizer.resolve())
+    folder.mkdir(exist_ok=True)
+    files = {name: made / name for name in ("config.json", "model.safetensors")}
+    for name, file in {**files, "tokenizer.json": tokenizer.resolve()}.items():
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(file)
     return folder
 
 

@@ -98,6 +98,17 @@ def test_half_of_each_group_goes_and_it_is_the_smaller_half(group: int, kind: st
         assert gone.sum() == group // 2 and values[gone].max() <= values[~gone].min()
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("amount", AMOUNTS)
+@pytest.mark.parametrize("shape", [(1, 7), (31, 45), (96, 200)], ids=str)
+def test_whole_lines_are_torchs_ln_structured_bit_for_bit(shape: tuple[int, int], amount: float, dim: int) -> None:
+    w = matrix(*shape, "plain")
+    theirs = prune.ln_structured(linear(w), "weight", amount, n=2, dim=dim)
+    ours = masks.weakest_lines(w, amount, dim)
+    assert torch.equal(~ours, theirs.weight_mask.bool())
+    assert torch.equal(w.masked_fill(ours, 0.0), theirs.weight)
+
+
 # ---- wanda ----------------------------------------------------------------------------------------------------------
 
 

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from snello.techniques.base import Context
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
-Pattern = Literal["unstructured", "2:4", "4:8"]
+Pattern = Literal["unstructured", "2:4", "4:8", "rows", "columns"]
 Scope = Literal["row", "layer", "global"]
 
 GROUPS = {"2:4": 4, "4:8": 8}  # of so many neighbours in a row, half are zero
+LINES = {"rows": 0, "columns": 1}  # whole outputs or inputs of each linear, by dimension
 SCOPES: dict[str, tuple[Scope, ...]] = {  # what a method can rank weights over; the first is its own
     "magnitude": ("layer", "row", "global"),
     "wanda": ("row", "layer"),
@@ -41,7 +42,8 @@ class Sparsify:
     Formula: magnitude drops the smallest |w|; wanda the smallest |w[n, k]| * |x[k]|_2 in each row n, x the inputs on
     calibration text; sparsegpt the smallest w[n, k]^2 / U[k, k]^2 and then moves the columns to come by
     -w[n, k] U[k, k+1:] / U[k, k], U the upper Cholesky factor of the inverse of X^T X. 2:4 drops two of every four
-    neighbours in a row, 4:8 four of eight. Later layers are calibrated on what the pruned earlier ones give.
+    neighbours in a row, 4:8 four of eight; rows and columns are whole outputs or inputs, of the smallest |w|_2.
+    Later layers are calibrated on what the pruned earlier ones give.
 
     When it hurts: nothing gets faster or smaller here. The zeros are stored and multiplied like all weights, so this is
     a study, or a start for what removes or retrains weights. Loss grows steeply above half; small models have less to
@@ -59,7 +61,8 @@ class Sparsify:
         default=0.5, metadata={"help": "Share of the blocks' weights that become zero, between 0 and 1."}
     )
     pattern: Pattern = field(
-        default="unstructured", metadata={"help": "Where zeros may lie: anywhere, or half of each 4 or 8 neighbours."}
+        default="unstructured",
+        metadata={"help": "Where zeros may lie: anywhere, half of each 4 or 8 neighbours, whole rows or columns."},
     )
     scope: Scope | None = field(
         default=None,
@@ -84,9 +87,13 @@ class Sparsify:
                 f"pattern {self.pattern} makes half of the weights zero, not sparsity={self.sparsity}",
                 "leave sparsity out, or use pattern='unstructured'",
             )
-        if self.group and self.scope is not None:
+        if self.pattern != "unstructured" and self.scope is not None:
+            hint = "each group ranks its own weights" if self.group else "each linear ranks its own rows or columns"
+            raise SnelloError(f"scope={self.scope!r} has no meaning with pattern {self.pattern}", hint)
+        if self.pattern in LINES and self.method != "magnitude":
             raise SnelloError(
-                f"scope={self.scope!r} has no meaning with pattern {self.pattern}", "each group ranks its own weights"
+                f"{self.method} ranks single weights, not whole {self.pattern}",
+                "use method='magnitude', or `snello apply prune`, which removes them",
             )
 
     @property

@@ -21,7 +21,7 @@ from snello.models.packed_writer import PackedWriter
 from snello.models.parameters import matrix_names
 from snello.techniques.calibration import Calibrator, check_windows
 from snello.techniques.curvature import inverse_factor
-from snello.techniques.sparsify import masks
+from snello.techniques.sparsify import LINES, masks
 from snello.techniques.sparsify.cut import global_counts
 from snello.techniques.sparsify.sparsegpt import sparsegpt
 from snello.techniques.units import Unit, body_linears, units
@@ -86,6 +86,9 @@ class Pruner:
 
     def _solve(self, unit: Unit, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.calibrator is None:
+            if self.options.pattern in LINES:
+                share, dim = self.options.sparsity, LINES[self.options.pattern]
+                return {k: w.masked_fill(masks.weakest_lines(w, share, dim), 0.0) for k, w in weights.items()}
             return {linear: w.masked_fill(self._mask(linear, w.abs()), 0.0) for linear, w in weights.items()}
         if self.options.method == "wanda":
             energy = self.calibrator.energy(unit.input)

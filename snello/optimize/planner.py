@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from snello.errors import Unsupported
 from snello.measure.machine import Ceiling, Machine, ceiling
 from snello.measure.sizes import cache_bytes, linear_bytes, num_weights, weights_bytes
-from snello.measure.speed import Workload
+from snello.measure.speed import Workload, lasting
 from snello.models.spec import Spec
 from snello.optimize.gate import PAYS, percent
 from snello.optimize.recipe import Stage, Step
@@ -196,5 +196,5 @@ def forecast_for(
     """From measurements where there are any, else from the ceilings at a fifth of their speed."""
     limit = goal.ceiling(spec)
     tokens_per_second = speed or limit.prefill_tokens_per_second / 5
-    seconds = run_seconds or 2 * limit.seconds(goal.workload.prompt, goal.workload.generate)
+    seconds = lasting(run_seconds or 2 * limit.seconds(goal.workload.prompt, goal.workload.generate))
     return Forecast(num_weights(spec), score_tokens, tokens_per_second, seconds)

@@ -10,7 +10,7 @@ import pytest
 
 from snello.errors import Unsupported
 from snello.measure.memory import resident_bytes
-from snello.measure.speed import Clock, Workload, bench, cost
+from snello.measure.speed import Clock, Workload, bench, cost, lasting, steadied
 from tests.optimize import fakes
 
 
@@ -69,3 +69,18 @@ def test_bench_document(runner: Any) -> None:
 
 def test_resident_bytes() -> None:
     assert resident_bytes("VmHWM") >= resident_bytes() > 10**6
+
+
+def test_a_hiccup_is_not_what_a_small_model_costs(runner: Any) -> None:
+    """Short runs are repeated and their median counts; a run that lasts is done once."""
+    costs = iter([0.010, 0.150, 0.011, *[0.0101] * 50])
+
+    def run() -> float:
+        seconds = next(costs)
+        fakes.FakeTime.spend(seconds)
+        return seconds
+
+    assert steadied(run) == pytest.approx(0.0101) and next(costs) == 0.0101 and lasting(0.010) == 0.15
+    slow = iter([0.3, 9.0])
+    assert steadied(lambda: (fakes.FakeTime.spend(0.3), next(slow))[1]) == 0.3 and lasting(0.3) == 0.3
+    assert lasting(0.1) == 0.25

@@ -309,9 +309,12 @@ def scale() -> str:
 
 def planned() -> str:
     """The planner's chain beside the best single step of the same run; then each part's own share."""
-    lines = ["| model, goal, budget | the chain over the original (95%) | loses at most |", "|---|---:|---:|"]
+    lines = [
+        "| model, goal, budget, processor | the chain over the original (95%) | loses at most |",
+        "|---|---:|---:|",
+    ]
     for name, goal, row in _plans():
-        told, chain = f"{name}, {goal}, {row['max_loss']:.0%}", row["planner"]
+        told, chain = f"{name}, {goal}, {row['max_loss']:.0%}, {row['machine']}", row["planner"]
         lines.append(f"| {told}: {' + '.join(chain['parts'])} | {_times(chain['speedup'])} | {_most(chain)} |")
         for single, found in row["rows"].items():
             if found.get("parts") == 1 and found["loss_at_most"] <= row["max_loss"]:

@@ -120,7 +120,7 @@ class Climb:
         assert self.fault is not None
         first = yield from first_rows(self.examiner, self.ledger, self.fault)
         original = self.original
-        speed = original.speed.prefill_tokens_per_second.mid if original.speed else None
+        speed = original.speed.prefill_tokens_per_second.mid if original.speed else self._reading_speed()
         self.forecast = self._forecast(speed, original.cost if self.request.goal == "latency" else None)
         assert original.cost is not None
         self.overhead.learn(original.spec, original.cost)
@@ -137,6 +137,12 @@ class Climb:
             return
         for stage in self.stages:
             yield from self.stage(stage)
+
+    def _reading_speed(self) -> float | None:
+        """Tokens a second at which the original read the text of the search: an encoder has no other speed."""
+        seconds = self.examiner.seconds_to_read(self.original, "select")
+        tokens = sum(source.tokens("select") for source in self.examiner.texts.sources)
+        return tokens / seconds if seconds else None
 
     def _forecast(self, speed: float | None, run_seconds: float | None) -> Forecast:
         """From what was measured of the original, else from its ceilings."""

@@ -88,8 +88,7 @@ class Examiner:
 
     def read(self, candidate: Candidate, cut: str, stage: str) -> Run:
         """The candidate's reading of one cut."""
-        blocks = self.texts.blocks(cut)
-        inputs = {"model": candidate.digest, "text": self.texts.sha256, "cut": cut, "ruler": self.ruler.name}
+        blocks, inputs = self.texts.blocks(cut), self._read_inputs(candidate, cut)
 
         def work(report: Report) -> Any:
             def step(done: int, total: int) -> None:
@@ -100,6 +99,14 @@ class Examiner:
 
         unit = yield from self.worker.unit(stage, "read", inputs, work)
         return Reading.load(dict(unit.arrays))
+
+    def _read_inputs(self, candidate: Candidate, cut: str) -> dict[str, str]:
+        return {"model": candidate.digest, "text": self.texts.sha256, "cut": cut, "ruler": self.ruler.name}
+
+    def seconds_to_read(self, candidate: Candidate, cut: str) -> float | None:
+        """How long `read` took; None where it was not done."""
+        unit = self.worker.known("read", self._read_inputs(candidate, cut))
+        return None if unit is None else unit.seconds
 
     def evidence(
         self, candidate: Candidate, reading: Reading, against: Reading, cut: str, base: Candidate | None, stage: str

@@ -45,6 +45,7 @@ from snello.models.spec import Spec
 RESULTS = ROOT / "benchmarks" / "results" / "quantize_scale.json"
 WINDOW = 1024
 SAMPLE_SECONDS = 0.02
+PROOF = ("text", "tokenizer", "time-budget")
 
 
 def main() -> None:
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shared", action="store_true", help="say in the result that others used the cores too")
     parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
+    parser.add_argument("--time-budget", type=float, default=1800.0, metavar="SECONDS", help="of --optimize")
     parser.add_argument("--keep", type=Path, help="a folder for the run of --optimize, from which it goes on")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -77,7 +79,8 @@ def main() -> None:
     facts = {
         "command": command
         + (f" --tokens {options.tokens}" if calibrates else "")
-        + (f" --optimize --text {options.text} --tokenizer {options.tokenizer}" if options.optimize else ""),
+        + (f" --optimize --text {options.text} --tokenizer {options.tokenizer}" if options.optimize else "")
+        + (f" --time-budget {options.time_budget:g}" if options.time_budget != 1800 else ""),
         "when": time.strftime("%Y-%m-%d"),
         "processor": cpu_name(),
         "threads": options.threads,
@@ -96,7 +99,9 @@ def fresh(options: argparse.Namespace) -> dict[str, Any]:
     with kept_folder(options.keep) as folder:
         arguments = [f"--{name}={getattr(options, name)}" for name in ("shape", "method", "tokens", "threads")]
         arguments += (
-            ["--optimize", f"--text={options.text}", f"--tokenizer={options.tokenizer}"] if options.optimize else []
+            ["--optimize", *(f"--{name}={getattr(options, name.replace('-', '_'))}" for name in PROOF)]
+            if options.optimize
+            else []
         )
         command = [sys.executable, "-m", "benchmarks.quantize_scale", *arguments, "--worker", f"{folder}/lean"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
@@ -154,7 +159,7 @@ def prove(options: argparse.Namespace) -> dict[str, Any]:
     folder = with_tokenizer(options.shape, options.tokenizer, options.worker.with_name("original"))
     step = Step("quantize", {"weights": "int4", "method": options.method})
     recipe = Recipe(stages=(Stage(f"int4, {options.method}", (step,)),))
-    wishes = {"recipe": recipe, "text": options.text, "max_loss": "50%"}
+    wishes = {"recipe": recipe, "text": options.text, "max_loss": "50%", "time_budget": options.time_budget}
     watch = Watch()
     begin = time.perf_counter()
     result = run.run(folder, output=options.worker, workbench=Bench(options.threads), on_event=tell, **wishes)

@@ -147,6 +147,16 @@ def test_mixture_settings() -> None:
     assert normalized is not None and normalized.normalized
 
 
+def test_a_mixture_of_qwens_has_one_window_for_all_layers() -> None:
+    """As Transformers 5 reads it, which does not look at `max_window_layers` here."""
+
+    def windows(**settings: Any) -> set[int | None]:
+        return {layer.mixer.window for layer in spec_from_config(QWEN3_MOE | settings).layers}  # type: ignore[union-attr]
+
+    assert windows(sliding_window=7) == windows(use_sliding_window=True, sliding_window=None) == {None}
+    assert windows(use_sliding_window=True, sliding_window=7, max_window_layers=1) == {7}
+
+
 @pytest.mark.parametrize("base", [MIXTRAL, QWEN3_MOE])
 def test_experts_are_counted_under_either_name(base: dict[str, Any]) -> None:
     plain = {key: value for key, value in base.items() if key not in ("num_experts", "num_local_experts")}

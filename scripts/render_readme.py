@@ -213,24 +213,6 @@ def _methods(model: str, measured: Mapping[str, Any]) -> str:
     return "\n".join([f"{told}; `{measured['command']}`:", "", *lines, *_pairs_of_methods(measured.get("pairs", []))])
 
 
-def of_experts() -> str:
-    """Methods on a mixture, and rules for the rows that an expert is calibrated on."""
-    parts = []
-    for model, found in _read("quantize_experts.json").items():
-        told = f"{found['experts']} experts, {found['active']} for each token, in every layer of `{model}`"
-        tokens = f"{found['tokens']:,} held-out tokens, {found['calibration_tokens']:,} of calibration"
-        parts += [f"{told}; {tokens}; `{found['command']}`:", "", "| | added loss (95% bounds) | weights |"]
-        parts += ["|---|---:|---:|"]
-        for name, row in found["rows"].items():
-            parts.append(f"| {name} | {_added(row)} | {row['weights_bytes'] / 1e6:.1f} MB |")
-        parts += ["", "| two ways | the second loses more by (95% bounds) | p, Holm |", "|---|---:|---:|"]
-        for pair in (pair for pair in found["pairs"] if "gptq" in (pair["first"] + pair["second"]).split(", ")):
-            bounds = pair["difference_nats"]
-            said = f"{bounds['mid']:+.4f} ({bounds['low']:+.4f} to {bounds['high']:+.4f})"
-            parts.append(f"| {pair['first']}; {pair['second']} | {said} | {pair['p_holm']:.4f} |")
-    return "\n".join(parts)
-
-
 def _draws(row: Mapping[str, Any]) -> str:
     """Other draws of calibration text, where there were any."""
     others = row.get("other_draws", [])
@@ -517,7 +499,6 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "headline": headline,
         "scale": scale,
         "outliers": outliers,
-        "experts": of_experts,
     },
     "docs/eviction.md": {"forgetting": forgetting},
     "docs/convolution.md": {"convolved": convolved},

@@ -5,8 +5,8 @@
 
 adds to benchmarks/results/distill_after_prune.json, row by row, so that a run that was stopped goes on: the original;
 its control (the original trained on the same tokens of text); and for each dimension and fraction the pruned model, the
-same healed by the original, and the same shape from random weights on the same tokens, taught alike. All losses are
-nats a token on held-out windows, with a two-sided 90% interval of the pruned model's increase from redrawing windows;
+same healed by the original, and the same shape from random weights on the same tokens, taught alike at a rate of its
+own. All losses are nats a token on held-out windows, with a two-sided 90% interval of the increase from redrawing them;
 `over_the_better` compares with the original or the control, whichever is better. `--speed` needs a quiet machine and
 adds decode speed over the original's, taken in turn. Training text shares no 13 tokens in a row with held-out windows.
 """
@@ -34,6 +34,7 @@ from snello.techniques.prune import Prune
 
 RESULTS = Path(__file__).parent / "results" / "distill_after_prune.json"
 CALIBRATION = 24
+USUAL_RATE = 1e-3
 SPREAD = 0.02  # of random weights, as GPT-2's and most after it
 
 
@@ -44,7 +45,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--keep", required=True, type=Path, help="where the folders are left, or found")
     parser.add_argument("--tokens", type=int, default=200_000, help="of training, for every row")
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=USUAL_RATE)
+    parser.add_argument("--scratch-rate", type=float, default=USUAL_RATE, help="of what begins from random weights")
     parser.add_argument("--windows", type=int, default=40, help="held-out windows of 256 tokens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=["ffn 50%", "layers 50%", "ffn 25%", "width 25%", "layers 25%"])
@@ -52,7 +54,7 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true", help="only time what is in --keep")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    study = Pruned(args, RESULTS, args.threads)
+    study = Pruned(args, RESULTS, args.threads, "" if args.rate == USUAL_RATE else f", rate {args.rate:g}")
     study.timed() if args.speed else study.all()
 
 
@@ -95,7 +97,7 @@ class Pruned(Study):
         if row in self.args.scratch:
             start = self.made(f"{row}, random", lambda path: random_weights(pruned, self.original, path))
             name = f"{row}, from scratch"
-            self._row(name, self.trained(name, start, self.heal))
+            self._row(name, self.trained(name, start, dataclasses.replace(self.heal, rate=self.args.scratch_rate)))
 
     def _prune(self, options: dict[str, Any], calib: list[np.ndarray], path: Path) -> Model:
         return Prune(**options).apply(self.original, Context(output=path, windows=calib))
@@ -112,6 +114,7 @@ class Pruned(Study):
             f"python -m benchmarks.distill_after_prune --model {args.model} --train {args.train} --text {args.text} "
             f"--keep DIR --tokens {args.tokens} --rate {args.rate:g} --threads {args.threads}, then with --speed"
         )
+        own["scratch_rate"] = args.scratch_rate
         own["text"] = self.tokens
         own["options"] = dataclasses.asdict(self.heal)
 

@@ -30,11 +30,12 @@ class Study:
 
     Args:
         args: with `model`, `keep`, and for `cut` also `train`, `text`, `windows` and `tokens`.
+        beside: tells this study of the model from another one in the same file.
     """
 
-    def __init__(self, args: argparse.Namespace, results: Path, threads: int) -> None:
-        self.args, self.name, self.threads = args, Path(args.model).name, threads
-        self.original, self.folder = load(args.model), args.keep / Path(args.model).name
+    def __init__(self, args: argparse.Namespace, results: Path, threads: int, beside: str = "") -> None:
+        self.args, self.name, self.threads = args, Path(args.model).name + beside, threads
+        self.original, self.folder = load(args.model), args.keep / self.name
         self._path, self._results = results, json.loads(results.read_text()) if results.exists() else {}
         self.own = self._results.setdefault(self.name, {"rows": {}})
         self.rows: dict[str, Any] = self.own["rows"]

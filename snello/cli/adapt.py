@@ -1,5 +1,7 @@
 """`snello adapt MODEL --data D -o OUT`: an adapter for a task, written only if it beats its base; or one merged.
 
+An encoder learns labels: as an adapter with a head, by its head alone or with all weights (`--method`).
+
 With `--merge --quantize int4` (or a recipe) the merged model is made lean and proved in the same command.
 """
 
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from snello.cli.optimize import follow, write_pages
 from snello.cli.options import add_options, build, duration, percent
 from snello.cli.techniques import require_torch
-from snello.errors import SnelloError
+from snello.errors import SnelloError, Unsupported
 from snello.report import numbers
 from snello.techniques.adapt import Adapt
 from snello.terminal import Terminal, bar
@@ -29,6 +31,7 @@ EXAMPLES = (
     "snello adapt Qwen/Qwen3-0.6B --data reviews.tsv --rank 16 -o adapters/reviews",
     "snello adapt demo --data answers.jsonl --merge --quantize int8 -o lean/answers",
     "snello adapt demo --adapter adapters/answers --merge -o models/demo-answers",
+    "snello adapt sentence-transformers/all-MiniLM-L6-v2 --data reviews.tsv --method full -o models/reviews",
 )
 
 
@@ -89,6 +92,9 @@ def _lean(arguments: argparse.Namespace) -> bool:
 def _make_lean(
     arguments: argparse.Namespace, terminal: Terminal, model: Model, options: Adapt, how: dict[str, Any]
 ) -> dict[str, Any]:
+    if not model.spec.causal:
+        hint = f"--merge alone, then snello optimize {arguments.output} --text {arguments.data} -o lean"
+        raise Unsupported(f"{model.name} is an encoder, which is judged by labelled text", hint)
     from snello.optimize.adapt_lean import adapt_or_reuse, check_text, make_lean
     from snello.optimize.recipe import Recipe, Stage, Step
 
@@ -97,7 +103,7 @@ def _make_lean(
     else:
         step = Step("quantize", {"weights": arguments.quantize})
         recipe = Recipe(stages=(Stage(f"quantize {arguments.quantize}", (step,)),))
-    check_text(model, arguments.data, given=arguments.text or recipe.text, seed=arguments.seed)
+    check_text(model, arguments.data, given=arguments.text or recipe.text, seed=arguments.seed, recipe=recipe)
     done = adapt_or_reuse(model, arguments.data, options, arguments.output, overwrite=arguments.overwrite, **how)
     _tell(terminal, done)
     terminal.say(f"adapted model in full precision: {done.path}\n")

@@ -1,8 +1,9 @@
 """An adapter as files, in PEFT's format both ways: adapter_config.json and adapter_model.safetensors.
 
 PEFT names tensors by the modules of Transformers, so the family's own names are asked for. Beside them stands
-snello_adapter.json, which PEFT does not read: the digest of the base and how the adapter was judged. What PEFT can say
-and this does not compute is refused by name. Numpy alone.
+snello_adapter.json, which PEFT does not read: the digest of the base and how the adapter was judged. An adapter of an
+encoder (SEQ_CLS) holds the head that tells labels apart too, as PEFT's modules to save. What PEFT can say and this does
+not compute is refused by name. Numpy alone.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from typing import Any
 
 from snello.errors import SnelloError, Unsupported
 from snello.models.arrangement import PLAIN
+from snello.models.classifier import HEAD, POOLER, TASK, as_classifier
 from snello.models.families import FAMILIES
 from snello.models.families.family import names_for
 from snello.models.files import read_json, read_json_if_there
 from snello.models.lean import move_into_place
 from snello.models.model import Floats, Model
 from snello.models.packed_writer import cannot_write
+from snello.models.parameters import parameter_shapes
 from snello.models.spec import Spec, linear_names, linear_shape
 from snello.models.tensor_file import open_tensor_file
 from snello.models.tensor_writer import write_shards
@@ -44,6 +47,8 @@ HARMLESS = frozenset(
 SAYS_NOTHING: tuple[Any, ...] = (None, False, "none", [], {})
 # Beginnings that leave the base as it is. PiSSA, OLoRA, CorDA and LoftQ change it, and again when PEFT loads the files.
 BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Whole modules that an adapter of an encoder may hold: parts of its head, as PEFT and Transformers call them.
+SAVED = frozenset(["classifier", "score", "pooler", "pooler.dense", "pre_classifier"])
 HINTS = {
     "init_lora_weights": "it changed the base: save it with PEFT's path_initial_model_for_weight_conversion",
     "modules_to_save": "whole modules that were trained are not read: merge it with PEFT (merge_and_unload)",
@@ -52,7 +57,10 @@ HINTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """`factors`: (A [rank, K], B [N, rank]) by canonical linear; they count `scale`. `base`: its digest, if known."""
+    """`factors`: (A [rank, K], B [N, rank]) by canonical linear; they count `scale`. `base`: its digest, if known.
+
+    Of an encoder also `labels`, and `saved`: the parameters of the head that were trained whole, by canonical name.
+    """
 
     factors: Mapping[str, tuple[Floats, Floats]]
     rank: int
@@ -61,6 +69,8 @@ class Adapter:
     dropout: float = 0.0
     base: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)  # how it was made and judged
+    labels: tuple[str, ...] = ()
+    saved: Mapping[str, Floats] = field(default_factory=dict)
 
     def change(self, linear: str) -> Floats:
         """What it adds to the weights of a linear, [N, K]."""
@@ -87,7 +97,7 @@ def module_names(spec: Spec, linears: list[str]) -> dict[str, str]:
 
 
 def write_adapter(path: Path, adapter: Adapter, model: Model) -> None:
-    """Writes the folder beside its place and renames it."""
+    """Writes the folder beside its place and renames it. `model`: the base, or the classifier that was made of it."""
     check_adapter_place(path)
     modules = module_names(model.spec, list(adapter.factors))
     tensors = {
@@ -95,7 +105,12 @@ def write_adapter(path: Path, adapter: Adapter, model: Model) -> None:
         for linear, pair in adapter.factors.items()
         for name, values in zip(FACTORS, pair, strict=True)
     }
-    tables = {CONFIG: _config(adapter, model, modules), OWN: {"base": adapter.base, **adapter.facts}}
+    own: dict[str, Any] = {"base": adapter.base, **adapter.facts}
+    if adapter.labels:
+        stored = saved_names(model.spec)
+        tensors |= {f"{PREFIX}{stored[name]}": values for name, values in adapter.saved.items()}
+        own["labels"] = list(adapter.labels)
+    tables = {CONFIG: _config(adapter, model, modules), OWN: own}
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -109,6 +124,12 @@ def write_adapter(path: Path, adapter: Adapter, model: Model) -> None:
         raise cannot_write(path, error) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def saved_names(spec: Spec) -> dict[str, str]:
+    """Transformers' names of the parameters of a classifier's head, by canonical name."""
+    sources = names_for(FAMILIES[spec.family], spec, has_base=True).sources
+    return {name: sources[name].names[0] for name in (*POOLER, *HEAD)}
 
 
 def check_adapter_place(path: Path) -> None:
@@ -134,13 +155,17 @@ def read_adapter(path: Path, model: Model) -> Adapter:
     if base is not None and base != model.digest:
         message = f"{path} was made for another base than {model.name}"
         raise SnelloError(message, f"its base is {config.get('base_model_name_or_path') or 'unknown'}, digest {base}")
+    stored = {name: tensor.float32() for name, tensor in open_tensor_file(path / TENSORS).tensors.items()}
+    spec, saved = _head(path, model, stored, own.get("labels")) if _classifies(config) else (model.spec, {})
     return Adapter(
-        factors=_factors(path, model.spec, rank),
+        factors=_factors(path, spec, rank, stored),
         rank=rank,
         alpha=alpha,
         scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
         base=base,
-        facts={key: value for key, value in own.items() if key != "base"},
+        facts={key: value for key, value in own.items() if key not in ("base", "labels")},
+        labels=spec.head.labels,
+        saved=saved,
     )
 
 
@@ -155,6 +180,8 @@ def _numbers(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
         raise Unsupported(f"{path} is an adapter of the kind {config.get('peft_type')}", "LORA is what is supported")
     for name, value in config.items():
         neutral = BEGINNINGS if name == "init_lora_weights" else SAYS_NOTHING
+        if name == "modules_to_save" and _classifies(config) and isinstance(value, list) and set(value) <= SAVED:
+            continue
         if name not in HARMLESS and value not in neutral:
             hint = HINTS.get(name, "merge it with PEFT (merge_and_unload), and use the model")
             raise Unsupported(f"{path / CONFIG} has {name}={value!r}", hint)
@@ -164,17 +191,47 @@ def _numbers(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
     return rank, float(alpha)
 
 
-def _factors(path: Path, spec: Spec, rank: int) -> dict[str, tuple[Floats, Floats]]:
-    stored = dict(open_tensor_file(path / TENSORS).tensors)
-    body = [name for name in linear_names(spec) if name.startswith("layers.")]
+def _classifies(config: Mapping[str, Any]) -> bool:
+    return config.get("task_type") == "SEQ_CLS"
+
+
+def _head(
+    path: Path, model: Model, stored: dict[str, Floats], labels: list[str] | None
+) -> tuple[Spec, dict[str, Floats]]:
+    """The spec of the classifier that this adapter makes of `model`, and its part of the head, taken from `stored`.
+
+    Raises:
+        SnelloError: it holds no last linear, or one that does not fit.
+    """
+    given = model.spec if model.spec.task == TASK else as_classifier(model, ["0", "1"]).model.spec
+    names = {canonical: f"{PREFIX}{name}" for canonical, name in saved_names(given).items()}
+    if any(names[name] not in stored for name in HEAD):
+        raise SnelloError(
+            f"{path / TENSORS} holds no {names[HEAD[0]]}", "PEFT saves it with modules_to_save=classifier"
+        )
+    count = len(stored[names[HEAD[0]]])
+    spec = as_classifier(model, labels or [f"LABEL_{number}" for number in range(count)]).model.spec
+    shapes, found = parameter_shapes(spec), {}
+    for canonical, name in names.items():
+        if name in stored:
+            found[canonical] = stored.pop(name)
+            if found[canonical].shape != shapes[canonical]:
+                message = f"{path / TENSORS}: {name} is {found[canonical].shape}, not {shapes[canonical]}"
+                raise SnelloError(message, "it is of another base, or of other labels")
+    return spec, found
+
+
+def _factors(path: Path, spec: Spec, rank: int, stored: dict[str, Floats]) -> dict[str, tuple[Floats, Floats]]:
+    body = [name for name in linear_names(spec) if name.startswith("layers.") or name == "head.pooler"]
     found: dict[str, tuple[Floats, Floats]] = {}
     for linear, module in module_names(spec, body).items():
         pair = [stored.pop(f"{PREFIX}{module}.{factor}.weight", None) for factor in FACTORS]
-        if pair == [None, None]:
+        missing = sum(values is None for values in pair)
+        if missing == 2:
             continue
-        if None in pair:
+        if missing:
             raise SnelloError(f"{path / TENSORS} has only one of the two factors of {module}", "copy the adapter again")
-        a, b = (tensor.float32() for tensor in pair if tensor is not None)
+        a, b = (values for values in pair if values is not None)
         outputs, inputs = linear_shape(spec, linear)
         if a.shape != (rank, inputs) or b.shape != (outputs, rank):
             shapes = f"{a.shape} and {b.shape}, not {(rank, inputs)} and {(outputs, rank)}"
@@ -188,17 +245,20 @@ def _factors(path: Path, spec: Spec, rank: int) -> dict[str, tuple[Floats, Float
 
 
 def _config(adapter: Adapter, model: Model, modules: Mapping[str, str]) -> dict[str, Any]:
+    """A decoder's linears are named by their last word, which is theirs alone; an encoder has many of one name."""
+    targets = modules.values() if adapter.labels else {name.rpartition(".")[2] for name in modules.values()}
+    kept = {saved_names(model.spec)[name].rpartition(".")[0] for name in adapter.saved} if adapter.labels else set()
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if adapter.labels else "CAUSAL_LM",
         "base_model_name_or_path": model.name,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
         "use_rslora": not math.isclose(adapter.scale, adapter.alpha / adapter.rank),
-        "target_modules": sorted({name.rpartition(".")[2] for name in modules.values()}),
+        "target_modules": sorted(targets),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "modules_to_save": None,
+        "modules_to_save": sorted(name.removeprefix(FAMILIES[model.spec.family].base) for name in kept) or None,
     }

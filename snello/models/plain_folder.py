@@ -81,7 +81,7 @@ def shaped_config(
         config = _reshaped(config, source.spec, spec)
     beside = source.generation if generation is None else generation
     described = spec_from_config(config, task=spec.task, generation=beside)
-    if is_sentence_folder(source.path):
+    if spec.task == "embedding" and is_sentence_folder(source.path):
         described = read_sentence_folder(source.path).applied(described)
     plain = dataclasses.replace(spec, formats=())
     if described != plain:
@@ -177,7 +177,7 @@ def write_plain_folder(
             (beside / name).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         if spec.max_positions > source.spec.max_positions:
             _lengthen(beside / TOKENIZER_CONFIG, spec.max_positions)
-        if is_sentence_folder(source.path):
+        if spec.task == "embedding" and is_sentence_folder(source.path):
             copy_sentence_files(source.path, beside)
         move_into_place(beside, path)
     except OSError as error:

@@ -50,11 +50,16 @@ def adapt(
     threads: int | None = None,
     progress: Callable[[str, float], None] = lambda message, fraction: None,
 ) -> Adapted:
-    """Trains an adapter on `data` and writes it, or the model with it in, at `output`.
+    """Trains an adapter on `data` and writes it, or the model with it in, at `output`; of an encoder, a classifier.
 
     Raises:
         SnelloError: the data cannot be used; or, with exit code 3, the adapter does not beat its base.
     """
+    if not model.spec.causal:
+        from snello.optimize.adapt_classifier import classify
+
+        how: dict[str, Any] = {"seed": seed, "threads": threads, "progress": progress}
+        return classify(model, data, options, output, merged=merged, **how)
     from snello.models import adapter as files
     from snello.models.plain_folder import check_free
     from snello.techniques.adapt import lora, train

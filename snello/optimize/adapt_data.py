@@ -33,6 +33,11 @@ class Example:
     label: str | None = None
     family: str | None = None
 
+    @property
+    def text(self) -> str:
+        """Of a labelled example: the text alone, without the question that a decoder is asked."""
+        return self.prompt.removesuffix(QUESTION.format(""))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:

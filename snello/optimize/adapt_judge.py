@@ -148,12 +148,16 @@ class _ByLabel:
         return right
 
     def after(self, score: Scorer) -> Verdict:
-        right = self._right(score)
-        differences = [np.array([float(a) - float(b)]) for a, b in zip(right, self.base, strict=True)]
-        return Verdict(
-            measure="accuracy",
-            before=float(self.base.mean()),
-            after=float(right.mean()),
-            gain=mean_interval(Clusters.of(differences, self.families), seed=self.seed),
-            held_out=len(self.true),
-        )
+        return accuracy_verdict(self._right(score), self.base, self.families, self.seed)
+
+
+def accuracy_verdict(right: np.ndarray, base: np.ndarray, families: Sequence[int], seed: int) -> Verdict:
+    """Right answers (N,) paired with those of what they are compared with, redrawn by families."""
+    differences = [np.array([float(a) - float(b)]) for a, b in zip(right, base, strict=True)]
+    return Verdict(
+        measure="accuracy",
+        before=float(base.mean()),
+        after=float(right.mean()),
+        gain=mean_interval(Clusters.of(differences, list(families)), seed=seed),
+        held_out=len(right),
+    )

@@ -9,6 +9,7 @@ base made lean by the same steps. A lean model that does not beat that lean base
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,12 +28,13 @@ from snello.optimize.events import Event
 from snello.optimize.files import write_atomically
 from snello.optimize.make import MODEL_FILE
 from snello.optimize.plain import revive
+from snello.optimize.prepare import LEAST_TOKENS
 from snello.optimize.receipts import TaskGain, TaskReceipt
 from snello.optimize.recipe import Recipe, Step
 from snello.optimize.run import optimize
 from snello.optimize.texts import cut, read_documents
 from snello.optimize.workbench import NativeWorkbench
-from snello.techniques.base import Context
+from snello.techniques.base import Context, wanted_tokens
 
 if TYPE_CHECKING:
     from snello.models.model import Model
@@ -131,19 +133,26 @@ def make_lean(
     )
 
 
-def check_text(model: Model, data: Path, *, given: Sequence[str | Path], seed: int) -> None:
+def check_text(model: Model, data: Path, *, given: Sequence[str | Path], seed: int, recipe: Recipe) -> None:
     """Whether there is a text that can judge the lean model; asked before anything is trained.
+
+    How much of it is read depends on this machine's speed, so the least and the most are tried.
 
     Args:
         given: texts that were named; empty: the training examples are it.
+        recipe: whose steps may ask for more calibration text.
 
     Raises:
         SnelloError: nothing of it would be left once it is cut.
     """
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(path) for path in given] or [write_examples(Path(folder) / TEXT, data, seed)]
+        wanted = max((wanted_tokens(step.technique) for stage in recipe.stages for step in stage.steps), default=0)
+        most = Limits(calib=max(Limits().calib, wanted))
         try:
-            cut(read_documents(paths, model), model, seed=seed, limits=Limits(), self_written=False)
+            documents = read_documents(paths, model)
+            for limits in (most, dataclasses.replace(most, select=LEAST_TOKENS, proof=LEAST_TOKENS)):
+                cut(documents, model, seed=seed, limits=limits, self_written=False)
         except SnelloError as error:
             if given:
                 raise

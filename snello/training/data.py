@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, TypeAlias
+from functools import cached_property, lru_cache
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from snello.errors import SnelloError
 
 Batch: TypeAlias = Mapping[str, Tensor]
 Tokens: TypeAlias = npt.NDArray[np.int32]
+POOL = 50  # batches whose rows are sorted by length together
 
 
 class Batches(Protocol):
@@ -98,10 +99,50 @@ class Rows:
     def places(self, step: int) -> list[int]:
         """Which rows a step sees."""
         positions = range(step * self.batch, (step + 1) * self.batch)
-        return [int(self._order(position // len(self.rows))[position % len(self.rows)]) for position in positions]
+        count = len(self.rows)
+        return [int(_order(self.seed, position // count, count)[position % count]) for position in positions]
 
-    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+@dataclass(frozen=True)
+class LikeLengths(Rows):
+    """Rows whose batches hold rows of about one length, so that little is padded.
+
+    Of every pass, in an order that is drawn anew, each run of `POOL` batches is sorted by length and cut; then batches
+    are drawn in any order. The rows that fill no batch are left out of that pass.
+    """
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{Rows(self.rows, self.batch, self.seed).digest} of like lengths".encode()).hexdigest()
+
+    def places(self, step: int) -> list[int]:
+        a_pass = max(1, len(self.rows) // self.batch)
+        return self._cut(step // a_pass)[step % a_pass]
+
+    def _cut(self, epoch: int) -> list[list[int]]:
+        """The batches of a pass; the last one that was asked for is kept."""
+        if self._kept.get("epoch") != epoch:
+            order = _order(self.seed, epoch, len(self.rows))
+            batches: list[list[int]] = []
+            for start in range(0, len(order), POOL * self.batch):
+                run = sorted(
+                    map(int, order[start : start + POOL * self.batch]), key=lambda place: len(self.rows[place])
+                )
+                cuts = range(0, max(1, len(run) - self.batch + 1), self.batch)
+                batches += [run[cut : cut + self.batch] for cut in cuts]
+            drawn = np.random.default_rng([self.seed, epoch, 1]).permutation(len(batches))
+            self._kept.update(epoch=epoch, batches=[batches[number] for number in drawn])
+        found: list[list[int]] = self._kept["batches"]
+        return found
+
+    @cached_property
+    def _kept(self) -> dict[str, Any]:
+        return {}
 
 
 @dataclass(frozen=True)

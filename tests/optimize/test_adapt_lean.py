@@ -104,13 +104,13 @@ def test_examples_that_repeat_themselves_are_told_before_training(base: Model, t
     ]
     data = write(tmp_path / "same.jsonl", rows)
     with pytest.raises(SnelloError, match="cannot judge the lean model") as error:
-        check_text(base, data, given=(), seed=0)
+        check_text(base, data, given=(), seed=0, recipe=Recipe(stages=()))
     assert error.value.hint is not None and "--text" in error.value.hint
     text = tmp_path / "text.txt"
     random = np.random.default_rng(0)
     words = [f"{random.integers(0, 999)} of {random.integers(0, 999)}\n\n" for _ in range(9000)]
     text.write_text("".join(words))
-    check_text(base, data, given=(text,), seed=0)
+    check_text(base, data, given=(text,), seed=0, recipe=Recipe(stages=(Stage("int8", (INT8,)),)))
 
 
 def test_a_base_of_few_bits_stays_as_it_is(base: Model, parts: Split, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from snello.errors import SnelloError
-from snello.training.data import MaskedRows, Rows, pack
+from snello.training.data import LikeLengths, MaskedRows, Rows, pack, padded
 
 
 def test_packing_loses_only_the_end() -> None:
@@ -65,3 +65,29 @@ def test_masked_words() -> None:
     assert 0.75 < (hidden == 3).float().mean() < 0.85
     assert torch.equal(rows.at(3)["targets"], rows.at(3)["targets"])
     assert not torch.equal(rows.at(0)["targets"] != -100, rows.at(1)["targets"] != -100)
+
+
+def test_batches_of_like_lengths_hold_every_row_once_and_pad_little() -> None:
+    random = np.random.default_rng(0)
+    rows = [np.full(random.integers(1, 40), place, np.int32) for place in range(500)]
+    alike, plain = LikeLengths(rows, 8, seed=3), Rows(rows, 8, seed=3)
+    a_pass = len(rows) // 8
+
+    def padding(batches: Rows) -> int:
+        shapes = [batches.at(step)["tokens"].shape.numel() for step in range(a_pass)]
+        return sum(shapes) - sum(len(rows[place]) for step in range(a_pass) for place in batches.places(step))
+
+    for number in range(2):
+        seen = [place for step in range(a_pass) for place in alike.places(number * a_pass + step)]
+        assert len(seen) == len(set(seen)) == a_pass * 8
+    assert padding(alike) < padding(plain) / 5
+    again = LikeLengths(rows, 8, seed=3)
+    assert again.places(a_pass + 5) == alike.places(a_pass + 5) != alike.places(5)
+    lengths = [len(rows[alike.places(step)[0]]) for step in range(a_pass)]
+    assert lengths != sorted(lengths) and alike.digest not in (plain.digest, LikeLengths(rows, 8, seed=4).digest)
+
+
+def test_fewer_rows_than_a_batch_of_like_lengths() -> None:
+    rows = [np.arange(1, 3 + place, dtype=np.int32) for place in range(3)]
+    assert sorted(LikeLengths(rows, 3).places(7)) == [0, 1, 2]
+    assert padded(rows)["mask"].sum() == sum(map(len, rows))

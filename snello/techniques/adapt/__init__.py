@@ -1,21 +1,25 @@
 """Adapt: a small correction of a frozen model learns a task. Options, and which linears they mean; no torch here.
 
-`lora` puts the correction beside the frozen linears, `train` teaches it answers to prompts and scores them, `merge`
-adds it to the weights. PEFT's files are read and written by `models.adapter`: the engine runs adapters too. Whether an
-adapter is worth publishing is judged above, in `optimize.adapt`.
+`lora` puts the correction beside the frozen linears, `train` teaches it answers to prompts and scores them, `classify`
+teaches an encoder labels (there also by its head alone, or all weights), `merge` adds it to the weights. PEFT's files
+are read and written by `models.adapter`: the engine runs adapters too. Whether an adapter is worth publishing is judged
+above, in `optimize.adapt`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from snello.errors import SnelloError, Unsupported
 from snello.models.spec import Spec, linear_names
 from snello.techniques.units import check_plain_blocks
-from snello.training.options import check_positive
+from snello.training.options import check_choice, check_positive
 
 ATTENTION, FFN = ("q", "k", "v", "o"), ("gate", "up", "down")
+Method = Literal["lora", "head", "full"]
+RATES: dict[str, float] = {"lora": 1e-3, "head": 1e-3, "full": 1e-4}
 PARTS = (*ATTENTION, *FFN)
 GROUPS = {"attention": ATTENTION, "ffn": FFN, "all-linear": PARTS}  # the last is PEFT's word
 
@@ -33,6 +37,10 @@ class Adapt:
     Papers: LoRA (Hu et al. 2021), arXiv:2106.09685; rank-stabilized, arXiv:2312.03732.
     """
 
+    method: Method = field(
+        default="lora",
+        metadata={"help": "What learns: lora; of an encoder also head (the rest stays frozen), or full: all weights."},
+    )
     rank: int = field(default=8, metadata={"help": "Columns of B and rows of A: how much can be learned."})
     alpha: float = field(default=16.0, metadata={"help": "The correction counts alpha / rank."})
     rank_stabilized: bool = field(
@@ -44,7 +52,10 @@ class Adapt:
     targets: str = field(
         default="attention,ffn", metadata={"help": "Linears: attention, ffn, all-linear, or q,k,v,o,gate,up,down."}
     )
-    rate: float = field(default=1e-3, metadata={"help": "The largest learning rate, after a twentieth of the steps."})
+    rate: float | None = field(
+        default=None,
+        metadata={"help": "The largest learning rate, after a twentieth of the steps; none: 1e-3, for full 1e-4."},
+    )
     epochs: float = field(default=3.0, metadata={"help": "Passes over the examples."})
     batch: int = field(default=16, metadata={"help": "Examples in one update."})
 
@@ -53,8 +64,10 @@ class Adapt:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SnelloError(f"{name}={value!r} is not a whole number of at least 1", f"leave {name} out")
+        check_choice("method", self.method, get_args(Method))
         for name in ("alpha", "rate", "epochs"):
-            check_positive(name, getattr(self, name))
+            if getattr(self, name) is not None or name != "rate":
+                check_positive(name, getattr(self, name))
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise SnelloError(f"dropout={self.dropout!r} is not in 0..1", "dropout=0.05 is usual")
         if not isinstance(self.rank_stabilized, bool):
@@ -72,6 +85,10 @@ class Adapt:
         return tuple(part for part in PARTS if part in wanted)
 
     @property
+    def largest_rate(self) -> float:
+        return RATES[self.method] if self.rate is None else self.rate
+
+    @property
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
@@ -82,10 +99,13 @@ class Adapt:
             Unsupported: this model cannot be adapted.
         """
         check_plain_blocks(spec, "adapt")
-        if not spec.causal:
-            raise Unsupported(f"adapt: a {spec.task} model", "models that continue text are supported")
+        if not spec.causal and spec.task != "sequence-classification":
+            raise Unsupported(f"adapt: a {spec.task} model", "models that continue text, and classifiers")
+        if spec.causal and self.method != "lora":
+            raise Unsupported(f"adapt: method={self.method} of a model that continues text", "method=lora")
         parts = self.parts()
         names = [n for n in linear_names(spec) if n.startswith("layers.") and n.rpartition(".")[2] in parts]
+        names += ["head.pooler"] if spec.head.pooler is not None else []
         if not names:
             raise Unsupported(f"adapt: this model has no linear {self.targets}", "targets=attention")
         return names

@@ -33,8 +33,8 @@ class LowRank(nn.Module):
         return cast(Tensor, self.base(x)) + self.scale * F.linear(low, self.b)
 
 
-def with_corrections(model: Model, options: Adapt, seed: int) -> Reference:
-    """The model, frozen, with an untrained correction beside each linear that is to be adapted.
+def with_corrections(model: Model, options: Adapt, seed: int, whole: frozenset[str] = frozenset()) -> Reference:
+    """The model, frozen, with an untrained correction beside each linear that is to be adapted but for `whole` ones.
 
     Weights that are stored in fewer bits stand in the reference as what they mean, in FP32.
     """
@@ -42,6 +42,8 @@ def with_corrections(model: Model, options: Adapt, seed: int) -> Reference:
     module.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name in options.linears(model.spec):
+        if f"{name}.weight" in whole:
+            continue
         path, _, leaf = name.rpartition(".")
         half = module.get_submodule(path)
         setattr(half, leaf, LowRank(cast(nn.Linear, getattr(half, leaf)), options, generator))

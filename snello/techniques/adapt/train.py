@@ -115,8 +115,12 @@ def teach(
         starts=tuple(answer.start for answer in answers),
         past=f"{base} {options}",
     )
-    steps = max(1, math.ceil(options.epochs * len(answers) / batch))
-    how = TrainOptions(
-        steps=steps, rate=options.rate, warmup_steps=round(WARMUP_SHARE * steps), seed=seed, threads=threads
-    )
+    how = loop_options(options, len(answers), seed=seed, threads=threads)
     return train(module, rows, _loss, how, progress=progress, checkpoint_dir=work_dir)
+
+
+def loop_options(options: Adapt, examples: int, *, seed: int, threads: int | None) -> TrainOptions:
+    """So many passes over so many examples."""
+    steps = max(1, math.ceil(options.epochs * examples / min(options.batch, examples)))
+    warm = round(WARMUP_SHARE * steps)
+    return TrainOptions(steps=steps, rate=options.largest_rate, warmup_steps=warm, seed=seed, threads=threads)

@@ -475,6 +475,63 @@ def healed() -> str:
     return "\n".join(parts).rstrip()
 
 
+def taught() -> str:
+    """Four ways to learn labels, a row for each number of phrases."""
+    found = _read("lora_sst2.json")
+    rows = [row for row in found["rows"].values() if "test" in row]
+    ways = list(dict.fromkeys(row["way"] for row in sorted(rows, key=lambda row: row["trained_parameters"])))
+    lines = [f"| phrases | {' | '.join(ways)} | LoRA over full, points (95% bounds) |"]
+    lines.append("|---|" + "---:|" * (len(ways) + 1))
+    for size in found["sizes"]:
+        own = {way: [row for row in rows if row["size"] == size and row["way"] == way] for way in ways}
+        over = [row["over_full_points"] for row in own.get("LoRA", []) if "over_full_points" in row]
+        beside = f"{over[0]['mid']:+.1f} ({over[0]['low']:+.1f} to {over[0]['high']:+.1f})" if over else ""
+        lines.append(f"| {size} | {' | '.join(_learned(own[way]) for way in ways)} | {beside} |")
+    first = {row["way"]: row for row in rows}
+    shares = [f"{way} {first[way]['trained_parameters'] / found['parameters']:.2%}" for way in ways]
+    told = f"Accuracy on the {found['phrases']['test']} test sentences, CPU minutes of one training in brackets."
+    return "\n".join([*lines, "", f"{told} Parameters that learn: {', '.join(shares)}. `{found['command']}`."])
+
+
+def _learned(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "not run"
+    seconds = [row["cpu_seconds"] for row in rows if row["cpu_seconds"] is not None]
+    minutes = f" ({sum(seconds) / len(seconds) / 60:.1f})" if seconds else ""
+    return " / ".join(f"{row['test']:.1%}" for row in rows) + minutes
+
+
+def halved() -> str:
+    """Teacher, trimmed teacher, the student before and after it was taught."""
+    found = _read("distilbert.json")
+    lines = [
+        "| model | test | of the teacher's | points over the teacher (95% bounds) | parameters | in layers |"
+    ]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for name, row in found["rows"].items():
+        if "test" not in row:
+            continue
+        over = row.get("over_teacher_points")
+        cells = [
+            f"{row['test']:.1%}",
+            f"{row['ratio']:.1%}" if "ratio" in row else "",
+            f"{over['mid']:+.1f} ({over['low']:+.1f} to {over['high']:+.1f})" if over else "",
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['layer_parameters'] / 1e6:.2f} M",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    seeds, times = found["rows"].get("ratio over seeds"), found["rows"].get("speed, student over teacher")
+    said = [f"`{found['command']}`."]
+    if seeds and seeds["seeds"] > 1:
+        bounds = f"{seeds['mid']:.1%} ({seeds['low']:.1%} to {seeds['high']:.1%}, t over {seeds['seeds']} seeds)"
+        said.insert(0, f"The student keeps {bounds} of the teacher's accuracy.")
+    if times:
+        rates = [found["rows"][f"speed, {name}"]["phrases_a_second"] for name in ("teacher", "student")]
+        ratio = f"{times['median']:.2f} times as fast ({times['low']:.2f} to {times['high']:.2f})"
+        said.insert(0, f"On our engine, one thread: {rates[0]:.0f} and {rates[1]:.0f} phrases a second, {ratio}.")
+    return "\n".join([*lines, "", " ".join(said)])
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
@@ -502,7 +559,8 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/eviction.md": {"forgetting": forgetting},
     "docs/convolution.md": {"convolved": convolved},
-    "docs/distill.md": {"healed": healed},
+    "docs/adapt.md": {"taught": taught},
+    "docs/distill.md": {"healed": healed, "halved": halved},
     "docs/planner.md": {"planned": planned},
     "docs/prune.md": {"pruned": pruned},
     "docs/skip.md": {"skipping": skipping},

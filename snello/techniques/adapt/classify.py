@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from snello.models.classifier import HEAD, POOLER, Classifier
 from snello.models.model import Floats
@@ -28,14 +26,13 @@ from snello.models.reference import Reference
 from snello.techniques.adapt.lora import LowRank, with_corrections
 from snello.techniques.adapt.train import loop_options
 from snello.training.data import Batch, LikeLengths, Rows, padded
-from snello.training.loop import Trained, train
+from snello.training.loop import Trained, attention_for, train
 
 if TYPE_CHECKING:
     from snello.techniques.adapt import Adapt
     from snello.techniques.base import Progress
 
 READ = 64  # texts that are read together
-SHORT = 128  # tokens: the longest text for which all scores of a batch are written down
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def teach(
     rows, past = [text.tokens for text in texts], f"{base} {options}"
     if options.method != "head":
         batches = LabelledRows(rows, batch, seed, labels=labels, past=past)
-        with _attention_for(max(map(len, rows))):
+        with attention_for(max(map(len, rows))):
             return train(module, batches, _loss, how, progress=progress, checkpoint_dir=work_dir)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -148,11 +145,6 @@ def _loss(module: nn.Module, batch: Batch) -> Tensor:
 
 def _head_loss(module: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(module(batch["first"]).float(), batch["targets"])
-
-
-def _attention_for(longest: int) -> AbstractContextManager[None]:
-    """torch's fused attention takes eight times as long as plain products on BF16 rows of a dozen tokens."""
-    return sdpa_kernel(SDPBackend.MATH) if longest <= SHORT else nullcontext()
 
 
 def _first(module: Reference, batch: Batch) -> Tensor:

@@ -22,8 +22,8 @@ from snello.techniques.distill.lesson import Lesson
 from snello.techniques.distill.mix import parse_mix
 from snello.techniques.distill.pair import check_pair, check_text, find_teacher
 from snello.techniques.distill.rollouts import REFRESH, OnPolicyRows, StudentWeights
-from snello.training.data import Batches, MaskedRows, Rows
-from snello.training.loop import Trained, train
+from snello.training.data import Batches, LikeLengths, MaskedRows, Rows
+from snello.training.loop import Trained, attention_for, train
 from snello.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def distill(options: Distill, model: Model, context: Context) -> Model:
     lesson = Lesson.of(options, planned, None if teacher is None else Reference.from_model(teacher))
     _tell_passes(options, rows, context)
     how = train_options(options, planned, rows, context)
-    done = train(student, batches, lesson, how, progress=context.progress, checkpoint_dir=folder)
+    with attention_for(max(map(len, rows.rows))):
+        done = train(student, batches, lesson, how, progress=context.progress, checkpoint_dir=folder)
     entry = _entry(options, context, done, teacher)
     values = StudentWeights(student).values
     write_plain_folder(context.output, planned, model, (*model.history, entry), values)
@@ -60,14 +61,18 @@ def distill(options: Distill, model: Model, context: Context) -> Model:
 
 
 def training_rows(options: Distill, model: Model, context: Context) -> Rows:
-    """The text as rows of a batch; masked anew at every step for a model of masked words."""
+    """The text as rows of a batch; masked anew at every step for a model of masked words.
+
+    A classifier's texts are examples, not cut from anything longer: those of like lengths are read together.
+    """
     length = sum(map(len, context.windows)) / len(context.windows)
     batch = max(1, round(options.batch_tokens / length))
     mask = model.tokenizer.mask_token if model.spec.task == "masked-lm" else None
     if mask is None:
         if model.spec.task == "masked-lm" and "text" in parse_mix(options.loss):
             raise Unsupported(f"the tokenizer of {model.name} has no mask token", "leave text out of loss")
-        return Rows(context.windows, batch, context.seed)
+        kind = LikeLengths if model.spec.task == "sequence-classification" else Rows
+        return kind(context.windows, min(batch, len(context.windows)), context.seed)
     named = (model.tokenizer.special_tokens.get(name) for name in NEVER_HIDDEN)
     kept = {model.tokenizer.token_id(text) for text in named if text is not None}
     return MaskedRows(

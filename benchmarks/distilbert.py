@@ -40,6 +40,7 @@ from snello.techniques.trim import Trim
 RESULTS = Path(__file__).parent / "results" / "distilbert.json"
 TURNS, TIMED = 5, 200  # turns of each model, and phrases of each turn
 BATCH = 64
+ANYHOW = 2_100  # tokens that stay whatever the text holds: single characters and special tokens
 LEAST_COUNT = 2  # times that the training phrases hold a token that stays
 RECIPE: dict[str, Any] = {"student": "alternate", "loss": "forward:1,cosine:1", "temperature": 2.0, "rate": 3e-4}
 
@@ -87,7 +88,7 @@ class Study:
         if not path.exists():
             windows = [text.tokens for text in tokenized(self.teacher, self.splits.train)]
             counts = np.bincount(np.concatenate(windows), minlength=self.teacher.spec.vocab_size)
-            keep = 1100 + int((counts >= LEAST_COUNT).sum())  # single characters and special tokens stay anyhow
+            keep = ANYHOW + int((counts >= LEAST_COUNT).sum())
             Trim(keep=keep, min_count=LEAST_COUNT).apply(self.teacher, Context(output=path, windows=windows))
         found = load(path)
         for name, model in (("teacher", self.teacher), ("trimmed", found)):

@@ -504,9 +504,7 @@ def _learned(rows: Sequence[Mapping[str, Any]]) -> str:
 def halved() -> str:
     """Teacher, trimmed teacher, the student before and after it was taught."""
     found = _read("distilbert.json")
-    lines = [
-        "| model | test | of the teacher's | points over the teacher (95% bounds) | parameters | in layers |"
-    ]
+    lines = ["| model | test | of the teacher's | points over the teacher (95% bounds) | parameters | in layers |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for name, row in found["rows"].items():
         if "test" not in row:
@@ -530,6 +528,39 @@ def halved() -> str:
         ratio = f"{times['median']:.2f} times as fast ({times['low']:.2f} to {times['high']:.2f})"
         said.insert(0, f"On our engine, one thread: {rates[0]:.0f} and {rates[1]:.0f} phrases a second, {ratio}.")
     return "\n".join([*lines, "", " ".join(said)])
+
+
+def attended() -> str:
+    """Time of a token by the length of its text, full attention beside a window."""
+    found = _read("long_context.json").get("speed")
+    if found is None:
+        return "`python -m benchmarks.long_context speed` measures it on a quiet machine."
+    lines = [
+        "| | tokens | full, µs a token | window, µs a token | times as fast (range) |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for kind, what in (("encoder", "encoder, a whole text"), ("decoder", "decoder, the next token")):
+        for tokens, row in found[kind]["rows"].items():
+            middle, low, high = row["times_as_fast"]
+            cells = [f"{int(tokens):,}", f"{row['full_us_a_token']:,.1f}", f"{row['near_us_a_token']:,.1f}"]
+            lines.append(f"| {what} | {' | '.join(cells)} | {middle:.2f} ({low:.2f}-{high:.2f}) |")
+    windows = f"Windows of {found['encoder']['window']} (encoder) and {found['decoder']['window']:,} (decoder)"
+    return "\n".join([*lines, "", f"{windows}, random weights; `{found['command']}`."])
+
+
+def batched() -> str:
+    """What adapters cost where many streams decode at once."""
+    if not (RESULTS / "adapters_batch.json").exists():
+        return "`python -m benchmarks.adapters_batch` measures what they cost, on a quiet machine."
+    found = _read("adapters_batch.json")
+    lines = ["| eight streams | tokens a second | time over none (range) |", "|---|---:|---:|"]
+    for name, row in found["rows"].items():
+        over = row["over_none"]
+        cells = f"{row['tokens_per_second']:.0f} | {over['median']:.2f} ({over['min']:.2f}-{over['max']:.2f})"
+        lines.append(f"| {name} | {cells} |")
+    told = f"`{found['shape']}` INT4 with random weights, {found['threads']} threads, {found['processor']}; adapters of"
+    sizes = f"rank {found['rank']} on all linears of blocks, {found['adapter_bytes'] / 1e6:.0f} MB each"
+    return "\n".join([*lines, "", f"{told} {sizes}; `{found['command']}`."])
 
 
 def _read(name: str) -> Any:
@@ -559,7 +590,8 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/eviction.md": {"forgetting": forgetting},
     "docs/convolution.md": {"convolved": convolved},
-    "docs/adapt.md": {"taught": taught},
+    "docs/adapt.md": {"batched": batched, "taught": taught},
+    "docs/attention.md": {"attended": attended},
     "docs/distill.md": {"healed": healed, "halved": halved},
     "docs/planner.md": {"planned": planned},
     "docs/prune.md": {"pruned": pruned},

@@ -48,7 +48,9 @@ SAYS_NOTHING: tuple[Any, ...] = (None, False, "none", [], {})
 # Beginnings that leave the base as it is. PiSSA, OLoRA, CorDA and LoftQ change it, and again when PEFT loads the files.
 BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 # Whole modules that an adapter of an encoder may hold: parts of its head, as PEFT and Transformers call them.
-SAVED = frozenset(["classifier", "score", "pooler", "pooler.dense", "pre_classifier"])
+SAVED = frozenset(
+    ["classifier", "score", "pooler", "pooler.dense", "pre_classifier", "classifier.dense", "classifier.out_proj"]
+)
 HINTS = {
     "init_lora_weights": "it changed the base: save it with PEFT's path_initial_model_for_weight_conversion",
     "modules_to_save": "whole modules that were trained are not read: merge it with PEFT (merge_and_unload)",

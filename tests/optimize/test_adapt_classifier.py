@@ -27,7 +27,8 @@ from snello.optimize.adapt_data import Example, labelled
 from snello.techniques.adapt import Adapt, Method
 from snello.techniques.adapt.classify import Labelled, learner, score, teach
 from snello.techniques.adapt.merge import merge
-from snello.techniques.base import silent
+from snello.techniques.attention import CheaperAttention
+from snello.techniques.base import Context, silent
 from tests.checkpoints import make_checkpoint
 from tests.optimize.test_adapt import sentence, write
 
@@ -88,6 +89,26 @@ def test_every_method_leaves_a_stock_classifier(base: Model, made: dict[str, Ada
         model.weights.values("embedding.tokens.weight"), base.weights.values("embedding.tokens.weight")
     )
     assert kept == (method != "full")
+
+
+def longformer(folder: Path) -> Path:
+    bert = load(make_checkpoint(folder / "bert", "bert-mlm"))
+    return CheaperAttention(window=32, positions=256).apply(bert, Context(output=folder / "long")).path
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "longformer"])
+def test_other_families(tmp_path: Path, data: Path, kind: str) -> None:
+    import transformers
+
+    path = longformer(tmp_path) if kind == "longformer" else make_checkpoint(tmp_path / kind, "distilbert-mlm")
+    base = load(path)
+    adapt(base, data, options_of("lora"), tmp_path / "adapter", threads=1)
+    merged = merge(base, read_adapter(tmp_path / "adapter", base), tmp_path / "merged")
+    stock = transformers.AutoModelForSequenceClassification.from_pretrained(merged.path).eval()
+    tokens = np.array(base.tokenizer.encode("X amber birch, cedar"), np.int32)
+    expected = logits_of(stock, tokens)
+    with NativeExecutor(merged, Deployment(threads=1)) as executor:
+        assert np.abs(executor.encode(tokens) - expected).max() < 1e-3 < np.ptp(expected)
 
 
 def test_what_learns_is_counted(base: Model, made: dict[str, Adapted]) -> None:

@@ -482,13 +482,13 @@ def taught() -> str:
     ways = list(dict.fromkeys(row["way"] for row in sorted(rows, key=lambda row: row["trained_parameters"])))
     lines = [f"| phrases | {' | '.join(ways)} | LoRA over full, points (95% bounds) |"]
     lines.append("|---|" + "---:|" * (len(ways) + 1))
-    for size in found["sizes"]:
+    for size in sorted(found["sizes"], key=lambda size: found["sizes"][size]["count"] or 1 << 60):
         own = {way: [row for row in rows if row["size"] == size and row["way"] == way] for way in ways}
         over = [row["over_full_points"] for row in own.get("LoRA", []) if "over_full_points" in row]
         beside = f"{over[0]['mid']:+.1f} ({over[0]['low']:+.1f} to {over[0]['high']:+.1f})" if over else ""
         lines.append(f"| {size} | {' | '.join(_learned(own[way]) for way in ways)} | {beside} |")
     first = {row["way"]: row for row in rows}
-    shares = [f"{way} {first[way]['trained_parameters'] / found['parameters']:.2%}" for way in ways]
+    shares = [f"{way} {first[way]['trained_parameters'] / first['full']['trained_parameters']:.2%}" for way in ways]
     told = f"Accuracy on the {found['phrases']['test']} test sentences, CPU minutes of one training in brackets."
     return "\n".join([*lines, "", f"{told} Parameters that learn: {', '.join(shares)}. `{found['command']}`."])
 
@@ -503,6 +503,8 @@ def _learned(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def halved() -> str:
     """Teacher, trimmed teacher, the student before and after it was taught."""
+    if not (RESULTS / "distilbert.json").exists():
+        return "Not measured yet: `python -m benchmarks.distilbert` does it."
     found = _read("distilbert.json")
     lines = ["| model | test | of the teacher's | points over the teacher (95% bounds) | parameters | in layers |"]
     lines.append("|---|---:|---:|---:|---:|---:|")

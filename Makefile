@@ -63,7 +63,7 @@ test-slow: install
 # Slow tests too, which skip where these are absent.
 test-clients: install
 	@PYTHON=$(PYTHON) bash scripts/clients.sh
-	@$(PYTEST) -m slow tests/serve/test_foreign_clients.py
+	@$(PYTEST) -m slow tests/serve/test_foreign_clients.py tests/serve/test_openapi.py
 
 # The core is compiled with warnings as errors, always.
 check: install format-check lint types

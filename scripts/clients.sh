@@ -19,6 +19,7 @@ environment() { # NAME PACKAGE...
 
 environment langchain 'langchain-openai>=1,<2'
 environment litellm 'litellm>=1.80,<2'
+environment schemathesis 'schemathesis==4.32.5'
 environment lm-eval 'lm-eval[api]==0.4.13' 'transformers>=5,<6'
 if command -v npm > /dev/null; then
     mkdir -p "$here/node"

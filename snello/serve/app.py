@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -123,7 +123,7 @@ class App:
             said = RequestError(
                 _http_words(scope, error), code=HTTP_CODES.get(error.status_code), status=error.status_code
             )
-            await answer.refuse(said)
+            await answer.refuse(said, error.headers)
         except SnelloError as error:
             await answer.refuse(request_error(error))
         except Exception as error:
@@ -169,12 +169,15 @@ class _Answer:
             message["headers"] = [*message.get("headers", ()), *extra]
         await self._send(message)
 
-    async def refuse(self, error: RequestError) -> None:
+    async def refuse(self, error: RequestError, more: Mapping[str, str] | None = None) -> None:
+        """`more`: headers beside those that every error has."""
         self._record.code = error.code
         if self._begun:
             self._record.ended = "failed"
             return
-        headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+        headers = dict(more or {})
+        if error.retry_after is not None:
+            headers["retry-after"] = str(error.retry_after)
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
         if error.status in (408, 413):

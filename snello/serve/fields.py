@@ -24,10 +24,11 @@ WITHOUT_EFFECT = frozenset(
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of values: how it is named to people, and whether a value is one."""
+    """A type of values: how it is named to people, whether a value is one, and the same as a JSON schema."""
 
     name: str
     holds: Callable[[Any], bool]
+    schema: Mapping[str, Any]
 
 
 def _number(value: Any) -> bool:
@@ -63,17 +64,47 @@ def _biases(value: Any) -> bool:
     )
 
 
-NUMBER = Kind("a number", _number)
-INTEGER = Kind("a whole number", _integer)
-SEED = Kind("a whole number", lambda value: _integer(value, 64))
-BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
-TEXT = Kind("a string", _text)
-STOPS = Kind("a string or a list of strings", lambda value: _text(value) or _texts(value))
-TOKENS = Kind("a list of token ids", _tokens)
-TABLE = Kind("a table", lambda value: isinstance(value, dict))
-LIST = Kind("a list that is not empty", lambda value: isinstance(value, list) and bool(value))
-PROMPTS = Kind("a string, a list of token ids, or a list of either", _prompts)
-BIASES = Kind("a table from token ids to numbers from -100 to 100", _biases)
+_TOKEN = {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}
+_TEXT = {"type": "string"}
+
+
+def _list(items: Mapping[str, Any], least: int = 0) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": least}
+
+
+NUMBER = Kind("a number", _number, {"type": "number"})
+INTEGER = Kind("a whole number", _integer, _TOKEN)
+SEED = Kind(
+    "a whole number", lambda value: _integer(value, 64), {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+)
+BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool), {"type": "boolean"})
+TEXT = Kind("a string", _text, _TEXT)
+STOPS = Kind(
+    "a string or a list of strings",
+    lambda value: _text(value) or _texts(value),
+    {"anyOf": [_TEXT, _list(_TEXT)]},
+)
+TOKENS = Kind("a list of token ids", _tokens, _list(_TOKEN))
+TABLE = Kind("a table", lambda value: isinstance(value, dict), {"type": "object"})
+LIST = Kind(
+    "a list that is not empty",
+    lambda value: isinstance(value, list) and bool(value),
+    {"type": "array", "items": {}, "minItems": 1},
+)
+PROMPTS = Kind(
+    "a string, a list of token ids, or a list of either",
+    _prompts,
+    {"anyOf": [_TEXT, _list(_TEXT, 1), _list(_TOKEN, 1), _list(_list(_TOKEN, 1), 1)]},
+)
+BIASES = Kind(
+    "a table from token ids to numbers from -100 to 100",
+    _biases,
+    {
+        "type": "object",
+        "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    },
+)
 
 
 def read_fields(
@@ -98,7 +129,7 @@ def read_fields(
             if not known[name].holds(value):
                 raise RequestError(f"{name} must be {known[name].name}", param=name, code="invalid_type")
         elif name in neutral:
-            if value not in neutral[name]:
+            if not any(_same(value, allowed) for allowed in neutral[name]):
                 raise RequestError(f"{name} is not supported here", param=name, code="unsupported_parameter")
         elif name not in WITHOUT_EFFECT:
             raise unknown_field(name, [*known, *neutral, *WITHOUT_EFFECT])
@@ -106,6 +137,11 @@ def read_fields(
         if name not in given:
             raise RequestError(f"{name} is missing", param=name, code="missing_required_parameter")
     return {name: value for name, value in given.items() if name in known}
+
+
+def _same(value: Any, other: Any) -> bool:
+    """As JSON has it: a number is no truth."""
+    return json.dumps(value, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def unknown_field(name: str, known: Collection[str]) -> RequestError:

@@ -33,6 +33,7 @@ from snello.serve.fields import (
 )
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+RESPONSES = "/v1/responses"
 Prompt: TypeAlias = str | tuple[int, ...]
 
 COMPLETION_TOKENS = 16  # the most tokens of a completion that does not say; a chat goes on to the end of the context

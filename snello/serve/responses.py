@@ -17,20 +17,32 @@ from snello.serve.reading import Reading, read_chat
 from snello.serve.sse import event
 from snello.serve.voices import Row
 
-ANYTHING = Kind("a value", lambda value: True)
+ITEMS = Kind(
+    "a string or a list of items",
+    lambda value: isinstance(value, str) or bool(LIST.holds(value)),
+    {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]},
+)
+CHOICE = Kind(
+    "none, auto, required or a table",
+    lambda value: value in ("none", "auto", "required") or isinstance(value, dict),
+    {"anyOf": [{"enum": ["none", "auto", "required"]}, {"type": "object"}]},
+)
+TOOLS = Kind(
+    "a list", lambda value: isinstance(value, list), {"type": "array", "items": {"type": "object"}}
+)  # of tables, as they are read one by one
 FIELDS: dict[str, Kind] = {
     name: kind for name, kind in SAMPLING.items() if name not in ("max_tokens", "n", "stop")
 } | {
     "chat_template_kwargs": TABLE,
-    "input": Kind("a string or a list of items", lambda value: isinstance(value, str) or bool(LIST.holds(value))),
+    "input": ITEMS,
     "instructions": TEXT,
     "max_output_tokens": INTEGER,
     "model": TEXT,
     "parallel_tool_calls": BOOLEAN,
     "stream": BOOLEAN,
     "text": TABLE,
-    "tool_choice": ANYTHING,
-    "tools": Kind("a list", lambda value: isinstance(value, list)),
+    "tool_choice": CHOICE,
+    "tools": TOOLS,
 }  # fmt: skip
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "background": (False,),
@@ -88,8 +100,9 @@ def _items(given: str | list[Any]) -> list[Any]:
 def _message(place: int, item: Any) -> list[dict[str, Any]]:
     where = f"input[{place}]"
     kind = item.get("type", "message") if isinstance(item, dict) else None
-    if kind == "message" and item.get("role") in ROLES:
-        return [{"role": ROLES[item["role"]], "content": _content(where, item.get("content"))}]
+    role = item.get("role") if kind == "message" else None
+    if isinstance(role, str) and role in ROLES:
+        return [{"role": ROLES[role], "content": _content(where, item.get("content"))}]
     if kind == "function_call" and all(isinstance(item.get(name), str) for name in ("call_id", "name", "arguments")):
         function = {"name": item["name"], "arguments": item["arguments"]}
         return [

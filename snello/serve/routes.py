@@ -28,9 +28,10 @@ from snello.serve.answering import (
 from snello.serve.app import App, Handler, as_json, read_json
 from snello.serve.cached import cache_control
 from snello.serve.errors import RequestError
-from snello.serve.fields import BOOLEAN, LIST, TABLE, TEXT, TOKENS, read_fields
+from snello.serve.fields import read_fields
 from snello.serve.gate import LEAST_RETRY
 from snello.serve.metrics import CONTENT_TYPE
+from snello.serve.openapi import DETOKENIZE_FIELDS, TOKENIZE_FIELDS, document
 from snello.serve.pages import page_file, proof_of
 from snello.serve.prepare import aside, prepare
 from snello.serve.reading import Reading, read_chat, read_completion, read_embedding
@@ -205,9 +206,7 @@ def _encoding(executor: Any, prompt: Sequence[int]) -> Any:
 
 
 async def tokenize(app: App, request: Request) -> Response:
-    kinds = {"model": TEXT, "prompt": TEXT, "messages": LIST, "add_special_tokens": BOOLEAN,
-             "add_generation_prompt": BOOLEAN, "return_token_strs": BOOLEAN, "chat_template_kwargs": TABLE}  # fmt: skip
-    given = read_fields(await _body(app, request), kinds, neutral={}, required=())
+    given = read_fields(await _body(app, request), TOKENIZE_FIELDS, neutral={}, required=())
     if ("prompt" in given) == ("messages" in given):
         raise RequestError("give a prompt or messages", param="prompt", code="missing_required_parameter")
     served = _served(app, request, given.get("model"))
@@ -228,8 +227,7 @@ async def tokenize(app: App, request: Request) -> Response:
 
 
 async def detokenize(app: App, request: Request) -> Response:
-    kinds = {"model": TEXT, "tokens": TOKENS}
-    given = read_fields(await _body(app, request), kinds, neutral={}, required=("tokens",))
+    given = read_fields(await _body(app, request), DETOKENIZE_FIELDS, neutral={}, required=("tokens",))
     served = _served(app, request, given.get("model"))
     size = served.llm.model.spec.vocab_size
     if any(not 0 <= token < size for token in given["tokens"]):
@@ -270,11 +268,15 @@ async def status(app: App, request: Request) -> Response:
     return as_json(status_of(app))
 
 
+async def openapi(app: App, request: Request) -> Response:
+    return as_json(document(app.options.limits, app.models, keys=app.keys is not None))
+
+
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", openai.CHAT, chat),
     ("POST", openai.COMPLETIONS, completions),
     ("POST", openai.EMBEDDINGS, embeddings),
-    ("POST", "/v1/responses", responses),
+    ("POST", openai.RESPONSES, responses),
     ("GET", "/v1/models", models),
     ("GET", "/v1/models/{name:path}", model),
     ("POST", "/tokenize", tokenize),
@@ -284,6 +286,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/metrics", metrics),
     ("GET", "/status", status),
     ("GET", "/proof/{name:path}", proof),
+    ("GET", "/openapi.json", openapi),
     ("GET", "/", page_file),
     ("GET", "/page/{name}", page_file),
 )

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from snello.models.tokenizer import Tokenizer
 from snello.serve.errors import RequestError
+from snello.serve.fields import BOOLEAN, TABLE, TEXT
 
 Format = Literal["hermes", "llama3", "mistral"]
 MARKS: tuple[tuple[str, Format], ...] = (  # what a template holds -> how calls are written
@@ -270,18 +271,24 @@ def _call(table: Any, names: set[str]) -> Call | None:
 # ---- the request's fields -------------------------------------------------------------------------------------------
 
 
+FUNCTION_FIELDS = {"name": TEXT, "description": TEXT, "parameters": TABLE, "strict": BOOLEAN}
+
+
 def read_tools(tools: Any, choice: Any, parallel: Any, most: int) -> Tools | None:
     """The `tools` and `tool_choice` of a chat; None where no call may be made.
 
     Raises:
         RequestError: they are not what OpenAI's reference says, or ask for what is not done here.
     """
+    if tools is not None and (not isinstance(tools, list) or len(tools) > most):
+        raise RequestError(f"tools must be a list of at most {most}", param="tools", code="invalid_type")
+    if not isinstance(parallel, bool | None):
+        message = "parallel_tool_calls must be true or false"
+        raise RequestError(message, param="parallel_tool_calls", code="invalid_type")
     if not tools:
         if choice not in (None, "none", "auto"):
             raise RequestError("tool_choice needs tools", param="tool_choice", code="invalid_value")
         return None
-    if not isinstance(tools, list) or len(tools) > most:
-        raise RequestError(f"tools must be a list of at most {most}", param="tools", code="invalid_type")
     functions = [_function(f"tools[{place}]", tool) for place, tool in enumerate(tools)]
     names = [function["name"] for function in functions]
     if len(set(names)) < len(names):
@@ -289,18 +296,12 @@ def read_tools(tools: Any, choice: Any, parallel: Any, most: int) -> Tools | Non
     chosen = _choice(choice, names)
     if chosen == "none":
         return None
-    if parallel not in (None, True, False):
-        raise RequestError(
-            "parallel_tool_calls must be true or false", param="parallel_tool_calls", code="invalid_type"
-        )
     if parallel is False and chosen == "auto":
         message = (
             "parallel_tool_calls: false needs a tool_choice that forces a call: nothing else can hold a model to it"
         )
         raise RequestError(message, param="parallel_tool_calls", code="unsupported_parameter")
-    if chosen == "auto" and any(
-        isinstance(t["function"].get("strict"), bool) and t["function"]["strict"] for t in tools
-    ):
+    if chosen == "auto" and any(tool["function"].get("strict") for tool in tools):
         message = "strict holds where tool_choice forces a call (required, or a function); leave it out for auto"
         raise RequestError(message, param="tools", code="unsupported_parameter")
     return Tools(functions=functions, choice=chosen, parallel=parallel is not False)
@@ -310,10 +311,14 @@ def _function(where: str, tool: Any) -> dict[str, Any]:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(function, dict) or tool.get("type") != "function" or not isinstance(function.get("name"), str):
         raise RequestError(f"{where} must be a function with a name", param=where, code="unsupported_tool")
-    unknown = set(function) - {"name", "description", "parameters", "strict"}
-    if unknown or not isinstance(function.get("parameters") or {}, dict):
-        raise RequestError(f"{where}.function has a field that is not known", param=where, code="unknown_parameter")
-    return {name: value for name, value in function.items() if name != "strict" and value is not None}
+    for name in sorted({*tool} - {"type", "function"} | {*function} - FUNCTION_FIELDS.keys()):
+        raise RequestError(f"there is no field {name!r} in {where}", param=where, code="unknown_parameter")
+    given = {name: value for name, value in function.items() if value is not None}
+    for name, value in given.items():
+        if not FUNCTION_FIELDS[name].holds(value):
+            message = f"{where}.function.{name} must be {FUNCTION_FIELDS[name].name}"
+            raise RequestError(message, param=where, code="invalid_type")
+    return {name: value for name, value in given.items() if name != "strict"}
 
 
 def _choice(choice: Any, names: Sequence[str]) -> str:

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import pytest
 import torch
 import transformers
 from huggingface_hub import errors
 
+from snello.engine.native import NativeExecutor
 from snello.errors import SnelloError, Unsupported
 from snello.models import hub, load, loading
+from snello.models.reference import Reference
+from snello.models.spec import Deployment
 from tests.checkpoints import ENCODER, make_checkpoint, write_tokenizer
 
 NOVELS = Path(__file__).parents[3] / "shared/data/models/novels-16m"
@@ -105,14 +109,18 @@ def sentence_folder(path: Path, *, modules: list[tuple[str, str]] = MODULES, enc
     torch.manual_seed(0)
     transformers.BertModel(transformers.BertConfig(**ENCODER)).save_pretrained(path / encoder)
     write_tokenizer(path / encoder, 307)
+    (path / encoder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": 50, "do_lower_case": False})
+    )
+    return write_modules(path, modules, **pooling)
+
+
+def write_modules(path: Path, modules: list[tuple[str, str]] = MODULES, **pooling: Any) -> Path:
     (path / "1_Pooling").mkdir()
     mode = pooling or {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
     (path / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 96, **mode}))
     listed = [{"idx": i, "path": p, "type": f"sentence_transformers.models.{t}"} for i, (p, t) in enumerate(modules)]
     (path / "modules.json").write_text(json.dumps(listed))
-    (path / encoder / "sentence_bert_config.json").write_text(
-        json.dumps({"max_seq_length": 50, "do_lower_case": False})
-    )
     return path
 
 
@@ -129,6 +137,28 @@ def test_other_poolings_and_places(tmp_path: Path) -> None:
     assert (old.spec.head.pooling, old.spec.head.normalize) == ("cls", False)
     assert old.tokenizer.vocab_size > 256
     assert load(sentence_folder(tmp_path / "b", pooling_mode="mean")).spec.head.pooling == "mean"
+
+
+@pytest.mark.parametrize("headless", [True, False])
+@pytest.mark.parametrize("mode", ["lasttoken", "mean"])
+def test_a_decoder_that_is_pooled(headless: bool, mode: str, tmp_path: Path) -> None:
+    """As Qwen3-Embedding is: causal rows, one of them (or their mean) for the text, saved with a head or without."""
+    folder = make_checkpoint(tmp_path / "m", "qwen3")
+    stock = transformers.AutoModel.from_pretrained(folder).eval()
+    if headless:
+        stock.save_pretrained(folder)
+    write_modules(folder, pooling_mode=mode)
+    model = load(folder)
+    assert (model.spec.task, model.spec.head.kind, model.spec.causal) == ("embedding", "embed", False)
+    assert all(layer.mixer.causal for layer in model.spec.layers)
+    tokens = torch.randint(0, model.spec.vocab_size, (1, 23), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        rows = stock(tokens).last_hidden_state[0]
+    expected = torch.nn.functional.normalize(rows[-1] if mode == "lasttoken" else rows.mean(0), dim=-1).numpy()
+    with NativeExecutor(model, Deployment(threads=1)) as executor:
+        found = executor.encode(tokens[0].tolist())
+    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(Reference.from_model(model).embed(tokens)[0].detach().numpy() - expected).max() < 1e-5
 
 
 def test_what_a_sentence_folder_may_not_say(tmp_path: Path) -> None:

@@ -13,10 +13,15 @@ from typing import Any
 
 import pytest
 
+from snello.models import load
+from snello.models.adapter import write_adapter
+from snello.serve.caches.proof import SimilarSettings
 from snello.serve.keys import Keys
 from snello.serve.options import ServeOptions
 from snello.serve.pages import FILES
+from tests.engine.test_adapters import made
 from tests.report import samples
+from tests.serve.caches.test_proof import write_pairs
 from tests.serve.world import Running, make_chat, serving
 
 LONG = "def f(x):"
@@ -165,3 +170,111 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_alone(browser: Any) -> None:
         assert not tab.is_visible("#key-form")
         assert tab.evaluate("[localStorage.length, sessionStorage.length]") == [0, 1]
         tab.close()
+
+
+PHONE, DESKTOP = {"width": 375, "height": 700}, {"width": 1200, "height": 800}
+LONG_NAME = "answers-of-the-municipal-waterworks-to-their-customers-2026"
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A model with two adapters, one of a long name, that also answers similar questions."""
+    place = tmp_path_factory.mktemp("adapted")
+    model = load(make_chat(place / "chat"))
+    for number, name in enumerate(("labels", LONG_NAME)):
+        write_adapter(place / name, made(model, rank=4, targets="q,v,gate,down", seed=number), model)
+    similar = SimilarSettings(
+        encoder="words", bound=0.05, audit=1e-9, pairs=write_pairs(place / "pairs.json", count=300)
+    )
+    options = ServeOptions(
+        models=(f"chat={place / 'chat'}",),
+        adapters=tuple(f"{name}={place / name}" for name in ("labels", LONG_NAME)),
+        cache=place / "cache",
+        similar=similar,
+        threads=1,
+        context=512,
+    )
+    with serving(options) as here:
+        yield here
+
+
+def settled(tab: Any, most: str) -> None:
+    """Settings whose answers may be kept."""
+    tab.click("summary")
+    tab.fill("#temperature", "0")
+    tab.fill("#max_tokens", most)
+    tab.click("summary")
+
+
+def anew(tab: Any) -> None:
+    """Another conversation."""
+    tab.click("summary")
+    tab.click("#clear")
+    tab.click("summary")
+
+
+def asked(tab: Any, text: str) -> str:
+    """What stands below the answer once it has ended."""
+    before = len(tab.query_selector_all(".message.assistant .note"))
+    tab.fill("#ask", text)
+    tab.press("#ask", "Enter")
+    until(tab, f"document.querySelectorAll('.message.assistant .note').length > {before}")
+    return str(tab.query_selector_all(".message.assistant .note")[-1].text_content())
+
+
+@pytest.mark.parametrize(("device", "size"), [("desktop", DESKTOP), ("phone", PHONE)])
+def test_an_adapter_is_chosen_by_name_and_answers(adapted: Running, browser: Any, device: str, size: Any) -> None:
+    tab, complaints = opened(browser, adapted.address, viewport=size)
+    until(tab, "document.querySelector('#model').options.length === 3")
+    labels = tab.evaluate("[...document.querySelector('#model').options].map((option) => option.label)")
+    assert labels == ["chat", "labels (adapter of chat)", f"{LONG_NAME} (adapter of chat)"]
+    settled(tab, "12")
+    said = []
+    for name in ("chat", "labels", LONG_NAME):
+        tab.select_option("#model", name)
+        until(tab, "document.querySelector('#claim').textContent !== ''")
+        anew(tab)
+        asked(tab, "def area(r):")
+        assert tab.text_content(".message.assistant .who") == name
+        said.append(tab.evaluate("document.querySelector('.message.assistant').childNodes[1].data"))
+    wanted = [
+        adapted.post(
+            "/v1/chat/completions",
+            {
+                "model": name,
+                "messages": [{"role": "user", "content": "def area(r):"}],
+                "max_tokens": 12,
+                "temperature": 0,
+            },
+        ).json()["choices"][0]["message"]["content"]
+        for name in ("chat", "labels", LONG_NAME)
+    ]
+    assert said == wanted and len(set(said)) == 3
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is wider than the screen"
+    shot(tab, f"{device}-adapter")
+    assert complaints == []
+    tab.close()
+
+
+def test_the_page_says_where_an_answer_came_from(adapted: Running, browser: Any) -> None:
+    tab, complaints = opened(browser, adapted.address, viewport=PHONE)
+    until(tab, "document.querySelector('#model').options.length === 3")
+    first = {"messages": [{"role": "user", "content": "What is the horse river stone?"}], "stop": ["e"]}
+    adapted.post("/v1/chat/completions", {"model": "chat", **first, "max_tokens": 60, "temperature": 0})
+    settled(tab, "30")
+    assert "computed" in asked(tab, "def volume(r):")
+    anew(tab)
+    assert "exact" in asked(tab, "def volume(r):")
+    tab.click("#tab-meter")
+    until(tab, "[...document.querySelectorAll('#facts dt')].some((term) => term.textContent.includes('similar'))")
+    terms, values = (
+        tab.evaluate(f"[...document.querySelectorAll('#facts {kind}')].map((told) => told.textContent)")
+        for kind in ("dt", "dd")
+    )
+    rows = dict(zip(terms, values, strict=True))
+    kept = adapted.get("/status").json()["answers_on_disk"]
+    assert rows["answers known from disk"] == f"{kept['hits']} of {kept['hits'] + kept['misses']}" and kept["hits"]
+    assert rows["answers of similar questions"] == "0; audited 0, wrong 0"
+    shot(tab, "phone-kept")
+    assert complaints == []
+    tab.close()

@@ -12,13 +12,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from snello.engine.llm import LLM
 from snello.native.core import NotFinite
 from snello.serve.openai import CHAT_FIELDS, COMPLETION_FIELDS
 from snello.serve.options import Limits, ServeOptions
 from snello.serve.responses import FIELDS
-from tests.serve.world import WEATHER, Running, make_chat, make_encoder, parse, raw_request, serving, text_of
+from tests.serve.world import (
+    WEATHER,
+    Running,
+    make_chat,
+    make_encoder,
+    make_pooled,
+    parse,
+    raw_request,
+    serving,
+    text_of,
+)
 
 CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
 SAY = [{"role": "user", "content": "def area(r):"}]
@@ -139,6 +151,23 @@ def test_embeddings_are_those_of_the_encoder(here: Running) -> None:
     llm = here.app.models["bert"].llm
     assert np.allclose([row["embedding"] for row in body["data"]], llm.embed(["the rain", "here"]), atol=1e-6)
     assert body["usage"]["prompt_tokens"] == len(llm.encode("the rain")) + len(llm.encode("here"))
+
+
+def test_embeddings_of_a_pooled_decoder_are_those_of_transformers(tmp_path: Path) -> None:
+    """The last row of a causal model, as Qwen3-Embedding has it; in a batch of its own and with others."""
+    folder = make_pooled(tmp_path / "pooled")
+    stock, texts = transformers.AutoModel.from_pretrained(folder).eval(), ["the rain", "here it is", "a"]
+    with serving(ServeOptions(models=(f"pooled={folder}",), threads=1)) as here:
+        body = ask(here, "/v1/embeddings", model="pooled", input=texts)
+        alone = [ask(here, "/v1/embeddings", model="pooled", input=text)["data"][0]["embedding"] for text in texts]
+        tokens = [here.post("/tokenize", {"prompt": text}).json()["tokens"] for text in texts]
+        refused = here.post(TEXTS, {"model": "pooled", "prompt": "a"})
+    with torch.inference_mode():
+        rows = [stock(torch.tensor([ids])).last_hidden_state[0, -1] for ids in tokens]
+    expected = [torch.nn.functional.normalize(row, dim=-1).numpy() for row in rows]
+    assert np.allclose([row["embedding"] for row in body["data"]], expected, atol=1e-5)
+    assert alone == [row["embedding"] for row in body["data"]]
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "unsupported_url"
 
 
 def test_models_tokens_and_status(here: Running) -> None:

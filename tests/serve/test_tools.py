@@ -97,7 +97,8 @@ def test_a_forced_call_may_be_written_with_the_tokens_that_tags_are(
 @pytest.mark.parametrize(
     ("tools", "choice", "parallel", "param"),
     [
-        ({}, "required", None, "tool_choice"),
+        ([], "required", None, "tool_choice"),
+            ({}, None, None, "tools"),
         ("x", None, None, "tools"),
         ([{"type": "function"}], None, None, "tools[0]"),
         ([{"type": "function", "function": {"name": "a", "colour": 1}}], None, None, "tools[0]"),

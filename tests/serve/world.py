@@ -55,13 +55,21 @@ def make_chat(folder: Path, template: str = TEMPLATE) -> Path:
 
 
 def make_encoder(folder: Path) -> Path:
-    make_checkpoint(folder, "bert-mlm")
-    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
-    modules.append({"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"})
+    return _pooling(make_checkpoint(folder, "bert-mlm"), pooling_mode_mean_tokens=True)
+
+
+def make_pooled(folder: Path) -> Path:
+    """A decoder whose last row is the vector of a text."""
+    return _pooling(make_checkpoint(folder, "qwen3"), "Normalize", pooling_mode_lasttoken=True)
+
+
+def _pooling(folder: Path, *more: str, **mode: bool) -> Path:
+    """The files of sentence-transformers beside a checkpoint."""
+    listed = [("", "Transformer"), ("1_Pooling", "Pooling"), *(("2_Normalize", kind) for kind in more)]
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in listed]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": 96, "pooling_mode_mean_tokens": True}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 96, **mode}))
     return folder
 
 

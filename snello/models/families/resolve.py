@@ -16,7 +16,7 @@ from snello.models.families.config import Config, token_ids
 from snello.models.families.family import Family
 from snello.models.model import FloatFormat
 from snello.models.quantized import KEYS, scheme_of
-from snello.models.spec import Format, Spec, Task
+from snello.models.spec import Format, Head, Spec, Task
 
 TORCH_TYPES: dict[str, FloatFormat] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -32,14 +32,20 @@ def resolve(
     family, saved_for = _family(values)
     scheme_of(values)  # how integers are read is not this file's matter; a way that nobody here reads ends it
     task = task or saved_for
-    if task not in family.tasks:
+    pools = task == "embedding" and family.tasks == ["causal-lm"]
+    if task not in family.tasks and not pools:
         raise Unsupported(f"a {family.name} model cannot be loaded for {task}", f"it does: {', '.join(family.tasks)}")
     config = Config({key: value for key, value in values.items() if key not in KEYS})
-    spec = family.spec(config, task)
+    spec = _pooled(family.spec(config, "causal-lm")) if pools else family.spec(config, task)
     config.refuse_unread(family.harmless, family.name)
     if convolved is not None:
         spec = convolutions.applied(spec, convolved)
     return family, _with_generation(with_type(spec, _stated_type(values)), generation or {})
+
+
+def _pooled(spec: Spec) -> Spec:
+    """A decoder that embeds: the same layers, and the last row as the vector unless a folder says otherwise."""
+    return dataclasses.replace(spec, task="embedding", head=Head(kind="embed", pooling="last"))
 
 
 def spec_from_config(
@@ -60,6 +66,10 @@ def _family(values: Mapping[str, Any]) -> tuple[Family, Task]:
     for family in FAMILIES.values():
         if isinstance(named, str) and named in family.architectures:
             return family, family.architectures[named]
+    headless = f"{named.removesuffix('Model')}ForCausalLM" if isinstance(named, str) else None
+    for family in FAMILIES.values():
+        if headless in family.architectures and family.tasks == ["causal-lm"]:
+            return family, "embedding"
     kind = values.get("model_type")
     if named is None and kind in FAMILIES and len(FAMILIES[kind].tasks) == 1:
         return FAMILIES[kind], FAMILIES[kind].tasks[0]

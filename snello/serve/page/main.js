@@ -36,7 +36,8 @@ async function look() {
   const status = await getJson("status");
   models = status.models;
   if ($("model").options.length !== models.length) {
-    $("model").replaceChildren(...models.map((model) => new Option(model.name, model.name)));
+    const label = ({ name, parent }) => (parent ? `${name} (adapter of ${parent})` : name);
+    $("model").replaceChildren(...models.map((model) => new Option(label(model), model.name)));
   }
   showMeter(status, chosen());
   if (proved !== chosen().name) {

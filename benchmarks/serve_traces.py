@@ -53,7 +53,7 @@ WORDS = range(300, 4000)
 OBJECTIVE = Objective(first=3.0, between=0.2)  # somebody waits, then reads at five tokens a second
 PATIENCE = 60.0  # seconds
 SHARE = 0.7  # of a capacity
-TUNING_REQUESTS, CAPACITY_REQUESTS = 48, 96
+TUNING_REQUESTS, CAPACITY_REQUESTS = 24, 48
 LONG_SECONDS = 480.0
 
 
@@ -72,7 +72,6 @@ TRACES = {
 }
 OURS, THEIRS = "snello", "llama.cpp"
 CANDIDATES = (  # of llama.cpp: slots, and whether attention is fused
-    ("-np", "8", "-fa", "on"),
     ("-np", "16", "-fa", "on"),
     ("-np", "32", "-fa", "on"),
     ("-np", "16", "-fa", "off"),
@@ -132,7 +131,7 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
         with llama(settings, options.threads) as address:
             run = _ask(address, requests, streams=SEQUENCES)
         found[" ".join(settings)] = summary(requests, run, OBJECTIVE, open_loop=False)["requests_per_second"]
-        print(settings, found[" ".join(settings)], file=sys.stderr)
+        print(settings, found[" ".join(settings)], file=sys.stderr, flush=True)
     return {"command": "python -m benchmarks.serve_traces --tune", "requests_per_second": found}
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import jsonschema
 import pytest
 from hypothesis import given, settings
@@ -29,7 +28,7 @@ from snello.serve.routes import ROUTES
 from tests.serve.test_foreign_clients import CLIENTS
 from tests.serve.test_fuzz import anything
 from tests.serve.test_server import SAY
-from tests.serve.world import WEATHER, Process, Running, make_chat, make_encoder, serving
+from tests.serve.world import WEATHER, Running, make_chat, make_encoder, serving
 
 KINDS = {name: kind for name, kind in {**vars(fields), **vars(responses)}.items() if isinstance(kind, Kind)}
 PAGE = ("/", "/page/{name}")
@@ -169,13 +168,11 @@ def test_schemathesis_finds_nothing_in_ten_thousand_requests(tmp_path: Path) -> 
     program, seen = CLIENTS / "schemathesis" / "bin" / "st", tmp_path / "seen.json"
     if not program.exists():
         pytest.skip("schemathesis is not installed: make test-clients")
-    with Process("--threads", "1", "--context", "64") as server:
-        command = [program, "run", f"{server.address}/openapi.json", "--checks", CHECKS, "--continue-on-failure"]
+    with serving(ServeOptions(models=("demo",), threads=1, context=64)) as here:
+        command = [program, "run", f"{here.address}/openapi.json", "--checks", CHECKS, "--continue-on-failure"]
         command += ["--phases", "coverage,fuzzing", "--max-examples", "1500", "--seed", "1", "--request-timeout", "300"]
         command += ["--report", "json", "--report-json-path", seen]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=tmp_path)
-        status = httpx.get(f"{server.address}/status").json()
+        assert here.idle() and here.app.models["demo"].worker.failures == 0
     assert done.returncode == 0, done.stdout[-6000:]
     assert json.loads(seen.read_text())["summary"]["test_cases"]["generated"] >= 10_000, done.stdout[-2000:]
-    counts = status["models"][0]["counts"]
-    assert status["requests_inside"] == counts["failed_steps"] == counts["kv_cache_usage"] == 0

@@ -5,7 +5,7 @@ prompts share beginnings as they did there. Both servers run random weights in t
 Q4_0, with room for as many tokens of keys and values, each alone and started anew, one after the other in one run; the
 client is that of `snello bench --serve`. llama.cpp's server runs with the settings that answered most here (`--tune`).
 
-    capacity    32 askers, each asking again as soon as it is answered: requests a second
+    capacity    16 askers, each asking again as soon as it is answered: requests a second
     both        by the trace's arrivals at 0.7 of llama.cpp's capacity: what both can carry
     ours        at 0.7 of our capacity; whoever hears no end within a minute has gone
     long        the same rate over a longer stretch, ours alone: prefix hits beside what the trace allows
@@ -53,7 +53,8 @@ WORDS = range(300, 4000)
 OBJECTIVE = Objective(first=3.0, between=0.2)  # somebody waits, then reads at five tokens a second
 PATIENCE = 60.0  # seconds
 SHARE = 0.7  # of a capacity
-TUNING_REQUESTS, CAPACITY_REQUESTS = 24, 48
+ASKERS = 16
+TUNING_REQUESTS, CAPACITY_REQUESTS = 16, 48
 LONG_SECONDS = 480.0
 
 
@@ -71,10 +72,9 @@ TRACES = {
     "mooncake": Trace(file="mooncake_conversation_trace.jsonl", shrink=32),
 }
 OURS, THEIRS = "snello", "llama.cpp"
-CANDIDATES = (  # of llama.cpp: slots, and whether attention is fused
+CANDIDATES = (  # of llama.cpp: slots, with attention fused
     ("-np", "16", "-fa", "on"),
     ("-np", "32", "-fa", "on"),
-    ("-np", "16", "-fa", "off"),
 )
 
 
@@ -129,7 +129,7 @@ def tune(options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for settings in CANDIDATES:
         with llama(settings, options.threads) as address:
-            run = _ask(address, requests, streams=SEQUENCES)
+            run = _ask(address, requests, streams=ASKERS)
         found[" ".join(settings)] = summary(requests, run, OBJECTIVE, open_loop=False)["requests_per_second"]
         print(settings, found[" ".join(settings)], file=sys.stderr, flush=True)
     return {"command": "python -m benchmarks.serve_traces --tune", "requests_per_second": found}
@@ -158,7 +158,7 @@ def measured(name: str, requests: Sequence[Request], options: argparse.Namespace
     """What came of these requests at one server."""
     settings = () if name == OURS else best_settings()
     with snello(options.threads) if name == OURS else llama(settings, options.threads) as address:
-        run = _ask(address, requests, streams=SEQUENCES if rate is None else None)
+        run = _ask(address, requests, streams=ASKERS if rate is None else None)
     found = summary(requests, run, OBJECTIVE, open_loop=rate is not None)
     print(f"{name}: {json.dumps(found)}", file=sys.stderr)
     return {**({"settings": " ".join(settings)} if settings else {}), **found}

@@ -248,6 +248,9 @@ def _message(place: int, message: Any) -> dict[str, Any]:
     given = {name: value for name, value in message.items() if value is not None}
     for name in set(given) - MESSAGE_FIELDS:
         raise unknown_field(f"{where}.{name}", [f"{where}.{known}" for known in MESSAGE_FIELDS])
+    if not _are_calls(given.get("tool_calls", [])):
+        message = f"{where}.tool_calls must be a list of calls, each with a function's name and arguments"
+        raise RequestError(message, param=where, code="invalid_type")
     content = given.get("content")
     if content is None and not given.get("tool_calls"):
         raise RequestError(f"{where} has no content", param=where, code="invalid_value")
@@ -256,6 +259,19 @@ def _message(place: int, message: Any) -> dict[str, Any]:
     elif content is not None and not isinstance(content, str):
         raise RequestError(f"{where}.content must be a string or a list of parts", param=where, code="invalid_type")
     return given
+
+
+def _are_calls(value: Any) -> bool:
+    """Calls as an answer has them; arguments may be read already."""
+    if not isinstance(value, list):
+        return False
+    functions = [call.get("function") if isinstance(call, dict) else None for call in value]
+    return all(
+        isinstance(function, dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), str | dict)
+        for function in functions
+    )
 
 
 def _part(where: str, part: Any) -> str:

@@ -107,11 +107,13 @@ STREAM_OPTIONS = table(
     but=("include_usage", "include_obfuscation"),
     more=False,
 )
+SAID_CALL = table({"function": table({"name": STRING, "arguments": {"type": ["string", "object"]}})})
 MESSAGE = table(
     {
         "role": STRING,
         "content": maybe({"anyOf": [STRING, rows(table({"type": {"const": "text"}, "text": STRING}))]}),
-        **{name: {} for name in sorted(openai.MESSAGE_FIELDS - {"role", "content"})},
+        "tool_calls": maybe(rows(SAID_CALL)),
+        **{name: {} for name in sorted(openai.MESSAGE_FIELDS - {"role", "content", "tool_calls"})},
     },
     but=openai.MESSAGE_FIELDS - {"role"},
     more=NULL,

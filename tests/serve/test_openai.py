@@ -115,6 +115,8 @@ def test_parts_of_text_become_one_text() -> None:
         (CHAT, {"messages": [{"role": "user"}]}, "messages[0]", "no content"),
         (CHAT, {"messages": [{"role": "user", "content": 1}]}, "messages[0]", "a string or a list"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "text"),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0]", "a list of calls"),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{"x": 1}]}]}, "messages[0]", "a list of calls"),
         (CHAT, {"messages": [{"role": "user", "contents": "x"}]}, "messages[0].contents", "did you mean"),
         (CHAT, {"messages": SAY, "temprature": 1}, "temprature", "did you mean temperature?"),
         (CHAT, {"messages": SAY, "temperature": "1"}, "temperature", "must be a number"),

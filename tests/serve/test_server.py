@@ -228,6 +228,7 @@ def test_metrics_count_under_both_names(here: Running) -> None:
         (CHAT, {"messages": SAY, "response_format": {"type": "xml"}}, 400, "response_format", "invalid_value"),
         (CHAT, {"messages": SAY, "reasoning_effort": "high"}, 400, "reasoning_effort", "unsupported_parameter"),
         ("/v1/embeddings", {"input": ["a"] * 5, "model": "bert"}, 400, "input", "limit_exceeded"),
+        ("/v1/responses", {"input": [{"role": [], "content": "a"}]}, 400, "input[0]", "unsupported_content"),
         ("/v1/embeddings", {"input": "a", "dimensions": 3}, 400, "dimensions", "unsupported_parameter"),
         ("/v1/embeddings", {"input": "a", "model": "demo"}, 400, "model", "unsupported_url"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens", "invalid_value"),

@@ -7,7 +7,7 @@ A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `demo` is 
 results/demo.txt; `peers` are ours over the best of others in results/decode_vs_peers.json, those that we lose included;
 `methods` and `outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json; `zeros`, of
 docs/sparsify.md, is results/sparsify_methods.json; `skipping`, of docs/skip.md, is results/activation_sparsity.json;
-`forgetting`, of docs/eviction.md, is results/eviction.json;
+`forgetting`, of docs/eviction.md, is results/eviction.json; `traces`, of docs/serve.md, is results/serve_traces.json;
 the blocks of docs/compare.md are the results files of their names.
 """
 
@@ -565,6 +565,45 @@ def batched() -> str:
     return "\n".join([*lines, "", f"{told} {sizes}; `{found['command']}`."])
 
 
+TRACES = {"azure": "Azure, conversations", "mooncake": "Mooncake, conversations"}
+LOADS = {
+    "capacity": "16 askers without rest",
+    "both": "0.7 of what llama.cpp's carries",
+    "ours": "0.7 of what ours carries",
+    "long": "the same, longer",
+}
+
+
+def traces() -> str:
+    """Each server on the same requests, one after the other in one run."""
+    whole = json.loads(found.read_text()) if (found := RESULTS / "serve_traces.json").exists() else {}
+    lines = [
+        "| trace, load | server | answered | tokens a second | first token p50 / p90 / p99 | between tokens | in time "
+    ]
+    lines = [f"{lines[0]}| known of prompts (could be) |", "|---|---|---|---|---|---|---|---|"]
+    for measured in whole.values():
+        for trace, said in TRACES.items():
+            for load, words in LOADS.items():
+                servers = measured.get(trace, {}).get(load, {}).get("servers", {})
+                lines += [f"| {said}; {words} | {_served(name, row)} |" for name, row in servers.items()]
+    if len(lines) == 2:
+        return "`python -m benchmarks.serve_traces` replays both traces here and at llama.cpp's server."
+    return "\n".join(lines)
+
+
+def _served(name: str, row: Mapping[str, Any]) -> str:
+    speed = f"{row['prompt_tokens_per_second']:.0f} read, {row['answer_tokens_per_second']:.0f} drawn"
+    in_time = f"{row['good']} ({row['goodput_requests_per_second']:.2f} a second)"
+    known = "-" if row["cached_share"] is None else f"{row['cached_share']:.1%} ({row['shared_share']:.1%})"
+    answered = f"{row['answered']} of {row['requests']}"
+    cells = (name, answered, speed, _spread(row["first_token_seconds"]), _spread(row["between_tokens_seconds"]))
+    return " | ".join((*cells, in_time, known))
+
+
+def _spread(seconds: Mapping[str, float] | None) -> str:
+    return "-" if seconds is None else " / ".join(f"{seconds[part]:.2f}" for part in ("p50", "p90", "p99")) + " s"
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
@@ -597,6 +636,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/distill.md": {"healed": healed, "halved": halved},
     "docs/planner.md": {"planned": planned},
     "docs/prune.md": {"pruned": pruned},
+    "docs/serve.md": {"traces": traces},
     "docs/skip.md": {"skipping": skipping},
     "docs/sparsify.md": {"zeros": zeros},
 }

@@ -266,14 +266,15 @@ def test_the_page_says_where_an_answer_came_from(adapted: Running, browser: Any)
     anew(tab)
     assert "exact" in asked(tab, "def volume(r):")
     tab.click("#tab-meter")
-    until(tab, "[...document.querySelectorAll('#facts dt')].some((term) => term.textContent.includes('similar'))")
+    kept = adapted.get("/status").json()["answers_on_disk"]
+    known = f"{kept['hits']} of {kept['hits'] + kept['misses']}"
+    until(tab, f"[...document.querySelectorAll('#facts dd')].some((told) => told.textContent === '{known}')")
     terms, values = (
         tab.evaluate(f"[...document.querySelectorAll('#facts {kind}')].map((told) => told.textContent)")
         for kind in ("dt", "dd")
     )
     rows = dict(zip(terms, values, strict=True))
-    kept = adapted.get("/status").json()["answers_on_disk"]
-    assert rows["answers known from disk"] == f"{kept['hits']} of {kept['hits'] + kept['misses']}" and kept["hits"]
+    assert rows["answers known from disk"] == known and kept["hits"]
     assert rows["answers of similar questions"] == "0; audited 0, wrong 0"
     shot(tab, "phone-kept")
     assert complaints == []

@@ -133,8 +133,8 @@ class LikeLengths(Rows):
                 run = sorted(
                     map(int, order[start : start + POOL * self.batch]), key=lambda place: len(self.rows[place])
                 )
-                cuts = range(0, max(1, len(run) - self.batch + 1), self.batch)
-                batches += [run[cut : cut + self.batch] for cut in cuts]
+                batches += [run[cut : cut + self.batch] for cut in range(0, len(run), self.batch)]
+            batches = [rows for rows in batches if len(rows) == self.batch] or batches
             drawn = np.random.default_rng([self.seed, epoch, 1]).permutation(len(batches))
             self._kept.update(epoch=epoch, batches=[batches[number] for number in drawn])
         found: list[list[int]] = self._kept["batches"]

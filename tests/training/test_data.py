@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from snello.errors import SnelloError
-from snello.training.data import LikeLengths, MaskedRows, Rows, pack, padded
+from snello.training.data import POOL, LikeLengths, MaskedRows, Rows, pack, padded
 
 
 def test_packing_loses_only_the_end() -> None:
@@ -85,6 +85,14 @@ def test_batches_of_like_lengths_hold_every_row_once_and_pad_little() -> None:
     assert again.places(a_pass + 5) == alike.places(a_pass + 5) != alike.places(5)
     lengths = [len(rows[alike.places(step)[0]]) for step in range(a_pass)]
     assert lengths != sorted(lengths) and alike.digest not in (plain.digest, LikeLengths(rows, 8, seed=4).digest)
+
+
+def test_a_run_too_short_for_a_batch_is_left_out() -> None:
+    """One row more than the runs that are sorted together hold."""
+    rows = [np.ones(1 + place % 7, np.int32) for place in range(2 * POOL + 1)]
+    alike = LikeLengths(rows, 2, seed=1)
+    for number in range(3):
+        assert {len(alike.places(number * POOL + step)) for step in range(POOL)} == {2}
 
 
 def test_fewer_rows_than_a_batch_of_like_lengths() -> None:

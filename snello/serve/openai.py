@@ -75,6 +75,16 @@ COMPLETION_FIELDS = SAMPLING | {
     "stream": BOOLEAN,
 }
 EMBEDDING_FIELDS = {"encoding_format": TEXT, "input": PROMPTS, "model": TEXT}
+TOKENIZE_FIELDS = {
+    "model": TEXT,
+    "prompt": TEXT,
+    "messages": LIST,
+    "add_special_tokens": BOOLEAN,
+    "add_generation_prompt": BOOLEAN,
+    "return_token_strs": BOOLEAN,
+    "chat_template_kwargs": TABLE,
+}
+DETOKENIZE_FIELDS = {"model": TEXT, "tokens": TOKENS}
 
 # What is not done here, with the values that ask for nothing.
 CHAT_NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -13,21 +13,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from snello.serve import openai, responses, tools
-from snello.serve.fields import BIASES, BOOLEAN, INTEGER, LIST, TABLE, TEXT, TOKENS, WITHOUT_EFFECT, Kind
+from snello.serve.fields import BIASES, INTEGER, WITHOUT_EFFECT, Kind
 from snello.serve.options import Limits
 from snello.serve.served import Models
 
 Schema = dict[str, Any]
-TOKENIZE_FIELDS = {
-    "model": TEXT,
-    "prompt": TEXT,
-    "messages": LIST,
-    "add_special_tokens": BOOLEAN,
-    "add_generation_prompt": BOOLEAN,
-    "return_token_strs": BOOLEAN,
-    "chat_template_kwargs": TABLE,
-}
-DETOKENIZE_FIELDS = {"model": TEXT, "tokens": TOKENS}
 
 NULL: Schema = {"type": "null"}
 STRING: Schema = {"type": "string"}
@@ -76,14 +66,8 @@ RESPONSE_FORMAT = {
             {
                 "type": {"const": "json_schema"},
                 "json_schema": table(
-                    {
-                        "name": {},
-                        "description": {},
-                        "strict": {},
-                        "schema": {"type": ["object", "boolean"]},
-                        "type": {},
-                    },
-                    but=("name", "description", "strict", "type"),
+                    {**{name: {} for name in DESCRIBED}, "schema": {"type": ["object", "boolean"]}},
+                    but=DESCRIBED,
                     more=False,
                 ),
             },
@@ -175,8 +159,8 @@ def requests(limits: Limits) -> dict[str, Schema]:
         openai.COMPLETIONS: body(openai.COMPLETION_FIELDS, openai.COMPLETION_NEUTRAL, ("prompt",), texts),
         openai.EMBEDDINGS: body(openai.EMBEDDING_FIELDS, openai.EMBEDDING_NEUTRAL, ("input",), form),
         openai.RESPONSES: body(responses.FIELDS, responses.NEUTRAL, ("input",), {"logit_bias": limited["logit_bias"]}),
-        "/tokenize": body(TOKENIZE_FIELDS, {}, (), {"messages": maybe(MESSAGES)}),
-        "/detokenize": body(DETOKENIZE_FIELDS, {}, ("tokens",)),
+        "/tokenize": body(openai.TOKENIZE_FIELDS, {}, (), {"messages": maybe(MESSAGES)}),
+        "/detokenize": body(openai.DETOKENIZE_FIELDS, {}, ("tokens",)),
     }
 
 

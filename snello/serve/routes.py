@@ -31,7 +31,7 @@ from snello.serve.errors import RequestError
 from snello.serve.fields import read_fields
 from snello.serve.gate import LEAST_RETRY
 from snello.serve.metrics import CONTENT_TYPE
-from snello.serve.openapi import DETOKENIZE_FIELDS, TOKENIZE_FIELDS, document
+from snello.serve.openapi import document
 from snello.serve.pages import page_file, proof_of
 from snello.serve.prepare import aside, prepare
 from snello.serve.reading import Reading, read_chat, read_completion, read_embedding
@@ -206,7 +206,7 @@ def _encoding(executor: Any, prompt: Sequence[int]) -> Any:
 
 
 async def tokenize(app: App, request: Request) -> Response:
-    given = read_fields(await _body(app, request), TOKENIZE_FIELDS, neutral={}, required=())
+    given = read_fields(await _body(app, request), openai.TOKENIZE_FIELDS, neutral={}, required=())
     if ("prompt" in given) == ("messages" in given):
         raise RequestError("give a prompt or messages", param="prompt", code="missing_required_parameter")
     served = _served(app, request, given.get("model"))
@@ -227,7 +227,7 @@ async def tokenize(app: App, request: Request) -> Response:
 
 
 async def detokenize(app: App, request: Request) -> Response:
-    given = read_fields(await _body(app, request), DETOKENIZE_FIELDS, neutral={}, required=("tokens",))
+    given = read_fields(await _body(app, request), openai.DETOKENIZE_FIELDS, neutral={}, required=("tokens",))
     served = _served(app, request, given.get("model"))
     size = served.llm.model.spec.vocab_size
     if any(not 0 <= token < size for token in given["tokens"]):

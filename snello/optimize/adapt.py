@@ -24,6 +24,7 @@ from snello.optimize.adapt_judge import Verdict, encode, judge_of
 if TYPE_CHECKING:
     from snello.models.model import Model
     from snello.techniques.adapt import Adapt
+    from snello.training.loop import Trained
 
 REFUSED = 3
 
@@ -37,6 +38,18 @@ class Adapted:
     parameters: int
     seconds: float
     digest: str
+
+    @classmethod
+    def of(cls, path: Path, verdict: Verdict, parts: Split, parameters: int, done: Trained) -> Adapted:
+        return cls(
+            path=path,
+            verdict=verdict,
+            examples=len(parts.train),
+            dropped=parts.dropped,
+            parameters=parameters,
+            seconds=done.seconds,
+            digest=done.digest,
+        )
 
 
 def adapt(
@@ -99,15 +112,7 @@ def adapt(
         merge(model, adapter, output)
     else:
         files.write_adapter(output, adapter, model)
-    return Adapted(
-        path=output,
-        verdict=verdict,
-        examples=len(parts.train),
-        dropped=parts.dropped,
-        parameters=parameters,
-        seconds=done.seconds,
-        digest=done.digest,
-    )
+    return Adapted.of(output, verdict, parts, parameters, done)
 
 
 def asked(options: Adapt, examples: Sequence[Example], seed: int) -> dict[str, Any]:

@@ -80,15 +80,7 @@ def classify(
     facts = {**asked(options, examples, seed), "examples": len(parts.train), "dropped": parts.dropped}
     facts |= {"trained": done.digest, "verdict": dataclasses.asdict(verdict), "parameters": parameters}
     _write(output, model, classifier, options, module, facts, merged=merged)
-    return Adapted(
-        path=output,
-        verdict=verdict,
-        examples=len(parts.train),
-        dropped=parts.dropped,
-        parameters=parameters,
-        seconds=done.seconds,
-        digest=done.digest,
-    )
+    return Adapted.of(output, verdict, parts, parameters, done)
 
 
 def encoded(model: Model, examples: Sequence[Example], labels: Sequence[str]) -> list[Labelled]:

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cmath>
 #include <exception>
-#include <iterator>
 #include <limits>
 #include <mutex>
 #include <utility>
@@ -182,45 +181,6 @@ Part snello_program::plan(int begin, int end) const {
   return part;
 }
 
-// The two products of a stage, first the one that is `activate`'s first input.
-std::pair<const snello_op&, const snello_op&> snello_program::gate_and_up(const Part& part, const Stage& stage,
-                                                                          const snello_op& activate) const {
-  const snello_op& first = op(part.actions[static_cast<size_t>(stage.begin)].op);
-  const snello_op& second = op(part.actions[static_cast<size_t>(stage.begin) + 1].op);
-  if (first.out == activate.in[0]) return {first, second};
-  return {second, first};
-}
-
-// The ACTIVATE that begins `next` where the stage computes its two inputs and nobody else reads them; else -1.
-int snello_program::gate_of(const Part& part, const Stage& stage, const Stage& next) const {
-  if (stage.end - stage.begin != 2) return -1;
-  const int number = part.actions[static_cast<size_t>(next.begin)].op;
-  const snello_op& activate = op(number);
-  const auto [gate, up] = gate_and_up(part, stage, activate);
-  if (gate.kind != SNELLO_OP_LINEAR || up.kind != SNELLO_OP_LINEAR || activate.kind != SNELLO_OP_ACTIVATE) return -1;
-  if (gate.out != activate.in[0] || up.out != activate.in[1] || gate.in[0] != up.in[0]) return -1;
-  const snello_tensor &a = *tensor(gate.tensor[0]), &b = *tensor(up.tensor[0]);
-  const bool alike = a.format == b.format && a.rows == b.rows && a.columns == b.columns && a.group_size == b.group_size;
-  if (!alike || snello::by_channel(a.format) || a.rows != width(activate.out)) return -1;
-  if (!spec_.registers[static_cast<size_t>(gate.in[0])].quantized) return -1;
-  for (const snello_op* o : {&gate, &up})
-    if (o->i[0] == 1 || o->i[1] != 0 || o->tensor[1] >= 0) return -1;
-  for (const int reg : {gate.out, up.out})
-    if (reg != activate.out && !forgotten(reg, number)) return -1;
-  return number;
-}
-
-// Whether nobody reads what a register holds after an operation: the next that mentions it writes all of it anew.
-bool snello_program::forgotten(int reg, int after) const {
-  for (int i = after + 1; i < static_cast<int>(spec_.ops.size()); ++i) {
-    const snello_op& o = op(i);
-    if (std::find(std::begin(o.in), std::end(o.in), reg) != std::end(o.in)) return false;
-    if (o.out != reg) continue;
-    return o.kind == SNELLO_OP_LINEAR && o.i[0] == 0 && o.i[1] == 0 && tensor(o.tensor[0])->rows == width(reg);
-  }
-  return reg != output_;
-}
-
 bool snello_program::can_join(const Part& part, const Stage& stage, const Action& next) const {
   const Action::Kind kind = part.actions[static_cast<size_t>(stage.begin)].kind;
   const snello_op& before = op(part.actions[static_cast<size_t>(stage.begin)].op);
@@ -357,7 +317,7 @@ void snello_program::run(const Part& part, const Rows& rows) {
   if (!profiling_) {
     for (size_t s = 0; s < part.stages.size(); ++s) {
       run_stage(part, part.stages[s], rows);
-      if (part.stages[s].gate < 0 || !snello::kernels().gates) continue;
+      if (!runs_gated(part.stages[s])) continue;
       Stage rest = part.stages[++s];
       if (++rest.begin < rest.end) run_stage(part, rest, rows);
     }
@@ -478,17 +438,6 @@ LinearTask snello_program::linear_task(const snello_op& o, const Rows& r) const 
           r.count};
 }
 
-// Two products and what becomes of them.
-LinearTask snello_program::gated_task(const Part& part, const Stage& stage, const Rows& r) const {
-  const snello_op& activate = op(stage.gate);
-  const auto [gate, up] = gate_and_up(part, stage, activate);
-  LinearTask task = linear_task(gate, r);
-  task.up = tensor(up.tensor[0]);
-  task.activation = activate.i[0];
-  task.output = rows(activate.out);
-  return task;
-}
-
 // Products that run at once, as one job. Its unit is as many panels as belong together.
 struct snello_program::Linears {
   std::vector<snello::LinearShare>& shares;
@@ -552,7 +501,7 @@ void snello_program::add_group(Linears* job, LinearTask task, const snello_tenso
 void snello_program::run_linears(const Part& part, const Stage& stage, const Rows& r) {
   shares_.clear();
   Linears job{shares_};
-  if (stage.gate >= 0 && snello::kernels().gates)
+  if (runs_gated(stage))
     job.add(gated_task(part, stage, r));
   else
     for (int a = stage.begin; a < stage.end; ++a) add_linear(&job, op(part.actions[static_cast<size_t>(a)].op), r);

@@ -134,6 +134,7 @@ struct snello_program {
                                                             const snello_op& activate) const;
   int gate_of(const snello::Part& part, const snello::Stage& stage, const snello::Stage& next) const;
   bool forgotten(int reg, int after) const;
+  bool runs_gated(const snello::Stage& stage) const;
   snello::Memory lay_out(const snello::ProgramFacts& facts);
 
   void begin(const snello_batch& batch);

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from snello.engine.pages import pages_for
-from snello.engine.request import Usage
+from snello.engine.request import Chunk, Usage
 from snello.serve import answers
 from snello.serve.errors import RequestError
 from snello.serve.openai import ChatRequest
@@ -80,6 +80,26 @@ def from_engine(keep_alive: float) -> Source:
                 served.worker.cancel(ticket)
 
     return source
+
+
+def without_silent(source: Source) -> Source:
+    """`source`, which is not asked where nothing is to be said after the prompt."""
+
+    async def told(prepared: Prepared, record: Record) -> Hearing:
+        if not prepared.reading.silent:
+            async with aclosing(source(prepared, record)) as hearing:
+                async for heard in hearing:
+                    yield heard
+            return
+        yield []
+        seconds = time.monotonic() - record.started
+        for place, (prompt, params) in enumerate(zip(prepared.prompts, prepared.params, strict=True)):
+            usage = Usage(prompt_tokens=len(prompt), completion_tokens=0, first_token_seconds=seconds, seconds=seconds)
+            yield [
+                (place, Chunk(text="", index=index, finish_reason="length", usage=usage)) for index in range(params.n)
+            ]
+
+    return told
 
 
 def seconds_left(prepared: Prepared) -> float:

@@ -22,7 +22,7 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from snello.errors import SnelloError
-from snello.serve.answering import Record, Source, from_engine
+from snello.serve.answering import Record, Source, from_engine, without_silent
 from snello.serve.cached import from_caches
 from snello.serve.errors import RequestError, request_error
 from snello.serve.keys import OPEN_PATHS, Caller, Keys, check_host, check_origin
@@ -54,7 +54,7 @@ class App:
 
         self.options, self.models, self.keys = options, models, keys
         keep_alive = options.keep_alive_seconds
-        self.source: Source = from_caches(from_engine(keep_alive), keep_alive)
+        self.source: Source = without_silent(from_caches(from_engine(keep_alive), keep_alive))
         self.metrics = Metrics(models, vllm_names=options.vllm_names)
         self.started = time.monotonic()
         self.inside = 0  # requests, health and metrics aside

@@ -123,6 +123,11 @@ RANGES: dict[str, Schema] = {  # of settings, as `SamplingParams` has them
     "top_logprobs": {"minimum": 0, "maximum": openai.MOST_LOGPROBS},
 }
 
+NO_TOKENS_ONLY_ECHOED: Schema = {
+    "if": {"properties": {"max_tokens": {"const": 0}}, "required": ["max_tokens"]},
+    "then": {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+}
+
 
 def body(
     fields: Mapping[str, Kind],
@@ -152,11 +157,18 @@ def requests(limits: Limits) -> dict[str, Schema]:
     }
     chat = {**SERVED_CHAT, **limited, "tools": maybe({**rows(TOOL), "maxItems": limits.tools})}
     most = {"minimum": 0, "maximum": openai.MOST_LOGPROBS}
-    texts = {**limited, "logprobs": maybe({**INTEGER.schema, **most})}
+    texts = {
+        **limited,
+        "logprobs": maybe({**INTEGER.schema, **most}),
+        "max_tokens": maybe({**INTEGER.schema, "minimum": 0}),
+    }
     form = {"encoding_format": maybe({"enum": ["float", "base64"]})}
     return {
         openai.CHAT: body(openai.CHAT_FIELDS, openai.CHAT_NEUTRAL, ("messages",), chat),
-        openai.COMPLETIONS: body(openai.COMPLETION_FIELDS, openai.COMPLETION_NEUTRAL, ("prompt",), texts),
+        openai.COMPLETIONS: {
+            **body(openai.COMPLETION_FIELDS, openai.COMPLETION_NEUTRAL, ("prompt",), texts),
+            **NO_TOKENS_ONLY_ECHOED,
+        },
         openai.EMBEDDINGS: body(openai.EMBEDDING_FIELDS, openai.EMBEDDING_NEUTRAL, ("input",), form),
         openai.RESPONSES: body(responses.FIELDS, responses.NEUTRAL, ("input",), {"logit_bias": limited["logit_bias"]}),
         "/tokenize": body(openai.TOKENIZE_FIELDS, {}, (), {"messages": maybe(MESSAGES)}),

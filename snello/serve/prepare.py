@@ -77,7 +77,7 @@ async def prepare(reading: Reading, served: Served, caller: Caller, deadline: fl
     """
     prompts = await _prompts(reading, served)
     for prompt in prompts:
-        openai.check_length(prompt, served.llm.executor.context)
+        openai.check_length(prompt, served.llm.executor.context, answer=not reading.silent)
     sampling = dict(reading.request.sampling)
     grammar = await _grammar(reading, served)
     if grammar is not None:

@@ -34,12 +34,13 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A request as the server takes it."""
+    """A request as the server takes it. `silent`: its prompt alone is asked for, echoed, and no token of an answer."""
 
     request: ChatRequest | CompletionRequest
     tools: Tools | None = None
     rules: Rules | None = None
     include_usage: bool = False
+    silent: bool = False
 
 
 def parse_body(raw: bytes, limits: Limits) -> dict[str, Any]:
@@ -97,10 +98,13 @@ def read_chat(body: Mapping[str, Any], limits: Limits) -> Reading:
 
 
 def read_completion(body: Mapping[str, Any], limits: Limits) -> Reading:
-    """A completion; here the prompt may be echoed with its own log-probabilities."""
+    """A completion; here the prompt may be echoed with its own log-probabilities, and alone: with 0 tokens after it."""
     rest = dict(body)
     rules, usage = _structured(rest.pop("structured_outputs", None)), _stream_options(rest)
     both = rest.get("echo") is True and rest.get("logprobs") is not None
+    silent = rest.get("echo") is True and rest.get("max_tokens") == 0 and rest["max_tokens"] is not False
+    if silent:
+        del rest["max_tokens"]
     if both:
         del rest["echo"]
     request = openai.read_request(openai.COMPLETIONS, rest)
@@ -108,7 +112,7 @@ def read_completion(body: Mapping[str, Any], limits: Limits) -> Reading:
     if len(request.prompts) > limits.prompts:
         raise _over("prompt", f"{len(request.prompts)} prompts", limits.prompts)
     request = dataclasses.replace(request, echo=True) if both else request
-    return _within(Reading(request=request, rules=rules, include_usage=usage), limits)
+    return _within(Reading(request=request, rules=rules, include_usage=usage, silent=silent), limits)
 
 
 def read_embedding(body: Mapping[str, Any], limits: Limits) -> EmbeddingRequest:

@@ -6,7 +6,9 @@ Nothing is stored between requests: the whole conversation comes with each one, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from snello.serve.errors import RequestError
@@ -58,6 +60,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
 }
 ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+OWN_NAMES = (  # of what the fields of a chat are here
+    (re.compile(r"\bmax_(completion_)?tokens\b"), "max_output_tokens"),
+    (re.compile(r"\bmessages\[\d+\](\.content(\[\d+\])?)?"), "input"),  # several items may be one message
+    (re.compile(r"\bresponse_format\b"), "text.format"),
+    (re.compile(r"^prompt$"), "input"),
+)
 TEXT_PARTS = ("input_text", "output_text", "text")
 
 
@@ -78,7 +86,30 @@ def read_response(body: Mapping[str, Any], limits: Limits) -> tuple[Reading, dic
     chat["tool_choice"] = _choice(given.get("tool_choice"))
     chat["parallel_tool_calls"] = given.get("parallel_tool_calls")
     chat["response_format"] = _format(given.get("text", {}))
-    return read_chat(chat, limits), {name: given[name] for name in REPEATED if name in given}
+    with own_names():
+        reading = read_chat(chat, limits)
+    return reading, {name: given[name] for name in REPEATED if name in given}
+
+
+@contextmanager
+def own_names() -> Iterator[None]:
+    """What the chat that a request is got wrong, told by the names of Responses."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(
+            _own(error.message),
+            param=error.param and _own(error.param),
+            code=error.code,
+            status=error.status,
+            retry_after=error.retry_after,
+        ) from None
+
+
+def _own(words: str) -> str:
+    for pattern, name in OWN_NAMES:
+        words = pattern.sub(name, words)
+    return words
 
 
 REPEATED = (

@@ -35,7 +35,7 @@ from snello.serve.openapi import document
 from snello.serve.pages import page_file, proof_of
 from snello.serve.prepare import aside, prepare
 from snello.serve.reading import Reading, read_chat, read_completion, read_embedding
-from snello.serve.responses import ResponseWriter, read_response
+from snello.serve.responses import ResponseWriter, own_names, read_response
 from snello.serve.served import Served
 from snello.serve.sse import Disconnected, EventStream, event, unless_gone
 from snello.serve.status import status_of
@@ -69,7 +69,8 @@ async def responses(app: App, request: Request) -> Any:
     reading, repeated = read_response(await _body(app, request), app.options.limits)
     served, record = _begin(app, request, reading, openai.CHAT), request.scope["record"]
     writer = ResponseWriter(record.id, served.name, int(time.time()), repeated)
-    return await _answer(app, request, reading, served, _Response(writer))
+    with own_names():
+        return await _answer(app, request, reading, served, _Response(writer))
 
 
 async def _completed(app: App, request: Request, reading: Reading, url: str, kind: str) -> Any:

@@ -76,6 +76,7 @@ def test_an_answer_is_the_engines(here: Running) -> None:
         {"echo": True},
         {"logprobs": 2},
         {"echo": True, "logprobs": 1},
+        {"prompt": ["a = ", "b = "], "n": 2, "max_tokens": 0, "echo": True, "logprobs": 1},
         {"stop": ["\n", ")"]},
         {"prompt": [65, 314, 271]},
         {"frequency_penalty": 1.5, "logit_bias": {"199": -100}, "top_p": 0.8},
@@ -132,6 +133,26 @@ def test_echoed_log_probabilities_are_those_of_the_model(here: Running) -> None:
     for place, top1 in enumerate(scores.top1):
         likeliest = max(choice["top_logprobs"][place + 1].values())
         assert (choice["token_logprobs"][place + 1] == likeliest) == (top1 == ids[place + 1])
+
+
+def test_a_prompt_alone_is_echoed_and_nothing_is_drawn(here: Running) -> None:
+    body = {"prompt": [[65, 314, 271, 9], [65, 314, 271]], "n": 2, "echo": True, "logprobs": 2}
+    alone, longer = (ask(here, **body, max_tokens=most, temperature=0) for most in (0, 1))
+    assert [choice["finish_reason"] for choice in alone["choices"]] == ["length"] * 4
+    assert alone["usage"]["completion_tokens"] == 0
+    assert alone["usage"]["prompt_tokens"] == longer["usage"]["prompt_tokens"]
+    for choice, other in zip(alone["choices"], longer["choices"], strict=True):
+        assert other["text"].startswith(choice["text"])
+        for name, values in choice["logprobs"].items():
+            assert values == other["logprobs"][name][:-1]
+    plain = ask(here, prompt="def area(r):", echo=True, max_tokens=0)["choices"][0]
+    assert plain["text"] == "def area(r):" and plain["logprobs"] is None
+
+
+@pytest.mark.parametrize("more", [{}, {"echo": False}, {"echo": None}])
+def test_no_tokens_and_no_echo_ask_for_nothing(here: Running, more: dict[str, Any]) -> None:
+    answer = here.post(TEXTS, {"model": "demo", "prompt": "a", "max_tokens": 0, **more})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "max_tokens"
 
 
 def test_a_server_may_forget_the_middle_of_a_text(here: Running, tmp_path: Path) -> None:
@@ -229,6 +250,11 @@ def test_metrics_count_under_both_names(here: Running) -> None:
         (CHAT, {"messages": SAY, "reasoning_effort": "high"}, 400, "reasoning_effort", "unsupported_parameter"),
         ("/v1/embeddings", {"input": ["a"] * 5, "model": "bert"}, 400, "input", "limit_exceeded"),
         ("/v1/responses", {"input": [{"role": [], "content": "a"}]}, 400, "input[0]", "unsupported_content"),
+        ("/v1/responses", {"input": [{"role": "user", "content": None}]}, 400, "input", "invalid_value"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 0}, 400, "max_output_tokens", "invalid_value"),
+        ("/v1/responses", {"input": "a", "max_tokens": 2}, 400, "max_tokens", "unknown_parameter"),
+        ("/v1/responses", {"input": "a", "text": {"format": {"type": "xml"}}}, 400, "text.format", "invalid_value"),
+        ("/v1/responses", {"input": "a b " * 2000, "model": "chat"}, 400, "input", "context_length_exceeded"),
         ("/v1/embeddings", {"input": "a", "dimensions": 3}, 400, "dimensions", "unsupported_parameter"),
         ("/v1/embeddings", {"input": "a", "model": "demo"}, 400, "model", "unsupported_url"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens", "invalid_value"),

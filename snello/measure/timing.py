@@ -1,5 +1,7 @@
 """Is one really faster? Two costs in turn, A B B A, until their ratio is known to 1.5% of A's cost or it is too noisy.
 
+Where only a threshold decides, a ratio that lies far from it needs no more runs, however noisy the machine.
+
 Machines drift (heat, neighbours), so nothing is compared across minutes: each quad of runs gives one ratio in which a
 steady drift cancels, and the interval is Student's over the logarithms of those ratios.
 """
@@ -7,7 +9,6 @@ steady drift cancels, and the interval is Student's over the logarithms of those
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,11 +53,14 @@ def ratio(
     most_quads: int = MOST_QUADS,
     least_quads: int = LEAST_QUADS,
     half_width: float = HALF_WIDTH,
-    deadline_seconds: float = math.inf,
+    threshold: float | None = None,
     step: Step = silent,
 ) -> Ratio:
-    """Runs A B B A until the 95% half-width of the ratio B / A is at most `half_width`, or the tries are used up."""
-    started = time.monotonic()
+    """Runs A B B A until the 95% half-width of the ratio B / A is at most `half_width`, or the tries are used up.
+
+    Args:
+        threshold: it also ends where the whole interval is farther from this than it is wide.
+    """
     a(), b()  # caches, pages and clocks warm up
     pairs: list[tuple[float, float]] = []
     while len(pairs) < 2 * most_quads:
@@ -66,8 +70,9 @@ def ratio(
         pairs.append((a(), second))
         step(len(pairs), 2 * most_quads)
         found = summarize(pairs, half_width)
-        late = time.monotonic() - started > deadline_seconds
-        if late or (len(pairs) >= 2 * least_quads and (found.steady or hopeless(found, most_quads))):
+        if len(pairs) < 2 * least_quads:
+            continue
+        if found.steady or hopeless(found, most_quads) or (threshold is not None and far(found.interval, threshold)):
             break
     step(2 * most_quads, 2 * most_quads)
     return summarize(pairs, half_width)
@@ -83,6 +88,11 @@ def summarize(pairs: list[tuple[float, float]], half_width: float = HALF_WIDTH) 
     interval = Interval(*(math.exp(min(value, 700.0)) for value in (bounds.low, bounds.mid, bounds.high)))
     steady = math.isfinite(bounds.high) and interval.half_width <= half_width
     return Ratio(interval, steady, tuple(pairs))
+
+
+def far(found: Interval, threshold: float) -> bool:
+    """The whole interval is farther from a threshold than it is wide."""
+    return max(found.low - threshold, threshold - found.high) >= found.high - found.low
 
 
 def hopeless(found: Ratio, most_quads: int) -> bool:

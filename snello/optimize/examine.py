@@ -251,9 +251,21 @@ class Examiner:
     # ---- cost
 
     def ratio(
-        self, a: Candidate, b: Candidate, goal: str, stage: str, *, quads: int = MOST_QUADS, coarse: bool = False
+        self,
+        a: Candidate,
+        b: Candidate,
+        goal: str,
+        stage: str,
+        *,
+        quads: int = MOST_QUADS,
+        coarse: bool = False,
+        threshold: float | None = None,
     ) -> Run:
-        """Cost of `b` over cost of `a` by a goal; None where it cannot be measured here."""
+        """Cost of `b` over cost of `a` by a goal; None where it cannot be measured here.
+
+        Args:
+            threshold: all that is to be known is on which side of it the ratio lies.
+        """
         inputs = {
             "models": [a.digest, b.digest],
             "goal": goal,
@@ -261,6 +273,7 @@ class Examiner:
             "machine": str(self.machine.cpu),
             "quads": quads,
             "coarse": coarse,
+            "threshold": threshold,
         }
 
         def work(report: Report) -> Any:
@@ -277,7 +290,8 @@ class Examiner:
                     lambda clock=clock, stretch=stretch: stretch * cost(clock, goal)
                     for clock, stretch in zip(clocks, stretches, strict=True)
                 ]
-                return ratio(*costs, most_quads=1 if coarse else quads, least_quads=least, step=step), {}
+                most = 1 if coarse else quads
+                return ratio(*costs, most_quads=most, least_quads=least, threshold=threshold, step=step), {}
             except Unsupported as error:
                 return error.message, {}
 

@@ -40,7 +40,7 @@ class Ledger:
     def stage_row(
         self, index: int, candidate: Candidate, best: Candidate, judgement: Judgement, gain: Ratio | None
     ) -> LadderRow:
-        """The row of a stage that was made and measured; without a gain it costs what the best does."""
+        """The row of a stage that was made and measured; without a gain it was not timed beside the best."""
         told = gain is None or gain.steady or judgement.verdict == "kept"
         extends = candidate.steps[: len(best.steps)] == best.steps
         replaces = judgement.verdict == "kept" and not best.is_original and not extends

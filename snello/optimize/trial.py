@@ -12,7 +12,7 @@ from snello.optimize.candidate import Candidate, refused_for_quality
 from snello.optimize.control import against_the_better
 from snello.optimize.events import Event, Verdict
 from snello.optimize.examine import Examiner, cost_ratio
-from snello.optimize.gate import Judgement, judge_cost, judge_equal
+from snello.optimize.gate import PAYS, Judgement, judge_cost, judge_equal
 from snello.optimize.receipts import Evidence
 from snello.optimize.recipe import GOALS
 
@@ -20,7 +20,11 @@ Run: TypeAlias = Generator[Event, None, Any]
 
 
 def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
-    """Quality first, then cost; a recorded decision is taken as it is. The gain is None where costs are equal."""
+    """Quality first, then cost; a recorded decision is taken as it is.
+
+    The gain over the best is None where costs are equal, and where quality has decided: that stage is timed over the
+    original alone, in few runs.
+    """
     request, stage = examiner.request, candidate.name
     candidate.select = yield from examiner.read(candidate, "select", stage)
     assert examiner.original.select is not None
@@ -37,20 +41,24 @@ def judge(examiner: Examiner, candidate: Candidate, best: Candidate) -> Run:
         candidate.cost, candidate.peak, candidate.speedup = best.cost, best.peak, best.speedup
         assert evidence.increment is not None
         return recorded or refused or judge_equal(best.name, evidence.increment), None
-    gain: Ratio = yield from examiner.ratio(best, candidate, request.goal, stage, quads=3 if refused else 12)
-    candidate.costs = (cost_ratio(request.goal, best.name, gain),)
-    candidate.cost = gain.b
-    if request.goal == "memory":
-        candidate.peak = int(max(peak for _, peak in gain.pairs))
+    decided = recorded is None and refused is not None
+    gain: Ratio | None = None
+    if not decided:
+        gain = yield from examiner.ratio(best, candidate, request.goal, stage, threshold=PAYS)
+        candidate.costs = (cost_ratio(request.goal, best.name, gain),)
     over = gain
-    if not best.is_original:  # not composed of ratios that were measured minutes apart
+    if over is None or not best.is_original:  # not composed of ratios that were measured minutes apart
         over = yield from examiner.ratio(examiner.original, candidate, request.goal, stage, quads=3)
         candidate.costs = (*candidate.costs, cost_ratio(request.goal, "original", over))
-    candidate.speedup = over.interval.inverse()
+    latest = gain or over
+    candidate.cost, candidate.speedup = latest.b, over.interval.inverse()
+    if request.goal == "memory":
+        candidate.peak = int(max(peak for _, peak in latest.pairs))
+    if decided:
+        return refused, None
+    assert gain is not None
     if recorded is not None:
         return recorded, gain
-    if refused is not None:
-        return refused, gain
     others = yield from _other_costs(examiner, candidate, stage)
     return judge_cost(request.goal, gain, others), gain
 

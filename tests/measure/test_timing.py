@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from snello.measure.timing import ratio, summarize
+from snello.measure.interval import Interval
+from snello.measure.timing import far, ratio, summarize
 
 
 class Costs:
@@ -58,10 +59,20 @@ def test_noise_is_confessed() -> None:
     assert len(found.pairs) <= 24
 
 
-def test_a_deadline_ends_it() -> None:
-    found = ratio(*Costs(0.9, 0.01).pair(), deadline_seconds=0.0)
-    assert len(found.pairs) == 2
-    assert not found.steady
+def test_what_is_far_from_the_threshold_needs_no_more_runs() -> None:
+    noisy = 0.1
+    whole, short = (ratio(*Costs(0.4, noisy).pair(), threshold=threshold) for threshold in (None, 0.97))
+    assert len(short.pairs) < len(whole.pairs)
+    assert short.pays() and not short.steady
+    near = ratio(*Costs(0.95, noisy).pair(), threshold=0.97)
+    assert len(near.pairs) == 24
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_far"), [(0.4, 0.6, True), (0.6, 0.8, False), (1.2, 1.4, True), (0.9, 1.1, False)]
+)
+def test_far_is_as_far_as_the_interval_is_wide(low: float, high: float, is_far: bool) -> None:
+    assert far(Interval(low, (low + high) / 2, high), 0.97) == is_far
 
 
 def test_progress_ends_at_its_total() -> None:

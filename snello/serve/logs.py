@@ -1,5 +1,8 @@
 """The log: a JSON table a line on standard error, one for each request, by the standard library's logging.
 
+Lines are written by a thread of their own. Where nobody reads them (a pipe that is full, a collector that hangs) lines
+are lost, and counted; no answer waits.
+
 What people ask and are answered is never in it unless the server was told so; nor are keys.
 """
 
@@ -7,13 +10,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import queue
 import sys
+import threading
 import time
 import traceback
 from typing import Any
 
 from snello.serve.answering import Record
 
+MOST_WAITING = 10_000  # lines
+CLOSE_SECONDS = 1.0
 log = logging.getLogger("snello.serve")
 
 
@@ -33,9 +41,55 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+class Aside(logging.Handler):
+    """Writes to a file descriptor, in a thread; at most `most` lines wait for it."""
+
+    def __init__(self, descriptor: int, most: int = MOST_WAITING) -> None:
+        super().__init__()
+        self._descriptor, self._lost, self._losing = descriptor, 0, threading.Lock()
+        self._lines: queue.Queue[str | None] = queue.Queue(most)
+        self._thread = threading.Thread(target=self._write_all, name="snello log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
+            with self._losing:
+                self._lost += 1
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Waits for what is still to be written, but not for long."""
+        try:
+            self._lines.put(None, timeout=CLOSE_SECONDS)
+            self._thread.join(CLOSE_SECONDS)
+        except queue.Full:
+            pass
+        super().close()
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            self._write(line)
+            with self._losing:
+                lost, self._lost = self._lost, 0
+            if lost:
+                words = "%d lines are missing here: nobody read the log"
+                self._write(self.format(log.makeRecord(log.name, logging.WARNING, "", 0, words, (lost,), None)))
+
+    def _write(self, line: str) -> None:
+        rest = (line + "\n").encode("utf-8", "backslashreplace")
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:  # who should read it has gone
+            pass
+
+
 def set_up_logs(level: int = logging.INFO) -> None:
     """Sends the server's log and the web server's warnings to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Aside(sys.stderr.fileno())
     handler.setFormatter(JsonLines())
     for name, least in (("snello.serve", level), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)

@@ -65,7 +65,7 @@ test-clients: install
 	@PYTHON=$(PYTHON) bash scripts/clients.sh
 	@$(PYTEST) -m slow tests/serve/test_foreign_clients.py tests/serve/test_openapi.py
 
-# The core is compiled with warnings as errors, always.
+# The core is compiled with warnings as errors here; only a wheel is built whatever its compiler warns of.
 check: install format-check lint types
 	@$(PYTEST) -n $(JOBS) --dist loadfile
 

@@ -583,7 +583,8 @@ inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m
   for (int v = 0; v < kVectors; ++v) s.m[v] = s.tile_m[v] = 0.0f;
 
   // Rows ascend, so the first one's window begins first; between the sinks' tiles and it there is nothing to see.
-  const int sink_tiles = (sights[0].sinks + kPage - 1) / kPage, first_tile = sights[0].begin / kPage;
+  const Sight first = sight(task, task.positions[m0], length);
+  const int sink_tiles = (first.sinks + kPage - 1) / kPage, first_tile = first.begin / kPage;
   Products::begin(n);
   for (int tile = sink_tiles > 0 ? 0 : first_tile; tile <= last_tile; ++tile) {
     if (tile >= sink_tiles && tile < first_tile) tile = first_tile;

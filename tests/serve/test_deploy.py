@@ -1,4 +1,5 @@
-"""The files for supervisors: systemd takes the unit, and the command in each of them is one that `snello` has."""
+"""The files for supervisors: systemd takes the unit, the command in each of them is one that `snello` has, and the
+image gets all that the package is built from."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ import pytest
 from snello.cli import parser_for
 from snello.serve.options import ServeOptions
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
@@ -43,3 +46,14 @@ def test_their_commands_are_ours() -> None:
         parser, rest = parser_for(words[1:])
         arguments = parser.parse_args(rest)
         assert arguments.host == "0.0.0.0" and arguments.port == 8080 and arguments.keys is not None
+
+
+def test_what_the_package_is_built_from_gets_into_the_image() -> None:
+    lines = (DEPLOY / "Containerfile.dockerignore").read_text().splitlines()
+    let_in = {line[1:] for line in lines if line.startswith("!")}
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, packages = settings["project"], settings["tool"]["scikit-build"]["wheel"]["packages"]
+    compiled = re.findall(r"^ +(\w+)/\S+\.cpp$", (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE)
+    needed = {"CMakeLists.txt", "pyproject.toml", project["readme"], *project["license-files"], *packages, *compiled}
+    assert compiled and "*" in lines
+    assert needed <= let_in and all((ROOT / name).exists() for name in let_in)

@@ -575,20 +575,19 @@ LOADS = {
 
 
 def traces() -> str:
-    """Each server on the same requests, one after the other in one run."""
+    """Each server on the same requests, one after the other in one run; a table for each processor."""
     whole = json.loads(found.read_text()) if (found := RESULTS / "serve_traces.json").exists() else {}
-    lines = [
-        "| trace, load | server | answered | tokens a second | first token p50 / p90 / p99 | between tokens | in time "
-    ]
-    lines = [f"{lines[0]}| known of prompts (could be) |", "|---|---|---|---|---|---|---|---|"]
-    for measured in whole.values():
+    head = "| trace, load | server | answered | tokens a second | first token p50 / p90 / p99 | between tokens | in time "
+    head = f"{head}| known of prompts (could be) |\n|---|---|---|---|---|---|---|---|"
+    tables = []
+    for processor, measured in whole.items():
+        lines = [f"{processor}:", "", head]
         for trace, said in TRACES.items():
             for load, words in LOADS.items():
                 servers = measured.get(trace, {}).get(load, {}).get("servers", {})
                 lines += [f"| {said}; {words} | {_served(name, row)} |" for name, row in servers.items()]
-    if len(lines) == 2:
-        return "`python -m benchmarks.serve_traces` replays both traces here and at llama.cpp's server."
-    return "\n".join(lines)
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables) or "`python -m benchmarks.serve_traces` replays both traces here and at llama.cpp's."
 
 
 def _served(name: str, row: Mapping[str, Any]) -> str:

@@ -577,7 +577,9 @@ LOADS = {
 def traces() -> str:
     """Each server on the same requests, one after the other in one run; a table for each processor."""
     whole = json.loads(found.read_text()) if (found := RESULTS / "serve_traces.json").exists() else {}
-    head = "| trace, load | server | answered | tokens a second | first token p50 / p90 / p99 | between tokens | in time "
+    head = (
+        "| trace, load | server | answered | tokens a second | first token p50 / p90 / p99 | between tokens | in time "
+    )
     head = f"{head}| known of prompts (could be) |\n|---|---|---|---|---|---|---|---|"
     tables = []
     for processor, measured in whole.items():

@@ -258,7 +258,7 @@ class Answering:
         pending = Pending(item, request, [], sum(map(len, prompts)))
         try:
             for prompt in prompts:
-                openai.check_length(prompt, self._llm.executor.context)
+                openai.check_prompt(prompt, self._llm.executor.context, self._llm.model.spec.vocab_size)
                 first = len(pending.choices)
                 each = openai.settings(
                     {**request.sampling, "seed": params.drawn_seed + first}, self._llm.default_params
@@ -319,7 +319,7 @@ class Answering:
         executor = self._llm.executor
         prompts = [openai.prompt_tokens(prompt, self._llm.encode) for prompt in request.prompts]
         for prompt in prompts:
-            openai.check_length(prompt, executor.context, answer=False)
+            openai.check_prompt(prompt, executor.context, executor.spec.vocab_size, answer=False, param="input")
         vectors, total = [executor.encode(prompt) for prompt in prompts], sum(map(len, prompts))
         body = answers.embedding_body(self._head(item, "embd"), vectors, total, as_base64=request.base64)
         self._keep(item, body, total)

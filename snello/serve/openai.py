@@ -308,12 +308,24 @@ def prompt_tokens(prompt: Prompt, encode: Callable[[str], list[int]]) -> list[in
     return encode(prompt) if isinstance(prompt, str) else list(prompt)
 
 
-def check_length(tokens: Sequence[int], context: int, *, answer: bool = True) -> None:
-    """Room for the prompt, and for one token of an answer.
+def check_prompt(
+    tokens: Sequence[int], context: int, vocabulary: int, *, answer: bool = True, param: str = "prompt"
+) -> None:
+    """Something to read, in tokens of the model, with room for it and for one token of an answer.
 
     Raises:
-        RequestError: there is none.
+        RequestError: it is not.
     """
+    if not tokens:
+        raise RequestError(f"{param} is empty: there must be a token at least", param=param, code="invalid_value")
+    check_tokens(tokens, vocabulary, param)
     if len(tokens) > context - answer:
         message = f"the prompt is {len(tokens):,} tokens and the context here is {context:,}"
-        raise RequestError(message + ": shorten it", param="prompt", code="context_length_exceeded")
+        raise RequestError(message + ": shorten it", param=param, code="context_length_exceeded")
+
+
+def check_tokens(tokens: Sequence[int], vocabulary: int, param: str) -> None:
+    """Raises RequestError where a token id is not the model's."""
+    if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary:
+        message = f"a token is outside the vocabulary of {vocabulary:,}"
+        raise RequestError(message, param=param, code="invalid_value")

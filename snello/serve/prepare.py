@@ -76,8 +76,9 @@ async def prepare(reading: Reading, served: Served, caller: Caller, deadline: fl
         SnelloError: the same from below.
     """
     prompts = await _prompts(reading, served)
+    executor = served.llm.executor
     for prompt in prompts:
-        openai.check_length(prompt, served.llm.executor.context, answer=not reading.silent)
+        openai.check_prompt(prompt, executor.context, executor.spec.vocab_size, answer=not reading.silent)
     sampling = dict(reading.request.sampling)
     grammar = await _grammar(reading, served)
     if grammar is not None:

@@ -185,7 +185,7 @@ async def _embed(app: App, request: Request, served: Served, asked: openai.Embed
     size = sum(len(text) for text in asked.prompts if isinstance(text, str))
     prompts = await aside(size, lambda: [openai.prompt_tokens(text, served.llm.encode) for text in asked.prompts])
     for prompt in prompts:
-        openai.check_length(prompt, executor.context, answer=False)
+        openai.check_prompt(prompt, executor.context, executor.spec.vocab_size, answer=False, param="input")
     total, vectors = sum(map(len, prompts)), list[np.ndarray]()
     with served.gate.admitted(request.scope["caller"], total):
         try:
@@ -230,9 +230,7 @@ async def tokenize(app: App, request: Request) -> Response:
 async def detokenize(app: App, request: Request) -> Response:
     given = read_fields(await _body(app, request), openai.DETOKENIZE_FIELDS, neutral={}, required=("tokens",))
     served = _served(app, request, given.get("model"))
-    size = served.llm.model.spec.vocab_size
-    if any(not 0 <= token < size for token in given["tokens"]):
-        raise RequestError(f"a token is outside the vocabulary of {size:,}", param="tokens", code="invalid_value")
+    openai.check_tokens(given["tokens"], served.llm.model.spec.vocab_size, "tokens")
     return as_json({"prompt": served.llm.tokenizer.decode(given["tokens"], skip_special=False)})
 
 

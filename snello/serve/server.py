@@ -2,7 +2,7 @@
 
 The port is taken before a model is loaded, so that a wrong one is said at once. The first SIGTERM or SIGINT closes the
 door (readiness turns false, new requests are refused with the seconds to wait), what is inside may finish, then the
-process ends; a second one ends it now.
+process ends; a second one ends it now. While models are read there is nobody to drain: it ends at once.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def serve(options: ServeOptions, started: Callable[[str, Any], None] | None = No
     from snello.serve.logs import set_up_logs
     from snello.serve.served import open_models
 
+    signal.signal(signal.SIGTERM, _end_early)
     keys = read_keys(options.keys) if options.keys is not None else None
     with bind(options.host, options.port) as taken:
         models = open_models(options, len(keys) if keys is not None else 0)
@@ -78,6 +79,11 @@ def serve(options: ServeOptions, started: Callable[[str, Any], None] | None = No
             return asyncio.run(_run(App(options, models, keys), taken, started))
         finally:
             models.close()
+
+
+def _end_early(number: int, _: Any) -> None:
+    """The first process of a container is not ended by a signal that it does not handle."""
+    raise SystemExit(128 + number)
 
 
 async def _run(app: Any, taken: socket.socket, started: Callable[[str, Any], None] | None) -> bool:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -263,3 +265,22 @@ def test_the_log_holds_prompts_only_where_it_was_told_so(caplog: pytest.LogCaptu
         lines = [JsonLines().format(record) for record in caplog.records if record.getMessage() == "request"]
         assert len(lines) == 1 and ("a secret of mine" in lines[0]) == told
         assert json.loads(lines[0])["completion_tokens"] == 1
+
+
+def test_a_signal_while_models_are_read_ends_it_at_once() -> None:
+    """As the first process of a container has to do it: by a handler of its own."""
+    program = """
+import os, signal, time
+from snello.serve import served
+from snello.serve.options import ServeOptions
+from snello.serve.server import serve
+
+def open_models(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+served.open_models = open_models
+serve(ServeOptions(models=("demo",), port=0))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")

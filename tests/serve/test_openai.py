@@ -169,10 +169,10 @@ def test_errors_do_not_tell_of_the_batch() -> None:
 )
 def test_an_answer_needs_room(length: int, context: int, answer: bool, fine: bool) -> None:
     if fine:
-        openai.check_length(range(length), context, answer=answer)
+        openai.check_prompt(range(length), context, 100, answer=answer)
     else:
         with pytest.raises(RequestError, match="8 tokens and the context here is 8") as caught:
-            openai.check_length(range(length), context, answer=answer)
+            openai.check_prompt(range(length), context, 100, answer=answer)
         assert caught.value.code == "context_length_exceeded"
 
 

@@ -12,7 +12,8 @@ the mapped source are given back when anybody needs the room. With `--optimize` 
 is judged on the text, timed, and published. Only the original inside Transformers is left out: that is a second copy of
 the whole model. The shape gets a real tokenizer, since two texts in bytes have everything in common. With `--keep` that
 run stays in a folder: one that was interrupted (Ctrl-C) goes on, its peaks are the largest and its seconds the sum of
-all parts.
+all parts. With `--group`, a memory cgroup that is there for it, the process and all that it starts get the bound and no
+byte more, pages of files included: what has to be read again costs time, what cannot be given back ends the run.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from snello.measure.peers.checkpoint import shape_of, write_checkpoint
 from snello.measure.peers.environments import peers_folder
 from snello.measure.reference import largest_part
 from snello.models import load
-from snello.models.shapes import SHAPES, random_model
+from snello.models.shapes import SHAPES, random_model, spec_of_shape
 from snello.models.spec import Spec
 
 RESULTS = ROOT / "benchmarks" / "results" / "quantize_scale.json"
 WINDOW = 1024
 SAMPLE_SECONDS = 0.02
-READ = {"select_tokens": 8192, "proof_tokens": 8192}  # what random weights say of more text is no wiser
+READ = {"select_tokens": 4096, "proof_tokens": 4096}  # what random weights say of more text is no wiser
 PROOF = ("text", "tokenizer", "time-budget")
 
 
@@ -62,11 +63,14 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="measure on a busy machine all the same")
     parser.add_argument("--time-budget", type=float, default=1800.0, metavar="SECONDS", help="of --optimize")
     parser.add_argument("--keep", type=Path, help="a folder for the run of --optimize, from which it goes on")
+    parser.add_argument("--group", type=Path, help="folder of a memory cgroup, to run in with the bound as limit")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.optimize and (options.text is None or options.tokenizer is None):
         parser.error("--optimize needs --text and --tokenizer")
     if options.worker:
+        if options.group:
+            confine(options.group, memory_bound(spec_of_shape(options.shape)))
         print(json.dumps(prove(options) if options.optimize else work(options)))
         return
     refuse_noise(options.force)
@@ -86,6 +90,7 @@ def main() -> None:
         "processor": cpu_name(),
         "threads": options.threads,
         "cores_shared_with_others": options.shared,
+        "confined": options.group is not None,
         "calibration_tokens": options.tokens if calibrates else 0,
     }
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
@@ -104,6 +109,7 @@ def fresh(options: argparse.Namespace) -> dict[str, Any]:
             if options.optimize
             else []
         )
+        arguments += [f"--group={options.group}"] if options.group else []
         command = [sys.executable, "-m", "benchmarks.quantize_scale", *arguments, "--worker", f"{folder}/lean"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
         apart = {"cwd": ROOT, "env": environment, "start_new_session": True}
@@ -208,6 +214,13 @@ def say(message: str, fraction: float) -> None:
 def memory_bound(spec: Spec) -> int:
     """The law: the largest layer's weights in FP32 times 1.3, plus 2 GB; the head is a layer."""
     return int(1.3 * 4 * largest_part(spec) + 2e9)
+
+
+def confine(group: Path, most: int) -> None:
+    """This process and its children get so many bytes of memory, by Linux's cgroups of either version."""
+    limit = "memory.max" if (group / "memory.max").exists() else "memory.limit_in_bytes"
+    (group / limit).write_text(f"{most}\n", encoding="ascii")
+    (group / "cgroup.procs").write_text(f"{os.getpid()}\n", encoding="ascii")
 
 
 class Watch:

@@ -283,6 +283,7 @@ def scale() -> str:
     for name, row in _read("quantize_scale.json").items():
         seen = f"{row['calibration_tokens']:,} tokens" if row["calibration_tokens"] else "-"
         shared = ", cores shared" if row["cores_shared_with_others"] else ""
+        shared += ", with the bound as its limit" if row.get("confined") else ""
         kinds = ("peak_anonymous_bytes", "peak_resident_bytes", "bound_bytes")
         sizes = " | ".join(f"{row[kind] / 1e9:.2f} GB" for kind in kinds)
         lines.append(f"| {name} | {seen} | {row['seconds'] / 60:.1f} min{shared} | {sizes} |")

@@ -70,9 +70,8 @@ def serve(options: ServeOptions, started: Callable[[str, Any], None] | None = No
     from snello.serve.logs import set_up_logs
     from snello.serve.served import open_models
 
-    signal.signal(signal.SIGTERM, _end_early)
     keys = read_keys(options.keys) if options.keys is not None else None
-    with bind(options.host, options.port) as taken:
+    with bind(options.host, options.port) as taken, _ended_early():
         models = open_models(options, len(keys) if keys is not None else 0)
         try:
             set_up_logs(logging.DEBUG if verbose else logging.INFO)
@@ -81,9 +80,18 @@ def serve(options: ServeOptions, started: Callable[[str, Any], None] | None = No
             models.close()
 
 
-def _end_early(number: int, _: Any) -> None:
-    """The first process of a container is not ended by a signal that it does not handle."""
-    raise SystemExit(128 + number)
+@contextmanager
+def _ended_early() -> Iterator[None]:
+    """The first process of a container is not ended by a signal that it does not handle; later the loop has its own."""
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 async def _run(app: Any, taken: socket.socket, started: Callable[[str, Any], None] | None) -> bool:

@@ -46,7 +46,7 @@ from snello.models.spec import Spec
 RESULTS = ROOT / "benchmarks" / "results" / "quantize_scale.json"
 WINDOW = 1024
 SAMPLE_SECONDS = 0.02
-READ = {"select_tokens": 4096, "proof_tokens": 4096}  # what random weights say of more text is no wiser
+READ = {"select_tokens": 8192, "proof_tokens": 8192}  # what random weights say of more text is no wiser
 PROOF = ("text", "tokenizer", "time-budget")
 
 

@@ -37,8 +37,11 @@ def demo() -> str:
         return "`make demo` shows it on your machine: the ladder, the proof, and both models side by side."
     lines = recorded.read_text(encoding="utf-8").splitlines()
     shown = [line for line in lines if not NOT_RUN.search(line)]
-    left_out = f" {len(lines) - len(shown)} stages were not run: they could not pay, or their steps alone lost too much"
-    return "\n".join(["```text", *shown[:-2], left_out, *shown[-2:], "```"])
+    count = len(lines) - len(shown)
+    left_out = (
+        [f" {count} stages were not run: they could not pay, or their steps alone lost too much"] if count else []
+    )
+    return "\n".join(["```text", *shown[:-2], *left_out, *shown[-2:], "```"])
 
 
 def peers() -> str:

@@ -84,22 +84,17 @@ def from_engine(keep_alive: float) -> Source:
 
 def without_silent(source: Source) -> Source:
     """`source`, which is not asked where nothing is to be said after the prompt."""
+    return lambda prepared, record: (silence if prepared.reading.silent else source)(prepared, record)
 
-    async def told(prepared: Prepared, record: Record) -> Hearing:
-        if not prepared.reading.silent:
-            async with aclosing(source(prepared, record)) as hearing:
-                async for heard in hearing:
-                    yield heard
-            return
-        yield []
-        seconds = time.monotonic() - record.started
-        for place, (prompt, params) in enumerate(zip(prepared.prompts, prepared.params, strict=True)):
-            usage = Usage(prompt_tokens=len(prompt), completion_tokens=0, first_token_seconds=seconds, seconds=seconds)
-            yield [
-                (place, Chunk(text="", index=index, finish_reason="length", usage=usage)) for index in range(params.n)
-            ]
 
-    return told
+async def silence(prepared: Prepared, record: Record) -> Hearing:
+    """Every answer ends before its first token."""
+    prepared.served.gate.check_open()
+    yield []
+    seconds = time.monotonic() - record.started
+    for place, (prompt, params) in enumerate(zip(prepared.prompts, prepared.params, strict=True)):
+        usage = Usage(prompt_tokens=len(prompt), completion_tokens=0, first_token_seconds=seconds, seconds=seconds)
+        yield [(place, Chunk(text="", index=index, finish_reason="length", usage=usage)) for index in range(params.n)]
 
 
 def seconds_left(prepared: Prepared) -> float:

@@ -2,13 +2,11 @@
 
     python -m benchmarks.long_context speed
     python -m benchmarks.long_context loss --model FOLDER --text held_out.txt
-    python -m benchmarks.long_context groups
 
 each replaces its part of benchmarks/results/long_context.json. `speed` needs a quiet machine for two minutes: an
 encoder of MiniLM's shape (random weights) at 512 to 4,096 tokens with full attention and as a Longformer, in turn, and
 a decoder's next token behind 512 to 32,768 others with full attention and with a window. `loss` reads one long text by
 position: full attention, a window with and without sinks, and truncation (a new beginning every so many tokens).
-`groups` pools the key-value heads of `demo` three ways and measures what each adds on modules it has never seen.
 """
 
 from __future__ import annotations
@@ -26,8 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.prune_structured import compare, losses, windows
-from benchmarks.sparsify_methods import texts
 from snello.engine.native import NativeExecutor
 from snello.engine.pages import Retention
 from snello.models import load
@@ -49,13 +45,13 @@ LOSS_WINDOW, TEXTS, EDGES = 256, 8, (0, 256, 512, 1024, 2048, 4096)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=("speed", "loss", "groups"))
+    parser.add_argument("part", choices=("speed", "loss"))
     parser.add_argument("--model")
     parser.add_argument("--text", type=Path)
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        part = {"speed": speed, "loss": loss, "groups": groups}[args.part]
+        part = {"speed": speed, "loss": loss}[args.part]
         results[args.part] = part(args, Path(folder))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -178,23 +174,6 @@ def score(model: Model, pieces: list[np.ndarray], cut: int | None = None) -> np.
 
 def by_position(nats: np.ndarray) -> list[float]:
     return [round(float(nats[:, max(0, a - 1) : b - 1].mean()), 4) for a, b in itertools.pairwise(EDGES)]
-
-
-# ---- groups ----
-
-
-def groups(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    model = load("demo")
-    _, held = (windows(model, text, 24) for text in texts("demo", None, None))
-    base, rows = losses(model, held), dict[str, Any]()
-    for kv_heads in (3, 2, 1):
-        for pooling in ("mean", "first", "random"):
-            options = CheaperAttention(kv_heads=kv_heads, pooling=pooling)
-            made = options.apply(model, Context(output=folder / f"{kv_heads}{pooling}"))
-            rows[f"{kv_heads} {pooling}"] = compare(base, losses(made, held))
-    nats = round(float(np.concatenate(base).mean()), 4)
-    command = "python -m benchmarks.long_context groups"
-    return {"command": command, "kv_heads": 6, "tokens": sum(map(len, base)), "original_nats": nats, "rows": rows}
 
 
 if __name__ == "__main__":

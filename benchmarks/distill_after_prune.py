@@ -1,6 +1,7 @@
 """What healing gives back after structured pruning, beside what the same training gives everybody else.
 
     python -m benchmarks.distill_after_prune --model FOLDER --train train.txt --text held_out.txt --keep DIR
+    python -m benchmarks.distill_after_prune --model demo --keep DIR
     python -m benchmarks.distill_after_prune --model FOLDER --keep DIR --speed
 
 adds to benchmarks/results/distill_after_prune.json, row by row, so that a run that was stopped goes on: the original;
@@ -34,7 +35,6 @@ from snello.techniques.prune import Prune
 
 RESULTS = Path(__file__).parent / "results" / "distill_after_prune.json"
 CALIBRATION = 24
-USUAL_RATE = 1e-3
 SPREAD = 0.02  # of random weights, as GPT-2's and most after it
 
 
@@ -45,16 +45,18 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--keep", required=True, type=Path, help="where the folders are left, or found")
     parser.add_argument("--tokens", type=int, default=200_000, help="of training, for every row")
-    parser.add_argument("--rate", type=float, default=USUAL_RATE)
-    parser.add_argument("--scratch-rate", type=float, default=USUAL_RATE, help="of what begins from random weights")
+    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--scratch-rate", type=float, default=1e-3, help="of what begins from random weights")
     parser.add_argument("--windows", type=int, default=40, help="held-out windows of 256 tokens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=["ffn 50%", "layers 50%", "ffn 25%", "width 25%", "layers 25%"])
     parser.add_argument("--scratch", nargs="*", default=["ffn 50%"], help="rows that are also trained from nothing")
+    parser.add_argument("--seeds", type=int, default=1, help="of healing, of the rows in --repeat")
+    parser.add_argument("--repeat", nargs="*", default=["ffn 50%"], help="rows that are healed once a seed")
     parser.add_argument("--speed", action="store_true", help="only time what is in --keep")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    study = Pruned(args, RESULTS, args.threads, "" if args.rate == USUAL_RATE else f", rate {args.rate:g}")
+    study = Pruned(args, RESULTS, args.threads, f", rate {args.rate:g}, {args.tokens:,} tokens")
     study.timed() if args.speed else study.all()
 
 
@@ -94,6 +96,9 @@ class Pruned(Study):
             return self.write()
         self._row(f"{row}, pruned", pruned)
         self._row(f"{row}, healed", self.trained(f"{row}, healed", pruned, self.heal))
+        for seed in range(1, self.args.seeds if row in self.args.repeat else 1):
+            name = f"{row}, healed, seed {seed}"
+            self._row(name, self.trained(name, pruned, self.heal, seed))
         if row in self.args.scratch:
             start = self.made(f"{row}, random", lambda path: random_weights(pruned, self.original, path))
             name = f"{row}, from scratch"
@@ -110,8 +115,9 @@ class Pruned(Study):
 
     def _header(self) -> None:
         args, own = self.args, self.own
+        files = "" if args.model == "demo" else f"--train {args.train} --text {args.text} "
         own["command"] = (
-            f"python -m benchmarks.distill_after_prune --model {args.model} --train {args.train} --text {args.text} "
+            f"python -m benchmarks.distill_after_prune --model {args.model} {files}"
             f"--keep DIR --tokens {args.tokens} --rate {args.rate:g} --threads {args.threads}, then with --speed"
         )
         own["scratch_rate"] = args.scratch_rate

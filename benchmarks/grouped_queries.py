@@ -23,7 +23,6 @@ import torch
 
 from benchmarks.healing import Study
 from benchmarks.prune_structured import compare, losses
-from benchmarks.sparsify_methods import texts
 from snello.engine.lowering import cache_layers
 from snello.models.model import Model
 from snello.native import core
@@ -45,10 +44,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    args.model, args.train, args.text = "demo", args.keep / "train.txt", args.keep / "held.txt"
-    args.keep.mkdir(parents=True, exist_ok=True)
-    for path, text in zip((args.train, args.text), texts("demo", None, None), strict=True):
-        path.write_text(text, encoding="utf-8")
+    args.model = "demo"
     Grouped(args, RESULTS, args.threads).all()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.prune_structured import compare, losses
+from benchmarks.sparsify_methods import texts
 from snello.models import load
 from snello.models.model import Model
 from snello.models.overlap import ngrams, seen_ngrams
@@ -29,7 +30,7 @@ class Study:
     """One model's rows in a file of results.
 
     Args:
-        args: with `model`, `keep`, and for `cut` also `train`, `text`, `windows` and `tokens`.
+        args: with `model`, `keep`, and for `cut` also `windows`, `tokens` and, for all but `demo`, `train` and `text`.
         beside: tells this study of the model from another one in the same file.
     """
 
@@ -43,9 +44,17 @@ class Study:
     def cut(self) -> None:
         """Held-out windows, training windows that share no 13 tokens in a row with them, the original's losses."""
         args, model = self.args, self.original
-        self.held = windows(model, args.text, args.windows, 1_000_000)
-        self.train = unseen(windows(model, args.train, args.tokens // WINDOW, 10 * args.tokens), self.held)
+        train, held = self._texts()
+        self.held = windows(model, held, args.windows)
+        self.train = unseen(windows(model, train, args.tokens // WINDOW), self.held)
         self.base = losses(model, self.held)
+
+    def _texts(self) -> tuple[str, str]:
+        """To train on, and to judge by; of `demo` what it learned from, and the modules it has never seen."""
+        args = self.args
+        if args.model == "demo":
+            return texts("demo", None, None)
+        return beginning(args.train, 10 * args.tokens), beginning(args.text, 1_000_000)
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -58,7 +67,7 @@ class Study:
         path = self.place(name)
         return load(path) if path.exists() else make(path)
 
-    def trained(self, name: str, start: Model, how: Distill) -> Model:
+    def trained(self, name: str, start: Model, how: Distill, seed: int = 0) -> Model:
         path = self.place(name)
         if path.exists():
             return load(path)
@@ -67,6 +76,7 @@ class Study:
             windows=self.train,
             held_out=self.held,
             original=self.original,
+            seed=seed,
             threads=self.threads,
             progress=lambda message, _: print(f"{name}: {message}", flush=True),
         )
@@ -88,10 +98,14 @@ class Study:
         self._path.write_text(json.dumps(self._results, indent=1) + "\n")
 
 
-def windows(model: Model, path: Path, count: int, characters: int) -> list[np.ndarray]:
-    """This many windows, spread evenly over the file's first `characters`."""
+def beginning(path: Path, characters: int) -> str:
     with path.open(encoding="utf-8") as file:
-        ids = np.array(model.tokenizer.encode(file.read(characters)), np.int32)
+        return file.read(characters)
+
+
+def windows(model: Model, text: str, count: int) -> list[np.ndarray]:
+    """This many windows, spread evenly over the text."""
+    ids = np.array(model.tokenizer.encode(text), np.int32)
     stride = max(WINDOW, len(ids) // count)
     return [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW, stride)][:count]
 

@@ -8,7 +8,8 @@ from 100, 1,000, 10,000 and all training phrases of `benchmarks.sst2`'s cut, in 
 weights; frozen, only pooler and last layer; LoRA of rank 4 on all linears, with the last layer; all weights. Each way
 tries three rates at 1,000, the best on `dev` is kept, there and at the other sizes.
 `cpu_seconds` are of one training, all threads together. `--test` reads the test sentences, once, on our own engine,
-when every row is there; intervals are one-sided 95% bounds from redrawing sentences.
+when every row is there; each way beside `full` is the mean over the seeds that both have, its interval two one-sided
+95% bounds from redrawing sentences.
 """
 
 from __future__ import annotations
@@ -148,15 +149,17 @@ class Study:
         return Path(self.args.keep / name.replace(", ", "-").replace(" ", "_"))
 
     def test(self) -> None:
-        """Everybody's right answers, then LoRA beside all weights, sentence by sentence."""
+        """Right answers, then each way beside all weights, sentence by sentence, over the seeds that both have."""
         rows = {name: row for name, row in self.table.rows.items() if "dev" in row}
         right = {name: right_answers(load(self._place(name)), self.splits.test) for name in rows}
         for name, found in right.items():
-            row = {"test": round(float(found.mean()), 4)}
-            full = f"full, {rows[name]['size']}, seed {rows[name]['seed']}"
-            if full in right and full != name:
-                row["over_full_points"] = paired(found, right[full])
-            self.table.add(name, row)
+            self.table.add(name, {"test": round(float(found.mean()), 4)})
+        for way, size in dict.fromkeys((row["way"], row["size"]) for row in rows.values() if row["way"] != "full"):
+            names = [(f"{way}, {size}, seed {seed}", f"full, {size}, seed {seed}") for seed in range(len(rows))]
+            both = [(right[own], right[full]) for own, full in names if own in right and full in right]
+            if both:
+                own, full = (np.mean(answers, axis=0) for answers in zip(*both, strict=True))
+                self.table.add(f"{way} over full, {size}", {"seeds": len(both), "points": paired(own, full)})
 
 
 def accuracy(module: Reference, texts: list[Labelled]) -> float:

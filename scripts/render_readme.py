@@ -4,11 +4,7 @@
     python scripts/render_readme.py --check    exits 1 if a block is not what the results say
 
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `demo` is what `make demo` printed, as recorded in
-results/demo.txt; `peers` are ours over the best of others in results/decode_vs_peers.json, those that we lose included;
-`methods` and `outliers`, of docs/quantize.md, are results/quantize_methods.json and results/outliers.json; `zeros`, of
-docs/sparsify.md, is results/sparsify_methods.json; `skipping`, of docs/skip.md, is results/activation_sparsity.json;
-`forgetting`, of docs/eviction.md, is results/eviction.json; `traces`, of docs/serve.md, is results/serve_traces.json;
-the blocks of docs/compare.md are the results files of their names.
+results/demo.txt; the others are functions of that name in `blocks/`, each of which says which file of results it reads.
 """
 
 from __future__ import annotations
@@ -55,9 +51,9 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/eviction.md": {"forgetting": lean.forgetting},
     "docs/convolution.md": {"convolved": trained.convolved},
     "docs/adapt.md": {"batched": trained.batched, "taught": trained.taught},
-    "docs/attention.md": {"attended": trained.attended},
-    "docs/distill.md": {"healed": trained.healed, "halved": trained.halved},
-    "docs/planner.md": {"planned": lean.planned},
+    "docs/attention.md": {"attended": trained.attended, "recalled": trained.recalled, "grouped": trained.grouped},
+    "docs/distill.md": {"healed": trained.healed, "halved": trained.halved, "recipe": trained.recipe},
+    "docs/planner.md": {"planned": lean.planned, "stacked": trained.stacked},
     "docs/prune.md": {"pruned": lean.pruned},
     "docs/serve.md": {"traces": served.traces},
     "docs/skip.md": {"skipping": lean.skipping},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from blocks.values import added, read
+from blocks.values import added, read, times
 
 
 def convolved() -> str:
@@ -16,7 +16,20 @@ def convolved() -> str:
         for name, row in measured["rows"].items():
             page, size = row["cache_page_bytes"], f"{row['parameters'] / 1e6:.2f} M"
             lines.append(f"| {name} | {added(row)} | {size} | {page:,} |")
+        lines += _convolved_speed(measured)
     return "\n".join(lines)
+
+
+def _convolved_speed(measured: Mapping[str, Any]) -> list[str]:
+    timed = {name: row["speed_over_original"] for name, row in measured["rows"].items() if "speed_over_original" in row}
+    if not timed:
+        return []
+    jobs = list(next(iter(timed.values())))
+    lines = ["", f"| times as fast (range) | {' | '.join(jobs)} |", "|---|" + "---:|" * len(jobs)]
+    for name, found in timed.items():
+        cells = [f"{middle:.2f} ({low:.2f}-{high:.2f})" for middle, low, high in found.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, "", f"`{measured['speed']['command']}`, instruction set {measured['speed']['core']}."]
 
 
 def healed() -> str:
@@ -57,12 +70,12 @@ def taught() -> str:
     lines.append("|---|" + "---:|" * (len(ways) + 1))
     for size in sorted(found["sizes"], key=lambda size: found["sizes"][size]["count"] or 1 << 60):
         own = {way: [row for row in rows if row["size"] == size and row["way"] == way] for way in ways}
-        over = [row["over_full_points"] for row in own.get("LoRA", []) if "over_full_points" in row]
-        beside = f"{over[0]['mid']:+.1f} ({over[0]['low']:+.1f} to {over[0]['high']:+.1f})" if over else ""
+        over = found["rows"].get(f"LoRA over full, {size}", {}).get("points")
+        beside = f"{over['mid']:+.1f} ({over['low']:+.1f} to {over['high']:+.1f})" if over else ""
         lines.append(f"| {size} | {' | '.join(_learned(own[way]) for way in ways)} | {beside} |")
     first = {row["way"]: row for row in rows}
     shares = [f"{way} {first[way]['trained_parameters'] / first['full']['trained_parameters']:.2%}" for way in ways]
-    told = f"Accuracy on the {found['phrases']['test']} test sentences, CPU minutes of one training in brackets."
+    told = f"Accuracy on the {found['phrases']['test']} test sentences, seed by seed; CPU minutes of one training."
     return "\n".join([*lines, "", f"{told} Parameters that learn: {', '.join(shares)}. `{found['command']}`."])
 
 
@@ -136,3 +149,89 @@ def batched() -> str:
     told = f"`{found['shape']}` INT4 with random weights, {found['threads']} threads, {found['processor']}; adapters of"
     sizes = f"rank {found['rank']} on all linears of blocks, {found['adapter_bytes'] / 1e6:.0f} MB each"
     return "\n".join([*lines, "", f"{told} {sizes}; `{found['command']}`."])
+
+
+def recipe() -> str:
+    """DistilBERT's own recipe: the student beside what it has to be compared with."""
+    found = read("distilbert_recipe.json")
+    if not found:
+        return "Not measured yet: `python -m benchmarks.distilbert_recipe` does it."
+    lines = [
+        "| model | nats a hidden word | over the BERT (95% bounds) | likeliest word right | parameters | in layers |"
+    ]
+    lines[-1] += " learned from | CPU minutes |"
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for name, row in found["rows"].items():
+        if "nats" not in row:
+            continue
+        over = row["over_bert_nats"]
+        cells = [
+            f"{row['nats']:.3f}",
+            f"{over['mid']:+.3f} ({over['low']:+.3f} to {over['high']:+.3f})",
+            f"{row['right']:.1%}",
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['layer_parameters'] / 1e6:.2f} M",
+            f"{row['train_tokens']:,}" if "train_tokens" in row else "",
+            f"{row['cpu_seconds'] / 60:.1f}" if "cpu_seconds" in row else "",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    fast = found["rows"].get("speed, student over BERT")
+    said = (
+        f"The student is {fast['median']:.2f} times as fast ({fast['low']:.2f} to {fast['high']:.2f}). " if fast else ""
+    )
+    return "\n".join([*lines, "", f"{said}`{found['command']}`."])
+
+
+def recalled() -> str:
+    """Nats that a first copy saves on rare tokens of the second, by distance."""
+    parts = []
+    for model, found in read("recall.json").items():
+        distances = list(next(iter(found["rows"].values())))
+        lines = [f"| {model}, nats saved a rare token | {' | '.join(distances)} |", "|---|" + "---:|" * len(distances)]
+        for name, row in found["rows"].items():
+            cells = [f"{cell['mid']:.2f} ({cell['low']:.2f}-{cell['high']:.2f})" for cell in row.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        told = f"{found['passages']} passages, the {found['rare_tokens']} rarest tokens of each; `{found['command']}`."
+        parts += ["\n".join([*lines, "", told])]
+    return "\n\n".join(parts) or "`python -m benchmarks.recall` measures it."
+
+
+def grouped() -> str:
+    """Pooled heads before and after the same healing."""
+    found = read("grouped_queries.json").get("demo")
+    if not found:
+        return "`python -m benchmarks.grouped_queries` measures it."
+    lines = ["| heads, pooled by | nats a token | over the better of original and control | over the mean's, healed |"]
+    lines[-1] += " bytes of a page |"
+    lines.append("|---|---:|---:|---:|---:|")
+    for name, row in found["rows"].items():
+        better, beside = added({"increase_nats": row["over_the_better"]}), row.get("over_the_mean")
+        mean = added({"increase_nats": beside}) if beside else ""
+        lines.append(f"| {name} | {row['nats']:.4f} | {better} | {mean} | {row['cache_page_bytes']:,} |")
+    text = found["text"]
+    told = f"{text['held_tokens']:,} held-out tokens, {text['train_tokens']:,} of training text"
+    return "\n".join([*lines, "", f"{told}; `{found['command']}`."])
+
+
+def stacked() -> str:
+    """A trained chain as two numbers, and what each of its parts brings and costs."""
+    parts = []
+    for model, found in read("stack.json").items():
+        if found.get("techniques") is None:
+            continue
+        engine = found["engine"]
+        said = f"{times(engine)} times as fast as Transformers" if isinstance(engine, list) else f"not known: {engine}"
+        low, middle, high = found["loss"]
+        told = f"{model}, {found['machine']}: engine {said}, techniques {times(found['techniques'])}, loss over "
+        told += f"{found['against']} {middle:.2%} ({low:.2%} to {high:.2%}) on {found['proof_tokens']:,} tokens."
+        lines = [
+            told,
+            "",
+            "| part | the chain over the chain without it, times as fast (95%) | loss that it adds |",
+            "|---|---:|---:|",
+        ]
+        for name, part in found["parts"].items():
+            low, middle, high = part["added_loss"]
+            lines.append(f"| {name} | {times(part['gain'])} | {middle:+.2%} ({low:+.2%} to {high:+.2%}) |")
+        parts.append("\n".join([*lines, "", f"`{found['command']}`."]))
+    return "\n\n".join(parts) or "`python -m benchmarks.stack` measures it."

@@ -56,7 +56,7 @@ def divergence(model: Model, teacher: Model) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("loss", ["forward", "reverse", "text", "forward:1,relations:1"])
+@pytest.mark.parametrize("loss", ["forward", "reverse", "jensen", "text", "forward:1,relations:1"])
 def test_healing_brings_the_student_nearer(loss: str, source: Model, narrow: Model, tmp_path: Path) -> None:
     made = healed(narrow, source, tmp_path / "out", loss=loss, tokens=1500)
     assert made.spec == narrow.spec

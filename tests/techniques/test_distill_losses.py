@@ -33,10 +33,19 @@ def test_divergences_are_their_formulas(temperature: float) -> None:
     square = temperature**2
     assert float(losses.forward_kl(q, p, temperature)) == pytest.approx(square * by_hand(soft_p, soft_q), rel=1e-4)
     assert float(losses.reverse_kl(q, p, temperature)) == pytest.approx(square * by_hand(soft_q, soft_p), rel=1e-4)
-    assert float(losses.forward_kl(p, p)) == pytest.approx(0, abs=1e-6)
+    between = (by_hand(soft_p, (soft_p + soft_q) / 2) + by_hand(soft_q, (soft_p + soft_q) / 2)) / 2
+    assert float(losses.jensen_shannon(q, p, temperature)) == pytest.approx(square * between, rel=1e-4)
+    for divergence in losses.DIVERGENCES.values():
+        assert float(divergence(p, p)) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("loss", [losses.forward_kl, losses.reverse_kl])
+def test_jensen_shannon_is_bounded_and_has_no_side() -> None:
+    q, p = 50 * logits(0), 50 * logits(1)
+    assert float(losses.jensen_shannon(q, p)) == pytest.approx(float(losses.jensen_shannon(p, q)), rel=1e-5)
+    assert 0.9 * math.log(2) < float(losses.jensen_shannon(q, p)) <= math.log(2) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("loss", losses.DIVERGENCES.values())
 def test_top_k_counts_the_rest_as_one_word(loss: Any) -> None:
     q, p = logits(0), logits(1)
     words = p.topk(4).indices

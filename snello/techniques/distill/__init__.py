@@ -31,10 +31,11 @@ class Distill:
     pruned model gets much of its quality back from far less text than it was trained on.
 
     Formula: forward is KL(p || q), p the teacher and q the student, both at temperature t, times t^2; reverse is
-    KL(q || p). With top_k, p and q are the teacher's k likeliest words and the rest as one. text is the loss of the
-    text itself (next or masked words), cosine 1 - cos of the last hidden rows, mse that of all layers' rows, relations
-    the KL between the softmaxed products of queries, keys and values with themselves. They are added with weights. With
-    on_policy, that share of the rows is what the student itself says to their first quarter, scored by the teacher.
+    KL(q || p); jensen is the mean of both to (p + q) / 2. With top_k, p and q are the teacher's k likeliest words and
+    the rest as one. text is the loss of the text itself (next or masked words), cosine 1 - cos of the last hidden rows,
+    mse that of all layers' rows, relations the KL between the softmaxed products of queries, keys and values with
+    themselves. They are added with weights. With on_policy, that share of the rows is what the student itself says to
+    their first quarter, scored by the teacher.
 
     When it hurts: on text unlike the model's work it forgets the rest. On little text it learns that by heart; beyond
     one pass say so to yourself. A model that trains anyhow may gain from text alone: a control tells.
@@ -53,7 +54,9 @@ class Distill:
         default="forward",
         metadata={"help": "Losses and their weights, as in forward:5,text:2,cosine:1 (DistilBERT's)."},
     )
-    temperature: float = field(default=1.0, metadata={"help": "Softens both sides of forward and reverse; 1 does not."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "Softens both sides of forward, reverse and jensen; 1 does not."}
+    )
     top_k: int = field(
         default=0, metadata={"help": "Compare the teacher's likeliest words and the rest as one; 0: all."}
     )

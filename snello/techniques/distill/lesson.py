@@ -84,12 +84,11 @@ class Lesson:
         return losses.text_loss(own.logits[:, :-1].flatten(0, 1), following.flatten())
 
     def _taught(self, name: str, student: Reference, own: Seen, theirs: Seen, mask: Tensor | None) -> Tensor:
-        if name in ("forward", "reverse"):
+        if name in losses.DIVERGENCES:
             both = (own.logits, theirs.logits)
             if self.spec.head.kind == "lm":
                 both = (real(own.logits, mask), real(theirs.logits, mask))
-            loss = losses.forward_kl if name == "forward" else losses.reverse_kl
-            return loss(*both, self.temperature, self.top_k)
+            return losses.DIVERGENCES[name](*both, self.temperature, self.top_k)
         if name == "cosine":
             return losses.cosine(real(own.final, mask), real(theirs.final, mask))
         if name == "mse":

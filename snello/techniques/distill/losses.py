@@ -30,6 +30,21 @@ def reverse_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, top_k
     return temperature**2 * F.kl_div(p, q, log_target=True, reduction="batchmean")
 
 
+def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float = 1.0, top_k: int = 0) -> Tensor:
+    """The mean of KL(teacher || m) and KL(student || m), m halfway between them, times the square of the temperature.
+
+    Between the two directions, and never above log 2 times that square (GKD, arXiv:2306.13649, with beta one half).
+    Logits (N, V).
+    """
+    q, p = _pair(student, teacher, temperature, top_k)
+    middle = torch.logaddexp(q, p) - math.log(2)
+    both = (F.kl_div(middle, x, log_target=True, reduction="batchmean") for x in (p, q))
+    return temperature**2 * sum(both, torch.zeros((), device=q.device)) / 2
+
+
+DIVERGENCES = {"forward": forward_kl, "reverse": reverse_kl, "jensen": jensen_shannon}
+
+
 def _pair(student: Tensor, teacher: Tensor, temperature: float, top_k: int) -> tuple[Tensor, Tensor]:
     """Log-probabilities of both, over all words or over the teacher's `top_k` and the rest."""
     q, p = ((logits.float() / temperature).log_softmax(-1) for logits in (student, teacher))

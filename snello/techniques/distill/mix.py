@@ -6,7 +6,7 @@ import math
 
 from snello.errors import SnelloError
 
-LOSSES = ("forward", "reverse", "text", "cosine", "mse", "relations")
+LOSSES = ("forward", "reverse", "jensen", "text", "cosine", "mse", "relations")
 NEEDS_SAME_WIDTH = frozenset({"cosine", "mse"})
 EXAMPLE = "for example loss=forward, or loss=forward:5,text:2,cosine:1"
 

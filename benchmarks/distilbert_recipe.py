@@ -1,15 +1,17 @@
-"""DistilBERT's own recipe, on a small BERT that is trained here by masked words: half the layers, taught by the whole.
+"""DistilBERT's own recipe, on a small BERT that learns masked words here: half the layers, taught by the whole.
 
     python -m benchmarks.distilbert_recipe --train train.txt --text held_out.txt --keep DIR
     python -m benchmarks.distilbert_recipe --train train.txt --text held_out.txt --keep DIR --speed
 
-adds to benchmarks/results/distilbert_recipe.json, model by model, so that a run that was stopped goes on. A WordPiece
-vocabulary and a BERT of 6 layers, 256 wide, are made from `--train` alone. The student is every other layer of it,
-taught with DistilBERT's three losses (5 times the teacher's words at temperature 2, 2 times masked words, 1 time the
-cosine of the last rows). Beside it: the student before it was taught; the BERT itself on the same tokens of text
-(*control*); the same half from random weights, taught alike. Nats a hidden word and how often the likeliest word is
-right, on held-out windows by our own engine, the same words hidden for all; intervals are one-sided 95% bounds from
-redrawing windows. Training windows share no 13 tokens in a row with held-out ones.
+adds to benchmarks/results/distilbert_recipe.json, model by model, so that a run that was stopped goes on. The BERT has
+the 6 layers of all-MiniLM-L6-v2, without the words that `--train` seldom has, and learns from that text to fill in
+masked words, with a head that begins at random (from random weights a BERT would stay at the mere frequency of words
+for longer than this may take). The student is every other layer of it, taught with DistilBERT's three losses: 5 times
+the teacher's words at temperature 2, 2 times masked words, 1 time the cosine of the last rows. Beside it: the student
+before it was taught; the BERT itself on the same tokens of text (*control*); the same half from random weights, taught
+alike. Nats a hidden word and how often the likeliest word is right, on held-out windows by our own engine, the same
+words hidden for all; intervals are one-sided 95% bounds from redrawing windows. Training windows share no 13 tokens in
+a row with held-out ones.
 """
 
 from __future__ import annotations
@@ -23,10 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from benchmarks.distilbert import sizes
-from benchmarks.encoders import Table, Unlearned
+from benchmarks.distilbert import ANYHOW, sizes
+from benchmarks.encoders import Table, Unlearned, minilm_folder
 from benchmarks.healing import unseen
 from benchmarks.lora_sst2 import tell
 from snello.engine.native import NativeExecutor
@@ -40,10 +41,10 @@ from snello.models.plain_folder import write_plain_folder
 from snello.models.spec import Deployment
 from snello.techniques.base import Context
 from snello.techniques.distill import Distill
+from snello.techniques.trim import Trim
 
 RESULTS = Path(__file__).parent / "results" / "distilbert_recipe.json"
-WORDS, WINDOW, HELD, TURNS = 8192, 128, 120, 5
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+OFTEN, WINDOW, HELD, TURNS = 16, 128, 120, 5
 RECIPE: dict[str, Any] = {"student": "alternate", "loss": "forward:5,text:2,cosine:1", "temperature": 2.0}
 
 
@@ -52,8 +53,9 @@ def main() -> None:
     parser.add_argument("--train", required=True, type=Path)
     parser.add_argument("--text", required=True, type=Path)
     parser.add_argument("--keep", required=True, type=Path, help="where the folders are left, or found")
-    parser.add_argument("--base-tokens", type=int, default=4_000_000, help="that the BERT learns from")
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="that everybody else learns from")
+    parser.add_argument("--model", type=Path, help="all-MiniLM-L6-v2 [of the installed package]")
+    parser.add_argument("--base-tokens", type=int, default=1_500_000, help="that the BERT learns from")
+    parser.add_argument("--tokens", type=int, default=800_000, help="that everybody else learns from")
     parser.add_argument("--speed", action="store_true", help="only time what is in --keep")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -70,15 +72,15 @@ class Study:
 
     def all(self) -> None:
         args = self.args
-        random = self._random()
-        self.held = self._windows(random, args.text, HELD)
-        own = unseen(self._windows(random, args.train, (args.base_tokens + args.tokens) // WINDOW), self.held)
+        start = self._start()
+        self.held = self._windows(start, args.text, HELD)
+        own = unseen(self._windows(start, args.train, (args.base_tokens + args.tokens) // WINDOW), self.held)
         part = len(own) * args.base_tokens // (args.base_tokens + args.tokens)
         first, self.more = own[:part], own[part:]
-        plain = Distill(loss="text", tokens=args.base_tokens, rate=1e-3, batch_tokens=4096)
-        base = self._trained("BERT", random, plain, first, None)
+        plain = Distill(loss="text", tokens=args.base_tokens, rate=5e-4, batch_tokens=4096)
+        base = self._trained("BERT", start, plain, first, None)
         self._row("BERT", base, base)
-        text = dataclasses.replace(plain, tokens=args.tokens, rate=5e-4)
+        text = dataclasses.replace(plain, tokens=args.tokens)
         self._row("control", self._trained("control", base, text, self.more, None), base)
         taught = Distill(**RECIPE, tokens=args.tokens, rate=5e-4, batch_tokens=4096)
         half = taught.plan(base.spec)
@@ -89,27 +91,22 @@ class Study:
         self._row("same half from scratch", self._trained("scratch", nothing, alone, self.more, base), base)
         assert half == nothing.spec
 
-    def _random(self) -> Model:
-        """A BERT that learned nothing, with a vocabulary of the training text."""
-        path = self.args.keep / "random"
+    def _start(self) -> Model:
+        """MiniLM's encoder with fewer words and a head for masked ones that learned nothing."""
+        whole, path = self.args.keep / "whole", self.args.keep / "start"
         if not path.exists():
             import transformers
 
             torch.manual_seed(0)
-            config = transformers.BertConfig(
-                vocab_size=WORDS,
-                hidden_size=256,
-                intermediate_size=1024,
-                num_hidden_layers=6,
-                num_attention_heads=8,
-                max_position_embeddings=WINDOW,
-            )
-            transformers.BertForMaskedLM(config).save_pretrained(path)
-            word_pieces(self.args.train).save(str(path / "tokenizer.json"))
-            names = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
-            settings = {f"{name}_token": token for name, token in names.items()}
-            table = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
-            (path / "tokenizer_config.json").write_text(_json(table))
+            source = self.args.model or minilm_folder()
+            transformers.BertForMaskedLM.from_pretrained(source).save_pretrained(whole)
+            transformers.AutoTokenizer.from_pretrained(source).save_pretrained(whole)
+            model = load(whole)
+            count = (self.args.base_tokens + self.args.tokens) // WINDOW
+            windows = self._windows(model, self.args.train, count)
+            counts = np.bincount(np.concatenate(windows), minlength=model.spec.vocab_size)
+            trim = Trim(keep=ANYHOW + int((counts >= OFTEN).sum()), min_count=OFTEN)
+            trim.apply(model, Context(output=path, windows=windows))
         return load(path)
 
     def _windows(self, model: Model, path: Path, count: int) -> list[np.ndarray]:
@@ -186,28 +183,8 @@ class Study:
         self.table.add("speed, student over BERT", {key: round(value, 3) for key, value in times.items()})
 
 
-def word_pieces(path: Path) -> Tokenizer:
-    """BERT's tokenizer, its vocabulary from the beginning of this text."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    with path.open(encoding="utf-8") as file:
-        lines = file.read(20_000_000).splitlines()
-    tokenizer.train_from_iterator(lines, trainers.WordPieceTrainer(vocab_size=WORDS, special_tokens=SPECIAL))
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    return tokenizer
-
-
 def _block(window: np.ndarray, place: int) -> Block:
     return Block(source="held", document=str(place), cluster=place, start=0, tokens=window, scored_from=0)
-
-
-def _json(table: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(table, indent=2) + "\n"
 
 
 if __name__ == "__main__":

@@ -54,14 +54,14 @@ def main() -> None:
     parser.add_argument("--train", type=Path)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--keep", required=True, type=Path, help="where the folders are left, or found")
-    parser.add_argument("--tokens", type=int, default=24_576, help="of healing, for every row")
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--tokens", type=int, default=200_000, help="of healing, for every row")
+    parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--windows", type=int, default=40, help="held-out windows of 256 tokens")
     parser.add_argument("--shares", nargs="*", default=list(KEPT), choices=KEPT)
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    study = Convolved(args, RESULTS, threads=1)
+    study = Convolved(args, RESULTS, 1, f", rate {args.rate:g}, {args.tokens:,} tokens")
     study.quality() if args.part == "quality" else study.speed()
 
 
@@ -71,7 +71,7 @@ class Convolved(Study):
     def quality(self) -> None:
         args, model = self.args, self.original
         self.cut()
-        self.heal = Distill(tokens=args.tokens, rate=args.rate, batch_tokens=1024)
+        self.heal = Distill(tokens=args.tokens, rate=args.rate, batch_tokens=2048)
         self.own["quality"] = {"command": command(), **self.tokens, "healing": dataclasses.asdict(self.heal)}
         self._row("original", model)
         control = self.heal.control(model.spec)

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=500_000, help="of training, for every row")
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--windows", type=int, default=40, help="held-out windows of 256 tokens")
-    parser.add_argument("--heads", nargs="*", type=int, default=[3, 2, 1])
+    parser.add_argument("--heads", nargs="*", type=int, default=[3, 2])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -172,8 +172,7 @@ def merged(module: Reference) -> dict[str, Floats]:
     found = learned(module)
     for name, part in module.named_modules():
         if isinstance(part, LowRank):
-            weight = part.base.weight + part.scale * part.b @ part.a
-            found[f"{name}.weight"] = weight.detach().numpy().copy()
+            found[f"{name}.weight"] = part.merged().detach().numpy().copy()
     return found
 
 

@@ -10,8 +10,9 @@ from blocks.values import added, read, times
 
 def convolved() -> str:
     """Converted and deleted layers by the share of attention that stays, before and after healing."""
-    lines = []
+    lines: list[str] = []
     for model, measured in read("convolutions.json").items():
+        lines += [""] if lines else []
         lines += [f"| {model} | added loss (95% bounds) | parameters | bytes of a page |", "|---|---:|---:|---:|"]
         for name, row in measured["rows"].items():
             page, size = row["cache_page_bytes"], f"{row['parameters'] / 1e6:.2f} M"

@@ -50,6 +50,8 @@ class Adapters:
 
     def _take(self, name: str, adapter: Adapter) -> None:
         number, digest = len(self._digests), hashlib.sha256()
+        if adapter.magnitudes:
+            raise Unsupported(f"the adapter {name} changes the lengths of weights (DoRA)", "merge it to use it here")
         for linear in sorted(adapter.factors):
             if not _supported(linear):
                 raise Unsupported(f"the adapter {name} changes {linear}", "merge it into its base to use it here")

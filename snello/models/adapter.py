@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from snello.errors import SnelloError, Unsupported
 from snello.models.arrangement import PLAIN
 from snello.models.classifier import HEAD, POOLER, TASK, as_classifier
@@ -34,6 +36,7 @@ from snello.models.tensor_writer import write_shards
 CONFIG, TENSORS, OWN = "adapter_config.json", "adapter_model.safetensors", "snello_adapter.json"
 PREFIX = "base_model.model."
 FACTORS = ("lora_A", "lora_B")
+MAGNITUDE = "lora_magnitude_vector"
 # Settings of PEFT's LoRA that change nothing once the factors are there. Any other that says something is refused.
 HARMLESS = frozenset(
     [
@@ -41,7 +44,7 @@ HARMLESS = frozenset(
         *("eva_config", "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config"),
         *("lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "peft_type"),
         *("peft_version", "qalora_group_size", "r", "revision", "runtime_config", "target_modules"),
-        *("task_type", "use_rslora"),
+        *("task_type", "use_dora", "use_rslora"),
     ]
 )
 SAYS_NOTHING: tuple[Any, ...] = (None, False, "none", [], {})
@@ -61,6 +64,8 @@ HINTS = {
 class Adapter:
     """`factors`: (A [rank, K], B [N, rank]) by canonical linear; they count `scale`. `base`: its digest, if known.
 
+    `magnitudes` (DoRA): the lengths [N] to which the changed rows are brought, of all linears or of none.
+
     Of an encoder also `labels`, and `saved`: the parameters of the head that were trained whole, by canonical name.
     """
 
@@ -73,11 +78,16 @@ class Adapter:
     facts: Mapping[str, Any] = field(default_factory=dict)  # how it was made and judged
     labels: tuple[str, ...] = ()
     saved: Mapping[str, Floats] = field(default_factory=dict)
+    magnitudes: Mapping[str, Floats] = field(default_factory=dict)
 
-    def change(self, linear: str) -> Floats:
-        """What it adds to the weights of a linear, [N, K]."""
+    def merged(self, linear: str, weight: Floats) -> Floats:
+        """The weights [N, K] of a linear with it in them."""
         a, b = self.factors[linear]
-        found: Floats = (b @ a) * type(a[0, 0])(self.scale)
+        found: Floats = weight + (b @ a) * type(a[0, 0])(self.scale)
+        if linear in self.magnitudes:
+            lengths = np.linalg.norm(found, axis=1)
+            lengths[lengths == 0] = 1  # a row of zeros stays one
+            found *= (self.magnitudes[linear] / lengths)[:, None]
         return found
 
 
@@ -107,6 +117,7 @@ def write_adapter(path: Path, adapter: Adapter, model: Model) -> None:
         for linear, pair in adapter.factors.items()
         for name, values in zip(FACTORS, pair, strict=True)
     }
+    tensors |= {f"{PREFIX}{modules[linear]}.{MAGNITUDE}": values for linear, values in adapter.magnitudes.items()}
     own: dict[str, Any] = {"base": adapter.base, **adapter.facts}
     if adapter.labels:
         stored = saved_names(model.spec)
@@ -159,8 +170,9 @@ def read_adapter(path: Path, model: Model) -> Adapter:
         raise SnelloError(message, f"its base is {config.get('base_model_name_or_path') or 'unknown'}, digest {base}")
     stored = {name: tensor.float32() for name, tensor in open_tensor_file(path / TENSORS).tensors.items()}
     spec, saved = _head(path, model, stored, own.get("labels")) if _classifies(config) else (model.spec, {})
+    magnitudes = _magnitudes(path, spec, stored) if config.get("use_dora") else None
     return Adapter(
-        factors=_factors(path, spec, rank, stored),
+        factors=_factors(path, spec, rank, stored, magnitudes),
         rank=rank,
         alpha=alpha,
         scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
@@ -168,6 +180,7 @@ def read_adapter(path: Path, model: Model) -> Adapter:
         facts={key: value for key, value in own.items() if key not in ("base", "labels")},
         labels=spec.head.labels,
         saved=saved,
+        magnitudes=magnitudes or {},
     )
 
 
@@ -223,10 +236,32 @@ def _head(
     return spec, found
 
 
-def _factors(path: Path, spec: Spec, rank: int, stored: dict[str, Floats]) -> dict[str, tuple[Floats, Floats]]:
+def _adaptable(spec: Spec) -> dict[str, str]:
+    """Transformers' names of the linears that an adapter may change."""
     body = [name for name in linear_names(spec) if name.startswith("layers.") or name == "head.pooler"]
+    return module_names(spec, body)
+
+
+def _magnitudes(path: Path, spec: Spec, stored: dict[str, Floats]) -> dict[str, Floats]:
+    """Taken from `stored`."""
+    found: dict[str, Floats] = {}
+    for linear, module in _adaptable(spec).items():
+        values = stored.pop(f"{PREFIX}{module}.{MAGNITUDE}", None)
+        if values is None:
+            continue
+        if values.shape != (linear_shape(spec, linear)[0],):
+            message = f"{path / TENSORS}: {MAGNITUDE} of {module} is {values.shape}"
+            raise SnelloError(f"{message}, not {linear_shape(spec, linear)[:1]}", "it is of another base")
+        found[linear] = values
+    return found
+
+
+def _factors(
+    path: Path, spec: Spec, rank: int, stored: dict[str, Floats], magnitudes: Mapping[str, Floats] | None
+) -> dict[str, tuple[Floats, Floats]]:
+    """With `magnitudes`, every linear that is changed has one, and no other has."""
     found: dict[str, tuple[Floats, Floats]] = {}
-    for linear, module in module_names(spec, body).items():
+    for linear, module in _adaptable(spec).items():
         pair = [stored.pop(f"{PREFIX}{module}.{factor}.weight", None) for factor in FACTORS]
         missing = sum(values is None for values in pair)
         if missing == 2:
@@ -239,6 +274,9 @@ def _factors(path: Path, spec: Spec, rank: int, stored: dict[str, Floats]) -> di
             shapes = f"{a.shape} and {b.shape}, not {(rank, inputs)} and {(outputs, rank)}"
             raise SnelloError(f"{path / TENSORS}: the factors of {module} are {shapes}", "it is of another base")
         found[linear] = (a, b)
+    if magnitudes is not None and (alone := sorted(magnitudes.keys() ^ found.keys())):
+        which = _adaptable(spec)[alone[0]]
+        raise SnelloError(f"{path / TENSORS} has only a part of what changes {which}", "copy the adapter again")
     if stored or not found:
         odd = sorted(stored)[0] if stored else "nothing"
         hint = "it is of another base, or corrects more than the linears of blocks"
@@ -257,6 +295,7 @@ def _config(adapter: Adapter, model: Model, modules: Mapping[str, str]) -> dict[
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
+        "use_dora": bool(adapter.magnitudes),
         "use_rslora": not math.isclose(adapter.scale, adapter.alpha / adapter.rank),
         "target_modules": sorted(targets),
         "bias": "none",

@@ -97,10 +97,11 @@ def adapt(
     if verdict.gain.low <= 0:
         message = f"the adapter does not beat {model.name}: {verdict.sentence()}"
         raise SnelloError(message, "nothing was written; give more examples, or other options", exit_code=REFUSED)
-    factors = lora.factors(module)
-    parameters = sum(a.size + b.size for a, b in factors.values())
+    factors, magnitudes = lora.factors(module), lora.magnitudes(module)
+    parameters = sum(a.size + b.size for a, b in factors.values()) + sum(m.size for m in magnitudes.values())
     adapter = files.Adapter(
         factors=factors,
+        magnitudes=magnitudes,
         rank=options.rank,
         alpha=options.alpha,
         scale=options.scale,

@@ -148,6 +148,7 @@ def _write(
     if options.method == "lora":
         adapter = files.Adapter(
             factors=lora.factors(module),
+            magnitudes=lora.magnitudes(module),
             rank=options.rank,
             alpha=options.alpha,
             scale=options.scale,

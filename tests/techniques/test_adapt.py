@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from snello.engine.adapters import Adapters
 from snello.errors import SnelloError, Unsupported
 from snello.models import load
-from snello.models.adapter import CONFIG, Adapter, read_adapter, write_adapter
+from snello.models.adapter import CONFIG, TENSORS, Adapter, read_adapter, write_adapter
 from snello.models.model import Model
 from snello.models.reference import Reference
 from snello.techniques.adapt import Adapt
-from snello.techniques.adapt.lora import factors, with_corrections
+from snello.techniques.adapt.lora import factors, magnitudes, with_corrections
 from snello.techniques.adapt.merge import merge
 from snello.techniques.adapt.train import Answer, score, teach
 from snello.techniques.base import silent
@@ -49,7 +51,8 @@ def taught(base: Model, answers: list[Answer], tmp_path_factory: pytest.TempPath
 
 
 def adapter_of(module: Any, base: Model) -> Adapter:
-    return Adapter(factors=factors(module), rank=4, alpha=16.0, scale=4.0, base=base.digest)
+    own = {"factors": factors(module), "magnitudes": magnitudes(module)}
+    return Adapter(**own, rank=4, alpha=16.0, scale=4.0, base=base.digest)
 
 
 def losses(module: Any, answers: list[Answer]) -> np.ndarray:
@@ -155,6 +158,7 @@ def test_peft_reads_what_is_written(
         {"target_modules": "all-linear", "lora_alpha": 7},
         {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
         {"target_modules": r".*layers\.1\..*(v_proj|o_proj|gate_proj)", "lora_dropout": 0.1},
+        {"target_modules": "all-linear", "use_dora": True},
         {"target_modules": ["k_proj"], "layers_to_transform": [1], "init_lora_weights": "gaussian"},
     ],
 )
@@ -171,6 +175,62 @@ def test_what_peft_writes_gives_its_logits(base: Model, tmp_path: Path, settings
     tokens = np.arange(5, 25)
     found, expected = logits_of(ours, tokens), logits_of(theirs, tokens)
     assert np.abs(found - expected).max() < 1e-3 < np.abs(logits_of(plain(base), tokens) - expected).max()
+
+
+@pytest.fixture(scope="module")
+def turned(base: Model, answers: list[Answer], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A trained correction that learned lengths too."""
+    options = dataclasses.replace(OPTIONS, weight_decomposed=True)
+    module = with_corrections(base, options, 0)
+    where: dict[str, Any] = {"seed": 0, "threads": 1, "work_dir": tmp_path_factory.mktemp("dora")}
+    before = losses(module, answers)
+    assert np.array_equal(before, losses(with_corrections(base, OPTIONS, 0), answers))  # the base, to the bit
+    teach(module, answers, options, base=base.digest, progress=silent, **where)
+    assert losses(module, answers).mean() < before.mean() - 0.1
+    return module
+
+
+def test_learned_lengths_survive_files_merge_and_are_what_peft_computes(
+    base: Model, answers: list[Answer], turned: Any, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    adapter = adapter_of(turned, base)
+    write_adapter(tmp_path / "adapter", adapter, base)
+    back = read_adapter(tmp_path / "adapter", base)
+    assert back.magnitudes.keys() == back.factors.keys() == adapter.factors.keys()
+    merged = Reference.from_model(merge(base, back, tmp_path / "merged"))
+    tokens = answers[0].tokens
+    theirs = peft.PeftModel.from_pretrained(plain(base), str(tmp_path / "adapter")).eval()
+    found = logits_of(merged, tokens)
+    assert np.abs(found - logits_of(theirs, tokens)).max() < 1e-3
+    assert np.abs(found - logits_of(turned.eval(), tokens)).max() < 1e-3
+    without = dataclasses.replace(back, magnitudes={})
+    other = logits_of(Reference.from_model(merge(base, without, tmp_path / "without")), tokens)
+    assert np.abs(found - other).max() > 1e-2  # lengths matter
+
+
+def test_an_adapter_that_changes_lengths_runs_merged_only(base: Model, turned: Any, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", adapter_of(turned, base), base)
+    with pytest.raises(Unsupported, match="DoRA"):
+        Adapters(base, {"yours": tmp_path / "adapter"})
+    file = tmp_path / "adapter" / TENSORS
+    stored = load_file(file)
+    lengths = sorted(name for name in stored if "magnitude" in name)
+    for gone, message in ((lengths, "only a part"), (lengths[:1], "only a part")):
+        save_file({name: values for name, values in stored.items() if name not in gone}, file)
+        with pytest.raises(SnelloError, match=message):
+            read_adapter(tmp_path / "adapter", base)
+    save_file({**stored, lengths[0]: stored[lengths[0]][:-1]}, file)
+    with pytest.raises(SnelloError, match="lora_magnitude_vector"):
+        read_adapter(tmp_path / "adapter", base)
+
+
+def test_a_row_of_zeros_stays_one() -> None:
+    factors = {"layers.0.attention.q": (np.ones((1, 3), np.float32), np.zeros((2, 1), np.float32))}
+    lengths = {"layers.0.attention.q": np.array([0.0, 2.0], np.float32)}
+    adapter = Adapter(factors=factors, rank=1, alpha=1.0, scale=1.0, magnitudes=lengths)
+    found = adapter.merged("layers.0.attention.q", np.array([[0, 0, 0], [3, 4, 0]], np.float32))
+    assert np.allclose(found, [[0, 0, 0], [1.2, 1.6, 0]])
 
 
 def test_a_head_and_trained_modules_of_peft_are_refused(base: Model, tmp_path: Path) -> None:
@@ -200,7 +260,7 @@ def test_an_adapter_of_another_base_is_refused(base: Model, taught: Any, tmp_pat
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("peft_type", "IA3"), ("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2}), ("later_idea", 3)],
+    [("peft_type", "IA3"), ("use_qalora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2}), ("later_idea", 3)],
 )
 def test_what_peft_says_and_is_not_computed_is_refused(
     base: Model, taught: Any, tmp_path: Path, key: str, value: object
@@ -214,7 +274,15 @@ def test_what_peft_says_and_is_not_computed_is_refused(
 
 @pytest.mark.parametrize(
     "options",
-    [{"rank": 0}, {"targets": "qq"}, {"dropout": 1.0}, {"alpha": -1}, {"batch": True}, {"rank_stabilized": 1}],
+    [
+        {"rank": 0},
+        {"targets": "qq"},
+        {"dropout": 1.0},
+        {"alpha": -1},
+        {"batch": True},
+        {"rank_stabilized": 1},
+        {"weight_decomposed": 1},
+    ],
 )
 def test_options_that_mean_nothing(options: dict[str, Any]) -> None:
     with pytest.raises(SnelloError):

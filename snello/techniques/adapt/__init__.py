@@ -29,12 +29,14 @@ class Adapt:
     """Learn a task with a correction of low rank beside each linear of a frozen model (LoRA).
 
     Formula: y = W x + alpha / rank * B (A x), with A of rank x K and B of N x rank, which begins as zeros: before the
-    first step the adapted model is the base, to the bit.
+    first step the adapted model is the base, to the bit. weight_decomposed (DoRA): y = m (W + alpha / rank * B A) x /
+    |W + alpha / rank * B A|, where each output's length m, at first |W|, learns apart from its direction.
 
     When it hurts: on examples unlike the work to come. An adapter that does not beat its base on examples that it has
     not seen is not written.
 
-    Papers: LoRA (Hu et al. 2021), arXiv:2106.09685; rank-stabilized, arXiv:2312.03732.
+    Papers: LoRA (Hu et al. 2021), arXiv:2106.09685; rank-stabilized, arXiv:2312.03732; DoRA,
+    arXiv:2402.09353.
     """
 
     method: Method = field(
@@ -45,6 +47,10 @@ class Adapt:
     alpha: float = field(default=16.0, metadata={"help": "The correction counts alpha / rank."})
     rank_stabilized: bool = field(
         default=False, metadata={"help": "It counts alpha / sqrt(rank): a large rank learns no slower (rsLoRA)."}
+    )
+    weight_decomposed: bool = field(
+        default=False,
+        metadata={"help": "The length of each output's weights learns apart from their direction (DoRA); runs merged."},
     )
     dropout: float = field(
         default=0.0, metadata={"help": "Share of the correction's inputs that is left out, at random."}
@@ -70,10 +76,9 @@ class Adapt:
                 check_positive(name, getattr(self, name))
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise SnelloError(f"dropout={self.dropout!r} is not in 0..1", "dropout=0.05 is usual")
-        if not isinstance(self.rank_stabilized, bool):
-            raise SnelloError(
-                f"rank_stabilized={self.rank_stabilized!r} is not an option of adapt", "on or off: a bool"
-            )
+        for name in ("rank_stabilized", "weight_decomposed"):
+            if not isinstance(getattr(self, name), bool):
+                raise SnelloError(f"{name}={getattr(self, name)!r} is not an option of adapt", "on or off: a bool")
         self.parts()
 
     def parts(self) -> tuple[str, ...]:

@@ -16,8 +16,15 @@ if TYPE_CHECKING:
     from snello.techniques.adapt import Adapt
 
 
+TINY = torch.finfo(torch.float32).tiny  # a row of zeros stays one
+
+
 class LowRank(nn.Module):
-    """y = base(x) + scale * B (A dropped(x))."""
+    """y = base(x) + scale * B (A dropped(x)).
+
+    With `magnitude` m (N) (DoRA, arXiv:2402.09353) each output is turned to the length m: y = base(x) + (t - 1) W x +
+    t * scale * B (A dropped(x)), t = m / |W + scale * B A| by rows, where no gradient flows through the length.
+    """
 
     def __init__(self, base: nn.Linear, options: Adapt, generator: torch.Generator) -> None:
         super().__init__()
@@ -27,10 +34,30 @@ class LowRank(nn.Module):
         self.a = nn.Parameter(a)  # (R, K)
         self.b = nn.Parameter(torch.zeros(base.out_features, options.rank))  # (N, R)
         self.dropout = nn.Dropout(options.dropout)
+        self.magnitude = nn.Parameter(self._lengths()) if options.weight_decomposed else None  # (N)
 
     def forward(self, x: Tensor) -> Tensor:
         low = F.linear(self.dropout(x), self.a)  # (B, T, R)
-        return cast(Tensor, self.base(x)) + self.scale * F.linear(low, self.b)
+        own, change = cast(Tensor, self.base(x)), self.scale * F.linear(low, self.b)
+        if self.magnitude is None:
+            return own + change
+        turn = self.magnitude / self._lengths()
+        bare = own if self.base.bias is None else own - self.base.bias
+        return own + (turn - 1) * bare + turn * change  # before the first step: own, to the bit
+
+    def merged(self) -> Tensor:
+        """The weights that do the same alone (N, K)."""
+        weight = self._changed()
+        return weight if self.magnitude is None else (self.magnitude / self._lengths())[:, None] * weight
+
+    def _changed(self) -> Tensor:
+        changed: Tensor = self.base.weight + self.scale * (self.b @ self.a)
+        return changed
+
+    @torch.no_grad()
+    def _lengths(self) -> Tensor:
+        """Of the rows of the changed weights (N), never zero."""
+        return self._changed().norm(dim=1).clamp(min=TINY)
 
 
 def with_corrections(model: Model, options: Adapt, seed: int, whole: frozenset[str] = frozenset()) -> Reference:
@@ -56,4 +83,13 @@ def factors(module: Reference) -> dict[str, tuple[Floats, Floats]]:
         name: (part.a.detach().numpy().copy(), part.b.detach().numpy().copy())
         for name, part in module.named_modules()
         if isinstance(part, LowRank)
+    }
+
+
+def magnitudes(module: Reference) -> dict[str, Floats]:
+    """The lengths that were learned, by canonical linear; none without `weight_decomposed`."""
+    return {
+        name: part.magnitude.detach().numpy().copy()
+        for name, part in module.named_modules()
+        if isinstance(part, LowRank) and part.magnitude is not None
     }

@@ -36,7 +36,7 @@ def merge(model: Model, adapter: Adapter, output: Path) -> Model:
             return adapter.saved[name]
         linear = name.removesuffix(".weight")
         found = model.weights.values(name)
-        return found + adapter.change(linear) if linear in adapter.factors else found
+        return adapter.merged(linear, found) if linear in adapter.factors else found
 
     entry = {"technique": "adapt", "merged": True, "rank": adapter.rank, "base": digest, **adapter.facts}
     write_plain_folder(output, spec, model, (*model.history, entry), values, edits=edits)

@@ -57,7 +57,7 @@ class LowRank(nn.Module):
     @torch.no_grad()
     def _lengths(self) -> Tensor:
         """Of the rows of the changed weights (N), never zero."""
-        return self._changed().norm(dim=1).clamp(min=TINY)
+        return torch.linalg.vector_norm(self._changed(), dim=1).clamp(min=TINY)
 
 
 def with_corrections(model: Model, options: Adapt, seed: int, whole: frozenset[str] = frozenset()) -> Reference:

@@ -57,7 +57,8 @@ class LowRank(nn.Module):
     @torch.no_grad()
     def _lengths(self) -> Tensor:
         """Of the rows of the changed weights (N), never zero."""
-        return torch.linalg.vector_norm(self._changed(), dim=1).clamp(min=TINY)
+        lengths: Tensor = torch.linalg.vector_norm(self._changed(), dim=1)
+        return lengths.clamp(min=TINY)
 
 
 def with_corrections(model: Model, options: Adapt, seed: int, whole: frozenset[str] = frozenset()) -> Reference:

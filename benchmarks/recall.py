@@ -1,14 +1,15 @@
 """What a cheaper attention still recalls: the loss that a first copy of rare tokens saves on their second one.
 
     python -m benchmarks.recall --model FOLDER --text held_out.txt [--also FOLDER ...]
+    python -m benchmarks.recall --model demo
 
-writes benchmarks/results/recall.json, under the model's name. A passage of 24 tokens stands after 16 others, is
-followed by text from elsewhere, and comes again; every token of the second copy is `distance` after the first. Beside
-it stands the same text with another passage in the first one's place. What is compared is the loss of the second copy's
-rare tokens, the third of them that the whole text has least often, with and without the first: nats saved a token, with
-a two-sided 90% interval from redrawing passages. Measured of full attention, of windows with and without sinks, and of
-each model of `--also`, such as one with convolutions; distances at which first and second copy see each other in one
-layer are *inside*. A window hands on what it saw from layer to layer, so outside need not be nothing.
+adds to benchmarks/results/recall.json, under the model's name; `demo` reads modules that it has never seen. A passage of
+24 tokens stands after 16 others, is followed by text from elsewhere, and comes again; every token of the second copy is
+`distance` after the first. Beside it stands the same text with another passage in the first one's place. What is
+compared is the loss of the second copy's rare tokens, the third of them that the whole text has least often, with and
+without the first: nats saved a token, with a two-sided 90% interval from redrawing passages. Measured of full
+attention, of windows with and without sinks, and of each model of `--also`, such as one with convolutions. A window
+hands on what it saw from layer to layer, so beyond it need not be nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 from snello.engine.native import NativeExecutor
 from snello.measure.bootstrap import Clusters, mean_interval
 from snello.models import load
+from snello.models.demo.held_out import read_held_out
 from snello.models.model import Model
 from snello.models.spec import Deployment
 from snello.techniques.attention import CheaperAttention
@@ -46,13 +48,14 @@ class Pair(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--text", required=True, type=Path)
+    parser.add_argument("--text", type=Path, help="for all but demo")
     parser.add_argument("--also", nargs="*", default=[], type=Path, help="models made from it, to read the same")
     parser.add_argument("--passages", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     model = load(args.model)
-    texts = {distance: pairs(model, args.text, distance, args.passages) for distance in DISTANCES}
+    text = args.text.read_text(encoding="utf-8") if args.text else "\n".join(source for _, source in read_held_out())
+    texts = {distance: pairs(model, text, distance, args.passages) for distance in DISTANCES}
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         made = {"full attention": model}
@@ -65,10 +68,11 @@ def main() -> None:
             ) as run:
                 rows[name] = {str(distance): saved(run, texts[distance]) for distance in DISTANCES}
             print(name, json.dumps(rows[name]), flush=True)
+    file = f" --text {args.text}" if args.text else ""
     also = f" --also {' '.join(map(str, args.also))}" if args.also else ""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results[Path(args.model).name] = {
-        "command": f"python -m benchmarks.recall --model {args.model} --text {args.text}{also}",
+        "command": f"python -m benchmarks.recall --model {args.model}{file}{also}",
         "passages": args.passages,
         "rare_tokens": RARE,
         "window": WINDOW,
@@ -77,11 +81,11 @@ def main() -> None:
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def pairs(model: Model, path: Path, distance: int, count: int) -> list[Pair]:
+def pairs(model: Model, text: str, distance: int, count: int) -> list[Pair]:
     """`count` passages, spread over the text; what stands between the copies is elsewhere in it, and the same at every
     distance as far as it goes.
     """
-    ids = np.array(model.tokenizer.encode(path.read_text(encoding="utf-8")), np.int32)
+    ids = np.array(model.tokenizer.encode(text), np.int32)
     often = np.bincount(ids, minlength=model.spec.vocab_size)
     longest = BEFORE + 2 * PASSAGE + max(DISTANCES)
     stride = len(ids) // count

@@ -190,7 +190,7 @@ def recalled() -> str:
         distances = list(next(iter(found["rows"].values())))
         lines = [f"| {model}, nats saved a rare token | {' | '.join(distances)} |", "|---|" + "---:|" * len(distances)]
         for name, row in found["rows"].items():
-            cells = [f"{cell['mid']:.2f} ({cell['low']:.2f}-{cell['high']:.2f})" for cell in row.values()]
+            cells = [f"{cell['mid']:.2f} ({cell['low']:.2f} to {cell['high']:.2f})" for cell in row.values()]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         told = f"{found['passages']} passages, the {found['rare_tokens']} rarest tokens of each; `{found['command']}`."
         parts += ["\n".join([*lines, "", told])]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +38,8 @@ class Study:
     def __init__(self, args: argparse.Namespace, results: Path, threads: int, beside: str = "") -> None:
         self.args, self.name, self.threads = args, Path(args.model).name + beside, threads
         self.original, self.folder = load(args.model), args.keep / self.name
-        self._path, self._results = results, json.loads(results.read_text()) if results.exists() else {}
-        self.own = self._results.setdefault(self.name, {"rows": {}})
+        self._path = results
+        self.own = self._read().setdefault(self.name, {"rows": {}})
         self.rows: dict[str, Any] = self.own["rows"]
 
     def cut(self) -> None:
@@ -95,7 +96,15 @@ class Study:
         self.write()
 
     def write(self) -> None:
-        self._path.write_text(json.dumps(self._results, indent=1) + "\n")
+        """Another study may have written to the file meanwhile: what is not this one's stays."""
+        results = self._read() | {self.name: self.own}
+        beside = self._path.with_suffix(f".{os.getpid()}.partial")
+        beside.write_text(json.dumps(results, indent=1) + "\n")
+        beside.replace(self._path)
+
+    def _read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        return found
 
 
 def beginning(path: Path, characters: int) -> str:

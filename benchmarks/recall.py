@@ -3,9 +3,9 @@
     python -m benchmarks.recall --model FOLDER --text held_out.txt [--also FOLDER ...]
     python -m benchmarks.recall --model demo
 
-adds to benchmarks/results/recall.json, under the model's name; `demo` reads modules that it has never seen. A passage of
-24 tokens stands after 16 others, is followed by text from elsewhere, and comes again; every token of the second copy is
-`distance` after the first. Beside it stands the same text with another passage in the first one's place. What is
+adds to benchmarks/results/recall.json, under the model's name; `demo` reads modules that it has never seen. A passage
+of 24 tokens stands after 16 others, is followed by text from elsewhere, and comes again; every token of the second copy
+is `distance` after the first. Beside it stands the same text with another passage in the first one's place. What is
 compared is the loss of the second copy's rare tokens, the third of them that the whole text has least often, with and
 without the first: nats saved a token, with a two-sided 90% interval from redrawing passages. Measured of full
 attention, of windows with and without sinks, and of each model of `--also`, such as one with convolutions. A window

@@ -1,13 +1,14 @@
 """Techniques stacked on a real decoder: what each part of the chain brings, and engine and techniques as two numbers.
 
-    python -m benchmarks.stack --model FOLDER --text held_out.txt [--time-budget 3000]
+    python -m benchmarks.stack --model FOLDER --text held_out.txt [--tokens 300000]
+    python -m benchmarks.stack --model demo
 
-runs `snello optimize` on one chain: an eighth of the feed-forward channels goes and the original heals what is left,
-then INT4 by GPTQ with INT8 keys and values. Adds to benchmarks/results/stack.json, under the model's name: each stage
-as it was judged; the chain proved on text that nothing else read; the chain without each of its four parts, with what
-that part brings in speed (in turn) and costs in loss (paired); and two numbers for the whole, *engine*, our original
-over Transformers with as many threads, and *techniques*, the lean model over our original. The loss is against the
-original or its control, whichever is better. Needs a quiet machine.
+runs `snello optimize` on one chain: an eighth of the feed-forward channels goes, with `--tokens` what is left is healed
+by the original and the text, then INT4 by GPTQ with INT8 keys and values. Adds to benchmarks/results/stack.json, under
+the model's name: each stage as it was judged; the chain proved on text that nothing else read; the chain without each
+of its parts, with what that part brings in speed (in turn) and costs in loss (paired); and two numbers for the whole,
+*engine*, our original over Transformers with as many threads, and *techniques*, the lean model over our original. The
+loss is against the original or, of what trains, its control, whichever is better. Needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.planner_vs_single import tell
+from benchmarks.planner_vs_single import tell, write_held_out
 from snello.measure.interval import Interval
 from snello.optimize import receipts, run
 from snello.optimize.receipts import Receipts
@@ -30,32 +31,43 @@ RESULTS = Path(__file__).parent / "results" / "stack.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--text", required=True, type=Path)
+    parser.add_argument("--text", type=Path, help="for all but demo, which has modules that it has never seen")
     parser.add_argument("--ffn", type=float, default=0.125, help="fraction of the channels that goes")
-    parser.add_argument("--tokens", type=int, default=400_000, help="of healing")
+    parser.add_argument("--tokens", type=int, default=0, help="of healing; 0 heals nothing")
     parser.add_argument("--rate", type=float, default=2e-4, help="of healing")
     parser.add_argument("--max-loss", default="5%")
-    parser.add_argument("--time-budget", type=float, default=3000.0, metavar="SECONDS")
+    parser.add_argument("--time-budget", type=float, default=1200.0, metavar="SECONDS")
     parser.add_argument("--keep", type=Path, help="a folder for the run, from which it goes on [none]")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         output = (args.keep or Path(folder)) / "lean"
-        wishes = {"text": args.text, "goal": "latency", "max_loss": args.max_loss, "time_budget": args.time_budget}
+        wishes = {
+            "text": args.text or write_held_out(Path(folder) / "text"),
+            "goal": "latency",
+            "max_loss": args.max_loss,
+            "time_budget": args.time_budget,
+        }
         result = run.run(args.model, output=output, recipe=recipe(args), on_event=tell, **wishes)
         found = {"sentence": result.sentence, "exit": result.exit_code, **summary(receipts.read(output))}
-    chain = f"--ffn {args.ffn:g} --tokens {args.tokens} --rate {args.rate:g} --max-loss {args.max_loss}"
-    command = f"python -m benchmarks.stack --model {args.model} --text {args.text} {chain}"
+    chain = f"--ffn {args.ffn:g} --max-loss {args.max_loss}"
+    chain += f" --tokens {args.tokens} --rate {args.rate:g}" if args.tokens else ""
+    text = f" --text {args.text}" if args.text else ""
+    command = f"python -m benchmarks.stack --model {args.model}{text} {chain}"
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[Path(args.model).name] = {"command": f"{command} --time-budget {args.time_budget:g}", **found}
+    results[Path(args.model).name + (", healed" if args.tokens else "")] = {
+        "command": f"{command} --time-budget {args.time_budget:g}",
+        **found,
+    }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 
 def recipe(args: argparse.Namespace) -> Recipe:
-    heal = {"tokens": args.tokens, "rate": args.rate, "batch_tokens": 2048}
+    heal = {"tokens": args.tokens, "rate": args.rate, "batch_tokens": 2048, "loss": "forward,text"}
+    smaller = (Step("prune", {"ffn": args.ffn}), *([Step("distill", heal)] if args.tokens else []))
     lean = {"weights": "int4", "method": "gptq", "cache": "int8"}
     stages = (
-        Stage("prune and heal", (Step("prune", {"ffn": args.ffn}), Step("distill", heal))),
+        Stage("prune and heal" if args.tokens else "prune", smaller),
         Stage("int4, gptq, int8 cache", (Step("quantize", lean),)),
     )
     return Recipe(stages=stages)

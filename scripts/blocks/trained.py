@@ -134,7 +134,13 @@ def attended() -> str:
             cells = [f"{int(tokens):,}", f"{row['full_us_a_token']:,.1f}", f"{row['near_us_a_token']:,.1f}"]
             lines.append(f"| {what} | {' | '.join(cells)} | {middle:.2f} ({low:.2f}-{high:.2f}) |")
     windows = f"Windows of {found['encoder']['window']} (encoder) and {found['decoder']['window']:,} (decoder)"
-    return "\n".join([*lines, "", f"{windows}, random weights; `{found['command']}`."])
+    longest, row = list(found["decoder"]["rows"].items())[-1]
+    held = " and ".join(map(str, row["pages_needed"]))
+    pages = f"Behind {int(longest):,} tokens a decoder holds {held} pages of keys and values."
+    kinds = found["encoder"]["memory_for_the_longest"].values()
+    full, near = (f"{sum(kind.values()) / 1e6:.0f} MB" for kind in kinds)
+    told = f"For its longest text the encoder takes {full} with full attention and {near} as a Longformer."
+    return "\n".join([*lines, "", f"{windows}, random weights; `{found['command']}`. {pages} {told}"])
 
 
 def batched() -> str:

@@ -319,7 +319,7 @@ def replay_command(climb: Climb) -> str:
 def proof_receipt(climb: Climb, found: Proof | None, result: Result, ablated: Ablated, index: int) -> ProofReceipt:
     missing = [
         "the smaller sibling: no model was named for it",
-        "the control: nothing was trained",
+        *(["the control: nothing was trained"] if found is None or not found.evidence.controls else []),
         *ablated.missing,
     ]
     if found is None or found.engine is None:

@@ -349,7 +349,7 @@ def test_every_recipe_runs(pruning: Bed, path: Path, tmp_path: Path) -> None:
     """On a model that each of them suits: something is kept, and the chain is the recipe's own steps."""
     effects = pruning.bench.effects
     effects["prune ffn 0.125"] = effects["prune ffn 0.1667"]
-    effects |= {"prune ffn 0.34": (0.1, 0.8), "distill forward": (-0.09, 1.0), "distill text": (0.01, 1.0)}
+    effects |= {"prune ffn 0.34": (0.1, 0.8), "distill forward,text": (-0.09, 1.0), "distill text": (0.01, 1.0)}
     pruning.bench.base = fakes.spec(feed_forward=512)
     if path.stem == "encoder":
         pruning.bench.base = fakes.encoder_spec("embedding")

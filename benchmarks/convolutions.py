@@ -74,9 +74,7 @@ class Convolved(Study):
         self.heal = Distill(tokens=args.tokens, rate=args.rate, batch_tokens=2048)
         self.own["quality"] = {"command": command(), **self.tokens, "healing": dataclasses.asdict(self.heal)}
         self._row("original", model)
-        control = self.heal.control(model.spec)
-        assert control is not None
-        self._row("control", self.trained("control", model, control))
+        self._row("control", self.control(self.heal))
         for share in args.shares:
             converted = self.made(f"{share} converted", lambda path, share=share: self._convert(KEPT[share], path))
             self.rows.setdefault(f"{share} converted", {})["how"] = converted.history[-1]

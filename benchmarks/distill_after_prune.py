@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.healing import Study
-from benchmarks.prune_structured import NONE, compare, losses, shapes, speedup
+from benchmarks.prune_structured import NONE, compare, shapes, speedup
 from snello.errors import Unsupported
 from snello.models import load
 from snello.models.model import Floats, Model
@@ -68,13 +68,9 @@ class Pruned(Study):
         self.cut()
         self.heal = Distill(tokens=args.tokens, rate=args.rate, batch_tokens=2048)
         self._header()
-        control = self.heal.control(model.spec)
-        assert control is not None
-        trained = self.trained("control", model, control)
-        found = losses(trained, self.held)
-        self.better = min(self.base, found, key=lambda rows: float(np.concatenate(rows).mean()))
+        control = self.control(self.heal)
         self._row("original", model)
-        self._row("control", trained)
+        self._row("control", control)
         for row in args.only:
             self._shape(row)
 

@@ -87,6 +87,14 @@ class Study:
         self.rows.setdefault(name, {}).update({"train_tokens": found.history[-1]["tokens"], "minutes": minutes})
         return found
 
+    def control(self, how: Distill) -> Model:
+        """The original trained alike on the text alone. `better`: the losses of whichever of the two reads better."""
+        alike = how.control(self.original.spec)
+        assert alike is not None
+        found = self.trained("control", self.original, alike)
+        self.better = min(self.base, losses(found, self.held), key=lambda rows: float(np.concatenate(rows).mean()))
+        return found
+
     def row(self, name: str, model: Model, facts: Callable[[list[np.ndarray]], dict[str, Any]]) -> None:
         """Nats a token and what they are above the original's; `facts` of these losses are kept beside."""
         found = losses(model, self.held)

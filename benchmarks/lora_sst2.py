@@ -25,11 +25,11 @@ import torch
 from benchmarks.encoders import Table, classifier_of, minilm_folder, paired, right_answers, tokenized, write_classifier
 from benchmarks.sst2 import read_sst2
 from snello.models import load
+from snello.models.adapter import Adapter
 from snello.models.model import Floats
 from snello.models.reference import Reference
-from snello.techniques.adapt import Adapt
+from snello.techniques.adapt import Adapt, lora
 from snello.techniques.adapt.classify import Labelled, learned, learner, score, teach
-from snello.techniques.adapt.lora import LowRank
 
 RESULTS = Path(__file__).parent / "results" / "lora_sst2.json"
 
@@ -143,7 +143,7 @@ class Study:
             "precision": done.precision,
             "loss": round(float(np.mean(done.losses[-20:])), 4),
         }
-        return facts, merged(module)
+        return facts, merged(module, options)
 
     def _place(self, name: str) -> Path:
         return Path(self.args.keep / name.replace(", ", "-").replace(" ", "_"))
@@ -167,13 +167,12 @@ def accuracy(module: Reference, texts: list[Labelled]) -> float:
     return round(float((score(module, texts).argmax(1) == true).mean()), 4)
 
 
-def merged(module: Reference) -> dict[str, Floats]:
+def merged(module: Reference, options: Adapt) -> dict[str, Floats]:
     """What was learned, corrections added to their linears, by canonical name."""
-    found = learned(module)
-    for name, part in module.named_modules():
-        if isinstance(part, LowRank):
-            found[f"{name}.weight"] = part.merged().detach().numpy().copy()
-    return found
+    how: dict[str, Any] = {"rank": options.rank, "alpha": options.alpha, "scale": options.scale}
+    adapter = Adapter(factors=lora.factors(module), magnitudes=lora.magnitudes(module), **how)
+    base = {f"{name}.weight": module.get_parameter(f"{name}.base.weight").numpy() for name in adapter.factors}
+    return learned(module) | {name: adapter.merged(name.removesuffix(".weight"), base[name]) for name in base}
 
 
 def tell(message: str, fraction: float) -> None:

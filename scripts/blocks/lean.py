@@ -19,8 +19,13 @@ def _methods(model: str, measured: Mapping[str, Any]) -> str:
         f"| {name} | {added(row)}{_draws(row)} | {row['kl_nats']:.4f} | {row['weights_bytes'] / 1e6:.1f} MB |"
         for name, row in measured["rows"].items()
     ]
+    return "\n".join([f"{_texts(measured)}:", "", *lines, *_pairs_of_methods(measured.get("pairs", []))])
+
+
+def _texts(measured: Mapping[str, Any]) -> str:
+    """What was read, and the command."""
     told = f"{measured['tokens']:,} held-out tokens, {measured['calibration_tokens']:,} of calibration"
-    return "\n".join([f"{told}; `{measured['command']}`:", "", *lines, *_pairs_of_methods(measured.get("pairs", []))])
+    return f"{told}; `{measured['command']}`"
 
 
 def _draws(row: Mapping[str, Any]) -> str:
@@ -149,8 +154,7 @@ def zeros() -> str:
     """A table for each model; methods that read text show what other draws of it gave."""
     parts = []
     for model, measured in read("sparsify_methods.json").items():
-        told = f"{measured['tokens']:,} held-out tokens, {measured['calibration_tokens']:,} of calibration"
-        parts += [f"`{model}`, {told}; `{measured['command']}`:", ""]
+        parts += [f"`{model}`, {_texts(measured)}:", ""]
         parts += ["| | zeros | added loss (95% bounds) | on other calibration text | weights |"]
         parts += ["|---|---:|---:|---:|---:|"]
         parts += [f"| original, BF16 | | | | {measured['original_bytes'] / 1e6:.1f} MB |"]
@@ -166,8 +170,7 @@ def pruned() -> str:
     """A table for each model; a dimension that rounds to nothing at some share says so."""
     parts = []
     for model, measured in read("prune_structured.json").items():
-        told = f"{measured['tokens']:,} held-out tokens, {measured['calibration_tokens']:,} of calibration"
-        parts += [f"`{model}`, {told}; `{measured['command']}`:", ""]
+        parts += [f"`{model}`, {_texts(measured)}:", ""]
         parts += ["| removed | added loss (95% bounds) | parameters | decode, times as fast (range of turns) |"]
         parts += ["|---|---:|---:|---:|"]
         parts += [f"| nothing | | {measured['original']['parameters'] / 1e6:.1f} M | |"]

@@ -73,8 +73,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         return _make_lean(arguments, terminal, model, options, {**how, "progress": progress})
     done = adapt(model, arguments.data, options, arguments.output, merged=arguments.merge, progress=progress, **how)
     _tell(terminal, done)
-    if options.weight_decomposed and not arguments.merge:
-        terminal.say("it runs merged: snello adapt MODEL --adapter DIR --merge -o OUT")
+    if options.method == "lora" and options.weight_decomposed and not arguments.merge:
+        terminal.say(f"it runs merged: snello adapt {arguments.model} --adapter {done.path} --merge -o DIR")
     terminal.product(str(done.path))
     fields = {"path": str(done.path), "verdict": dataclasses.asdict(done.verdict), "examples": done.examples}
     return {**fields, "parameters": done.parameters, "seconds": done.seconds, "digest": done.digest}

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from snello.models.model import Model
     from snello.techniques.adapt import Adapt
 
-
 TINY = torch.finfo(torch.float32).tiny  # a row of zeros stays one
 
 
@@ -45,19 +44,11 @@ class LowRank(nn.Module):
         bare = own if self.base.bias is None else own - self.base.bias
         return own + (turn - 1) * bare + turn * change  # before the first step: own, to the bit
 
-    def merged(self) -> Tensor:
-        """The weights that do the same alone (N, K)."""
-        weight = self._changed()
-        return weight if self.magnitude is None else (self.magnitude / self._lengths())[:, None] * weight
-
-    def _changed(self) -> Tensor:
-        changed: Tensor = self.base.weight + self.scale * (self.b @ self.a)
-        return changed
-
     @torch.no_grad()
     def _lengths(self) -> Tensor:
         """Of the rows of the changed weights (N), never zero."""
-        lengths: Tensor = torch.linalg.vector_norm(self._changed(), dim=1)
+        changed = self.base.weight + self.scale * (self.b @ self.a)
+        lengths: Tensor = torch.linalg.vector_norm(changed, dim=1)
         return lengths.clamp(min=TINY)
 
 

@@ -38,8 +38,8 @@ def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float = 1.0, t
     """
     q, p = _pair(student, teacher, temperature, top_k)
     middle = torch.logaddexp(q, p) - math.log(2)
-    both = (F.kl_div(middle, x, log_target=True, reduction="batchmean") for x in (p, q))
-    return temperature**2 * sum(both, torch.zeros((), device=q.device)) / 2
+    one, other = (F.kl_div(middle, x, log_target=True, reduction="batchmean") for x in (p, q))
+    return temperature**2 * (one + other) / 2
 
 
 DIVERGENCES = {"forward": forward_kl, "reverse": reverse_kl, "jensen": jensen_shannon}

@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--keep", required=True, type=Path, help="where the folders are left, or found")
     parser.add_argument("--tokens", type=int, default=200_000, help="of healing, for every row")
     parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--seeds", type=int, default=1, help="of healing")
     parser.add_argument("--windows", type=int, default=40, help="held-out windows of 256 tokens")
     parser.add_argument("--shares", nargs="*", default=list(KEPT), choices=KEPT)
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
@@ -89,7 +90,8 @@ class Convolved(Study):
             for way in args.ways:
                 name = f"{share} {way}"
                 self._row(name, made[way])
-                self._row(f"{name}, healed", self.trained(f"{name}, healed", made[way], self.heal))
+                for row, healed in self.healed(name, made[way], self.heal, args.seeds):
+                    self._row(row, healed)
 
     def speed(self) -> None:
         self.own["speed"] = {"command": command(), "core": core.select_isa(None)}

@@ -91,10 +91,8 @@ class Pruned(Study):
             self.rows[row] = {"refused": error.message}
             return self.write()
         self._row(f"{row}, pruned", pruned)
-        self._row(f"{row}, healed", self.trained(f"{row}, healed", pruned, self.heal))
-        for seed in range(1, self.args.seeds if row in self.args.repeat else 1):
-            name = f"{row}, healed, seed {seed}"
-            self._row(name, self.trained(name, pruned, self.heal, seed))
+        for name, healed in self.healed(row, pruned, self.heal, self.args.seeds if row in self.args.repeat else 1):
+            self._row(name, healed)
         if row in self.args.scratch:
             start = self.made(f"{row}, random", lambda path: random_weights(pruned, self.original, path))
             name = f"{row}, from scratch"

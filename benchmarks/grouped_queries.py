@@ -6,8 +6,9 @@ adds to benchmarks/results/grouped_queries.json, row by row, so that a run that 
 heads), its control (the original trained on the same tokens of text), and for each number of heads and each way of
 pooling the model as made, and healed by the original. All losses are nats a token on modules that the model has never
 seen, with a two-sided 90% interval of the increase from redrawing windows; `over_the_better` compares with the original
-or the control, whichever is better, and `over_the_mean` of a healed row with the mean of as many heads, healed. The
-training text is the modules that `demo` learned from; no window of it shares 13 tokens in a row with those that judge.
+or the control, whichever is better, and `over_the_mean` of a healed row with the mean of as many heads, healed with the
+first seed. The training text is the modules that `demo` learned from; no window of it shares 13 tokens in a row with
+those that judge.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--windows", type=int, default=40, help="held-out windows of 256 tokens")
     parser.add_argument("--heads", nargs="*", type=int, default=[3, 2])
+    parser.add_argument("--seeds", type=int, default=1, help="of healing")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -56,6 +58,7 @@ class Grouped(Study):
         self.cut()
         self.heal = Distill(tokens=args.tokens, rate=args.rate, batch_tokens=2048)
         command = f"python -m benchmarks.grouped_queries --keep DIR --tokens {args.tokens} --rate {args.rate:g}"
+        command += f" --seeds {args.seeds}"
         self.own |= {"command": command, "text": self.tokens, "options": dataclasses.asdict(self.heal)}
         control = self.control(self.heal)
         self._row("original", model)
@@ -69,8 +72,8 @@ class Grouped(Study):
             options, name = CheaperAttention(kv_heads=heads, pooling=pooling), f"{heads}, {pooling}"
             made = self.made(name, partial(self._pool, options))
             self._row(name, made)
-            healed = self.trained(f"{name}, healed", made, self.heal)
-            mean = self._row(f"{name}, healed", healed, mean)
+            for row, healed in self.healed(name, made, self.heal, self.args.seeds):
+                mean = self._row(row, healed, mean)
 
     def _pool(self, options: CheaperAttention, path: Path) -> Model:
         return options.apply(self.original, Context(output=path))

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,12 @@ class Study:
         minutes = round((time.monotonic() - began) / 60, 2)
         self.rows.setdefault(name, {}).update({"train_tokens": found.history[-1]["tokens"], "minutes": minutes})
         return found
+
+    def healed(self, name: str, start: Model, how: Distill, seeds: int) -> Iterator[tuple[str, Model]]:
+        """Row and model of each seed; the first seed's row has no number, so that more seeds can be added to it."""
+        for seed in range(seeds):
+            row = f"{name}, healed" + (f", seed {seed}" if seed else "")
+            yield row, self.trained(row, start, how, seed)
 
     def control(self, how: Distill) -> Model:
         """The original trained alike on the text alone. `better`: the losses of whichever of the two reads better."""

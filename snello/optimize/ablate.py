@@ -7,6 +7,7 @@ named as not measured. An INT8 cache that was added to a quantized model is a pa
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ def near_singles(climb: Climb) -> list[Candidate]:
 
 def _if_it_fits(climb: Climb, stage: Stage, measure: Run, missing: list[str]) -> Run:
     """The measurement's result; None, and why in `missing`, where it does not fit the time or is refused."""
-    predicted, left = climb.forecast.stage(stage, climb.best.speedup.mid), climb.worker.left_seconds
+    made = _shared(stage.steps, climb.best.steps)  # their folders are there: they belong to the chain
+    predicted, left = climb.forecast.stage(stage, climb.best.speedup.mid, made=made), climb.worker.left_seconds
     if predicted > left:
         missing.append(f"the chain beside {stage.name}: needs about {predicted:.0f} s, {max(0.0, left):.0f} left")
         return None
@@ -97,6 +99,12 @@ def _if_it_fits(climb: Climb, stage: Stage, measure: Run, missing: list[str]) ->
     except Unsupported as error:
         missing.append(f"the chain beside {stage.name}: {error.message}")
         return None
+
+
+def _shared(some: Sequence[Step], others: Sequence[Step]) -> int:
+    """So many of the first steps are the same."""
+    same = (one.resolved() == other.resolved() for one, other in zip(some, others, strict=False))
+    return sum(itertools.takewhile(bool, same))
 
 
 def _beside(climb: Climb, stage: Stage) -> Run:

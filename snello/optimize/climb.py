@@ -173,7 +173,7 @@ class Climb:
         if known is None or reason:
             yield self._not_run(index, stage, reason)
             return None
-        self.forecast.learn(attempt.seconds, known.seconds)
+        self.forecast.learn(stage, attempt.seconds, known.seconds, made=made)
         yield self._take(candidate, known, resumed=candidate.select is None)
         assert attempt.found.spec is not None and candidate.cost is not None
         self.overhead.learn(attempt.found.spec, candidate.cost)

@@ -84,7 +84,7 @@ def _stage(climb: Climb, stage: Stage) -> Run:
         return
     judgement, gain = yield from _judge(climb, pair, stage.name)
     pair.seconds = climb.worker.finished_seconds - before
-    climb.forecast.learn(attempt.seconds, pair.seconds)
+    climb.forecast.learn(stage, attempt.seconds, pair.seconds)
     row = ledger.stage_row(index, pair, climb.best, judgement, gain)
     ledger.receipts.append(ledger.receipt(row, pair, stage, judgement.margin))
     climb.judged.append(pair)

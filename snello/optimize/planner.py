@@ -156,38 +156,59 @@ def _bytes(spec: Spec, goal: Goals) -> int:
 
 @dataclass
 class Forecast:
-    """Seconds that a stage should take; corrected by those that are done."""
+    """Seconds that a stage should take; corrected by those that are done, training apart from all else.
+
+    How long a step trains follows from its tokens, whatever the method; how far off that is says nothing about what
+    a method costs that trains nothing, nor the other way round.
+    """
 
     weights: int
     score_tokens: int
     score_tokens_per_second: float
     run_seconds: float  # one run of the goal's workload on the original
-    factor: float = 1.0
-    _ratios: list[float] = field(default_factory=list)
+    _ratios: list[float] = field(default_factory=list)  # real over predicted, of stages that train nothing
+    _trained: list[float] = field(default_factory=list)  # the same of what the others train
 
     def stage(self, stage: Stage, speedup: float = 1.0, *, timed: bool = True, made: int = 0) -> float:
         """`made`: so many of its first steps are done already."""
         apply = sum(self._apply(step) for step in stage.steps[made:])
         score = 1.3 * self.score_tokens / self.score_tokens_per_second
         runs = TIMED_RUNS * self.run_seconds / 2 * (1 + 1 / max(speedup, 0.1)) if timed else 0.0
-        return self.factor * (2.0 + apply + score + runs)
+        training = _median(self._trained) * self._training(stage, made)
+        return _median(self._ratios) * (2.0 + apply + score + runs) + training
 
     def proof(self, tokens: int) -> float:
         return 2.0 + 2.3 * tokens / self.score_tokens_per_second + TIMED_RUNS * self.run_seconds
 
-    def learn(self, predicted: float, real: float) -> None:
-        """A finished stage corrects the rest, by the median of real over predicted."""
-        self._ratios.append(real / max(predicted / self.factor, 1e-9))
-        self.factor = sorted(self._ratios)[len(self._ratios) // 2]
+    def learn(self, stage: Stage, predicted: float, real: float, *, made: int = 0) -> None:
+        """A finished stage corrects the rest, by the median of real over predicted. One that trained corrects what is
+        foreseen of training, by what is left of its time once the rest of it is taken as foreseen.
+        """
+        training, others = self._training(stage, made), self._ratios
+        if training > 0:
+            rest = predicted - _median(self._trained) * training
+            self._trained.append(max(0.0, real - rest) / training)
+        else:
+            others.append(real / max(predicted / _median(others), 1e-9))
+
+    def _training(self, stage: Stage, made: int) -> float:
+        tokens = sum(max(0, wanted_tokens(step.technique)) for step in stage.steps[made:])
+        return self.weights / 1e9 * tokens * (TRAIN_SECONDS + CONTROL_SECONDS)
 
     def _apply(self, step: Step) -> float:
+        """Of a step that trains nothing."""
         billions = self.weights / 1e9
-        if (tokens := wanted_tokens(step.technique)) > 0:
-            return billions * tokens * (TRAIN_SECONDS + CONTROL_SECONDS)
+        if wanted_tokens(step.technique) > 0:
+            return 0.0
         method = str(step.options.get("method", "rtn"))
         seconds = APPLY_SECONDS.get(step.use, APPLY_SECONDS.get(method, APPLY_SECONDS["gptq"]))
         mixed = SENSITIVITY_SECONDS if step.options.get("weights") == "mixed" else 0.0
         return billions * (seconds + mixed)
+
+
+def _median(ratios: Sequence[float]) -> float:
+    """The upper one of two in the middle: rather too long than too short. One before anything is known."""
+    return sorted(ratios)[len(ratios) // 2] if ratios else 1.0
 
 
 def forecast_for(

@@ -54,3 +54,20 @@ def test_training_is_foreseen_by_its_tokens() -> None:
         forecast.stage(Stage("heal", (Step("distill", {"tokens": tokens}),)), timed=False) for tokens in (1000, 2000)
     )
     assert more - some == pytest.approx(1000 * (TRAIN_SECONDS + CONTROL_SECONDS))
+
+
+def test_what_trains_and_what_does_not_correct_each_their_own() -> None:
+    """A quantizer that takes eight times as long as foreseen must not make a training eight times as long."""
+    forecast = Forecast(10**9, score_tokens=0, score_tokens_per_second=1.0, run_seconds=0.0)
+    heal = Stage("heal", (Step("prune", {"ffn": 0.5}), Step("distill", {"tokens": 1000})))
+    lean = Stage("int4", (Step("quantize", {"weights": "int4"}),))
+    foreseen = forecast.stage(heal, timed=False)
+    prune = forecast.stage(Stage("prune", heal.steps[:1]), timed=False)
+    training = foreseen - prune
+    forecast.learn(lean, before := forecast.stage(lean, timed=False), 8 * before)
+    assert forecast.stage(lean, timed=False) == pytest.approx(8 * before)
+    assert forecast.stage(heal, timed=False) == pytest.approx(8 * prune + training)
+    forecast.learn(heal, forecast.stage(heal, timed=False), 8 * prune + 2 * training)
+    assert forecast.stage(lean, timed=False) == pytest.approx(8 * before)
+    assert forecast.stage(heal, timed=False) == pytest.approx(8 * prune + 2 * training)
+    assert forecast.stage(heal, timed=False, made=2) == pytest.approx(8 * 2.0)

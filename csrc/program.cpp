@@ -382,7 +382,8 @@ void snello_program::run_row_action(const Action& action, const Rows& r, int m0,
       const int32_t* ids = o.i[0] == 0   ? batch_->tokens
                            : o.i[0] == 1 ? shifted_positions_[static_cast<size_t>(action.op)].data()
                                          : types;
-      return k.embed({t, ids, vector(o.tensor[1]), o.i[3], o.f[0], o.i[2] == 1, out, width(o.out)}, m0, m1);
+      const snello_tensor* more = o.tensor[2] >= 0 ? tensor(o.tensor[2]) : nullptr;
+      return k.embed({t, more, ids, vector(o.tensor[1]), o.i[3], o.f[0], o.i[2] == 1, out, width(o.out)}, m0, m1);
     }
     case SNELLO_OP_NORM:
       return k.norm(

@@ -243,6 +243,12 @@ class Checker {
       return bad("out has %d columns, tensor %d has %d", width(op_->out), op_->tensor[0], t.columns);
     if (!rotates(3, t.columns) || !optional_vector(1, t.columns, "the multiplier")) return false;
     if (op_->i[2] == 1 && !reads_float(op_->out, "out")) return false;
+    if (op_->tensor[2] >= 0) {
+      if (op_->i[0] != 0 || op_->i[2] != 0) return bad("only rows of tokens come from a second matrix, unadded");
+      if (!packed(2)) return false;
+      if (integer(*tensor(2)) || tensor(2)->columns != width(op_->out))
+        return bad("tensor %d is no float matrix of %d columns", op_->tensor[2], width(op_->out));
+    }
     return writes_float(op_->out);
   }
 

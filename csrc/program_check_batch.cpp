@@ -50,7 +50,8 @@ int check_ids(const int32_t* ids, int n, int offset, int limit, const char* what
 int check_tables(const ProgramSpec& spec, const snello_batch& b) {
   for (const snello_op& op : spec.ops) {
     if (op.kind != SNELLO_OP_EMBED && op.kind != SNELLO_OP_ROPE) continue;
-    const int limit = spec.tensors[static_cast<size_t>(op.tensor[0])].rows;
+    int limit = spec.tensors[static_cast<size_t>(op.tensor[0])].rows;
+    if (op.kind == SNELLO_OP_EMBED && op.tensor[2] >= 0) limit += spec.tensors[static_cast<size_t>(op.tensor[2])].rows;
     int error = 0;
     if (op.kind == SNELLO_OP_ROPE) {
       error = check_ids(b.positions, b.num_rows, 0, limit, "rotary position");

@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 6
+#define SNELLO_ABI_VERSION 7
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
@@ -126,6 +126,7 @@ enum snello_op_kind {
   /* out = or += multiplier * row of tensor[0].
    * i0 id source: 0 tokens, 1 positions + i1, 2 token types.  i2: 1 adds into out.  i3: rotate block 0, 64, 128 and
    * tensor[1] [padded columns]: undo the input transform of a shared head matrix: hadamard(row) * tensor[1].
+   * tensor[2] or -1: rows of ids past tensor[0]'s, a float matrix of as many columns as out, taken as they are.
    * f0 multiplier. */
   SNELLO_OP_EMBED = 0,
   /* out = norm(in0).  i0 kind: 0 RMS, 1 mean and variance.  i1 segment: 0 the whole row, else normalized in segments of
@@ -187,7 +188,7 @@ typedef struct snello_op {
   int32_t kind;
   int32_t in[3];     /* registers, -1: none */
   int32_t out;       /* register */
-  int32_t tensor[2]; /* tensors, -1: none */
+  int32_t tensor[3]; /* tensors, -1: none */
   int32_t i[8];
   float f[4];
 } snello_op;

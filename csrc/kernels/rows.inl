@@ -79,6 +79,10 @@ inline void embed(const EmbedTask& task, int m0, int m1) {
   const int step = task.rotate_block ? task.rotate_block : kStep;
   for (int m = m0; m < m1; ++m) {
     float* out = task.output.row(m);
+    if (const int past = task.ids[m] - task.weights->rows; past >= 0) {
+      gather_row(*task.more, past, 0, task.width, out);
+      continue;
+    }
     for (int k0 = 0; k0 < task.width; k0 += step) {
       alignas(64) float values[kStep];
       const int have = task.weights->columns - k0 < step ? task.weights->columns - k0 : step;

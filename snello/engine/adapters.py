@@ -2,8 +2,9 @@
 
 A row of a batch names at most one of them, and its linears give `W x + B (A x)`; the scale is inside B. Rows of several
 adapters share a batch and the reading of W (Chen et al. 2023, Punica, arXiv 2310.18547; Sheng et al. 2023, S-LoRA,
-arXiv 2311.03285). A, B and what is between them are float: FP32, or BF16 where that loses nothing. Shapes: K inputs, N
-outputs, R rank.
+arXiv 2311.03285). A, B and what is between them are float: FP32, or BF16 where that loses nothing. An adapter that is a
+learned prompt changes no linear: its rows stand behind ids past the vocabulary, which come before each text. Shapes: K
+inputs, N outputs, R rank, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Adapters:
                 f"{model.name} is no decoder ({model.spec.task})", "adapters are for models that continue text"
             )
         self.names = tuple(given)
+        self._vocabulary = model.spec.vocab_size
+        self._prompts: dict[int, Floats] = {}  # rows (N, D), by number
         self._factors: dict[str, list[tuple[core.Tensor, core.Tensor]]] = {}
         self._digests: list[str] = []
         self.rank = 0  # the largest
@@ -52,6 +55,11 @@ class Adapters:
         number, digest = len(self._digests), hashlib.sha256()
         if adapter.magnitudes:
             raise Unsupported(f"the adapter {name} changes the lengths of weights (DoRA)", "merge it to use it here")
+        if adapter.prompt is not None:
+            if not np.isfinite(adapter.prompt).all():
+                raise SnelloError(f"the adapter {name} holds numbers that are not finite", "train or copy it again")
+            digest.update(f"prompt {adapter.prompt.shape}".encode() + adapter.prompt.tobytes())
+            self._prompts[number] = adapter.prompt
         for linear in sorted(adapter.factors):
             if not _supported(linear):
                 raise Unsupported(f"the adapter {name} changes {linear}", "merge it into its base to use it here")
@@ -95,11 +103,28 @@ class Adapters:
         pairs = self._factors.get(linear)
         return None if pairs is None else pairs + [(NOTHING, NOTHING)] * (len(self) - len(pairs))
 
+    def prompt(self, number: int) -> list[int]:
+        """Ids that stand before every text of this adapter: past the vocabulary, none for most."""
+        if number not in self._prompts:
+            return []
+        first = self._vocabulary + sum(len(rows) for other, rows in self._prompts.items() if other < number)
+        return list(range(first, first + len(self._prompts[number])))
+
+    def row_number(self, number: int) -> int:
+        """What its rows carry: NONE where its prompt is all there is."""
+        return NONE if number in self._prompts else number
+
+    @property
+    def prompts(self) -> core.Tensor | None:
+        """The rows of all prompts, in the order of their ids."""
+        return _packed(np.concatenate(list(self._prompts.values()))) if self._prompts else None
+
     @property
     def num_bytes(self) -> int:
-        """Of all matrices."""
+        """Of all matrices and prompts."""
+        prompts = sum(rows.nbytes for rows in self._prompts.values())
         pairs = [pair for found in self._factors.values() for pair in found]
-        return sum(tensor.data.nbytes for pair in pairs for tensor in pair)
+        return prompts + sum(tensor.data.nbytes for pair in pairs for tensor in pair)
 
 
 def _supported(linear: str) -> bool:

@@ -139,10 +139,12 @@ class Engine:
         number = NONE if adapter is None else self._executor.adapters.number(adapter)
         salt = salt if adapter is None else self._executor.adapters.salt(number, salt)
         executor, ids, seed = self._executor, self._executor.check(prompt), params.drawn_seed
-        if len(ids) >= executor.context:
-            raise executor.overflow(len(ids))
+        before = executor.adapters.prompt(number)
+        if len(before) + len(ids) >= executor.context:
+            raise executor.overflow(len(before) + len(ids))
         tokens = array("i", ids.tolist())
-        answers = [self._answer(tokens, params, seed, index) for index in range(params.n)]
+        room = executor.context - len(before)
+        answers = [self._answer(tokens, params, seed, index, room) for index in range(params.n)]
         with self._lock:
             self._requests += 1
             self._sequences[self._requests] = []
@@ -153,20 +155,20 @@ class Engine:
                 self._scheduler.add(
                     Running(
                         id=self._number,
-                        tokens=array("i", tokens),
-                        max_length=answer.max_length,
+                        tokens=array("i", before) + tokens,
+                        max_length=len(before) + answer.max_length,
                         priority=priority,
                         salt=salt,
-                        adapter=number,
+                        adapter=executor.adapters.row_number(number),
+                        num_virtual=len(before),
                     )
                 )
             return self._requests
 
-    def _answer(self, tokens: Sequence[int], params: SamplingParams, seed: int, index: int) -> Answer:
-        """The i-th of `n` answers is drawn with seed + i."""
-        executor, decoder = self._executor, self._tokenizer.stream()
-        each = (seed + index) % 2**64
-        return Answer(executor.spec, tokens, params, decoder, context=executor.context, seed=each, index=index)
+    def _answer(self, tokens: Sequence[int], params: SamplingParams, seed: int, index: int, room: int) -> Answer:
+        """The i-th of `n` answers is drawn with seed + i. `room`: positions of prompt and answer."""
+        each, decoder = (seed + index) % 2**64, self._tokenizer.stream()
+        return Answer(self._executor.spec, tokens, params, decoder, context=room, seed=each, index=index)
 
     def cancel(self, request: int) -> None:
         """Ends a request: its pages are free when this returns. One that has ended is left alone."""
@@ -316,7 +318,8 @@ class Engine:
             number, rows = piece.sequence.id, logits[row : row + piece.num_outputs]
             row += piece.num_outputs
             request, answer = self._answers[number]
-            answer.num_cached = min(piece.sequence.num_cached or 0, answer.num_prompt)
+            known = max(0, (piece.sequence.num_cached or 0) - piece.sequence.num_virtual)
+            answer.num_cached = min(known, answer.num_prompt)
             guesses = piece.tokens[len(piece.tokens) - piece.num_drafts :]
             try:
                 drawn[number], chunks = answer.take(rows, guesses)
@@ -379,12 +382,14 @@ class Engine:
         self.governor.pay((time.perf_counter() - started) * 1e3)
 
     def _ask(self, sequence: Running) -> Ask:
-        """Guesses get no page of their own, and the last token that may be said needs none after it."""
+        """Guesses get no page of their own, and the last token that may be said needs none after it. Who guesses sees
+        what was written and said, not a prompt of the adapter's.
+        """
         answer = self._answers[sequence.id][1]
         length = len(sequence.tokens)
         remaining = sequence.max_length - length
         most = min(remaining - 1, -length % PAGE)
-        return Ask(sequence.id, sequence.tokens, sequence.salt, most, remaining, answer.ends, answer.guess)
+        return Ask(sequence.id, answer.history, sequence.salt, most, remaining, answer.ends, answer.guess)
 
     def _observe(self, step: Step, milliseconds: float) -> None:
         """Learns from every step with prompts or guesses, and now and then from one without."""

@@ -146,8 +146,8 @@ class _Builder:
         undo, block = -1, 0
         if spec.head.tied:
             undo, block = self.undo("head")
-        table = self.matrix("embedding.tokens.weight")
-        self.op(core.OpKind.EMBED, out=hidden, tensors=(table, undo), i=(0, 0, 0, block), f=(spec.embedding.scale,))
+        tables = (self.matrix("embedding.tokens.weight"), undo, self.prompts())
+        self.op(core.OpKind.EMBED, out=hidden, tensors=tables, i=(0, 0, 0, block), f=(spec.embedding.scale,))
         if spec.embedding.learned_positions:
             table = self.matrix("embedding.positions.weight")
             self.op(core.OpKind.EMBED, out=hidden, tensors=(table,), i=(1, spec.embedding.position_offset, 1), f=(1.0,))
@@ -157,6 +157,11 @@ class _Builder:
         if spec.embedding.norm:
             self.norm("embedding.norm", spec.norm, hidden, hidden)
         return hidden
+
+    def prompts(self) -> int:
+        """Rows of the adapters that are prompts, behind the vocabulary's."""
+        rows = None if self.adapters is None else self.adapters.prompts
+        return -1 if rows is None else self.tensor("prompts", lambda: rows)
 
     def block(self, index: int, layer: Layer, hidden: int) -> None:
         mixer = layer.mixer

@@ -169,13 +169,16 @@ class NativeExecutor:
 
     def score(self, tokens: Sequence[int] | np.ndarray, *, adapter: str | None = None) -> TokenScores:
         """Log-probabilities of tokens[1:] and the most likely tokens, in a fresh context, logits never materialized."""
-        ids = self.check(tokens)
-        scores, top1 = np.empty(len(ids) - 1, np.float32), np.empty(len(ids) - 1, np.int32)
+        ids, before = self._behind_prompt(tokens, adapter)
+        count = len(ids) - before - 1
+        scores, top1 = np.empty(count, np.float32), np.empty(count, np.int32)
         with self._table() as table:
             for start, end in self._chunks(len(ids)):
-                last = min(end, len(ids) - 1)
-                batch = self._batch(ids, start, end, table, np.arange(start, last) - start, adapter=adapter)
-                scores[start:last], top1[start:last] = self.program.score(batch, ids[start + 1 : last + 1])
+                first = max(start, before)
+                last = max(first, min(end, len(ids) - 1))
+                batch = self._batch(ids, start, end, table, np.arange(first, last) - start, adapter=adapter)
+                found = slice(first - before, last - before)
+                scores[found], top1[found] = self.program.score(batch, ids[first + 1 : last + 1])
                 table.leave(end)
         return TokenScores(scores, top1)
 
@@ -183,19 +186,21 @@ class NativeExecutor:
         self, tokens: Sequence[int] | np.ndarray, count: int, *, adapter: str | None = None
     ) -> list[TokenLogprob]:
         """Log-probabilities of tokens[1:], each beside the `count` most likely ones; logits of few rows at a time."""
-        ids = self.check(tokens)
+        ids, before = self._behind_prompt(tokens, adapter)
         scores: list[TokenLogprob] = []
         with self._table() as table:
             rows = min(TOP_ROWS, self.chunk_rows)
             for start in range(0, len(ids) - 1, rows):
                 end = min(len(ids) - 1, start + rows)
-                batch = self._batch(ids, start, end, table, np.arange(end - start), adapter=adapter)
-                logits = self.program.step(batch)  # (rows, V)
-                found = core.compare(logits, logits, ids[start + 1 : end + 1]).log_probability_a
-                scores += [
-                    TokenLogprob(token_id=int(token), logprob=float(value), top=top_of(row, count))
-                    for token, value, row in zip(ids[start + 1 : end + 1], found, logits, strict=True)
-                ]
+                first = min(end, max(start, before))
+                batch = self._batch(ids, start, end, table, np.arange(first, end) - start, adapter=adapter)
+                logits, following = self.program.step(batch), ids[first + 1 : end + 1]  # (rows, V)
+                if len(following):
+                    found = core.compare(logits, logits, following).log_probability_a
+                    scores += [
+                        TokenLogprob(token_id=int(token), logprob=float(value), top=top_of(row, count))
+                        for token, value, row in zip(following, found, logits, strict=True)
+                    ]
                 table.leave(end)
         return scores
 
@@ -207,8 +212,8 @@ class NativeExecutor:
         adapter: str | None = None,
     ) -> np.ndarray:
         """Logits (len(rows), V) float32 at these rows (all, if None), in a fresh context."""
-        ids = self.check(tokens)
-        wanted = np.arange(len(ids)) if rows is None else np.asarray(rows)
+        ids, before = self._behind_prompt(tokens, adapter)
+        wanted = np.arange(before, len(ids)) if rows is None else np.asarray(rows) + before
         parts = []
         with self._table() as table:
             for start, end in self._chunks(len(ids)):
@@ -237,6 +242,13 @@ class NativeExecutor:
         if len(ids) > self.context:
             raise self.overflow(len(ids))
         return ids
+
+    def _behind_prompt(self, tokens: Sequence[int] | np.ndarray, adapter: str | None) -> tuple[np.ndarray, int]:
+        """Token ids, checked, behind the prompt of the adapter; and how many that has."""
+        ids, prompt = self.check(tokens), self.adapters.prompt(self.adapters.number(adapter))
+        if len(prompt) + len(ids) > self.context:
+            raise self.overflow(len(prompt) + len(ids))
+        return (np.array([*prompt, *ids], np.int32) if prompt else ids), len(prompt)
 
     def check_ids(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
         """Token ids as int32, each in the vocabulary."""
@@ -274,7 +286,7 @@ class NativeExecutor:
         types: Sequence[int] | np.ndarray | None = None,
         adapter: str | None = None,
     ) -> core.Batch:
-        rows, number = end - start, self.adapters.number(adapter)
+        rows, number = end - start, self.adapters.row_number(self.adapters.number(adapter))
         table.grow(end)
         return core.Batch(
             tokens=ids[start:end],

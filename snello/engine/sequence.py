@@ -18,7 +18,7 @@ class Sequence:
 
     Attributes:
         id: given by the caller, unique among those that live.
-        tokens: prompt and answer.
+        tokens: prompt and answer; the first `num_virtual` are the adapter's own, past the vocabulary.
         max_length: positions that it may grow to, prompt included.
         priority: 0 is ordinary, a smaller number goes first. See `Scheduler`.
         salt: only sequences of the same salt share pages.
@@ -34,6 +34,7 @@ class Sequence:
     priority: int = 0
     salt: str = ""
     adapter: int = -1
+    num_virtual: int = 0
     rank: tuple[int, int] = (0, 0)  # smaller goes first
     num_computed: int = 0
     num_cached: int | None = None  # positions that were known when it first ran; None: it never did

@@ -2,8 +2,8 @@
 
 PEFT names tensors by the modules of Transformers, so the family's own names are asked for. Beside them stands
 snello_adapter.json, which PEFT does not read: the digest of the base and how the adapter was judged. An adapter of an
-encoder (SEQ_CLS) holds the head that tells labels apart too, as PEFT's modules to save. What PEFT can say and this does
-not compute is refused by name. Numpy alone.
+encoder (SEQ_CLS) holds the head that tells labels apart too, as PEFT's modules to save. One that is a learned prompt
+(PROMPT_TUNING) is `soft_prompt`'s. What PEFT can say and this does not compute is refused by name. Numpy alone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from snello.models.lean import move_into_place
 from snello.models.model import Floats, Model
 from snello.models.packed_writer import cannot_write
 from snello.models.parameters import parameter_shapes
+from snello.models.soft_prompt import KIND as PROMPT
+from snello.models.soft_prompt import TENSOR as PROMPT_TENSOR
+from snello.models.soft_prompt import prompt_config, read_prompt
 from snello.models.spec import Spec, linear_names, linear_shape
 from snello.models.tensor_file import open_tensor_file
 from snello.models.tensor_writer import write_shards
@@ -67,18 +70,21 @@ class Adapter:
     `magnitudes` (DoRA): the lengths [N] to which the changed rows are brought, of all linears or of none.
 
     Of an encoder also `labels`, and `saved`: the parameters of the head that were trained whole, by canonical name.
+
+    `prompt`: rows [N, D] before every text, instead of factors.
     """
 
-    factors: Mapping[str, tuple[Floats, Floats]]
-    rank: int
-    alpha: float
-    scale: float
+    factors: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    rank: int = 0
+    alpha: float = 0.0
+    scale: float = 0.0
     dropout: float = 0.0
     base: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)  # how it was made and judged
     labels: tuple[str, ...] = ()
     saved: Mapping[str, Floats] = field(default_factory=dict)
     magnitudes: Mapping[str, Floats] = field(default_factory=dict)
+    prompt: Floats | None = None
 
     def merged(self, linear: str, weight: Floats) -> Floats:
         """The weights [N, K] of a linear with it in them."""
@@ -111,6 +117,10 @@ def module_names(spec: Spec, linears: list[str]) -> dict[str, str]:
 def write_adapter(path: Path, adapter: Adapter, model: Model) -> None:
     """Writes the folder beside its place and renames it. `model`: the base, or the classifier that was made of it."""
     check_adapter_place(path)
+    own: dict[str, Any] = {"base": adapter.base, **adapter.facts}
+    if adapter.prompt is not None:
+        tables = {CONFIG: prompt_config(adapter.prompt, model), OWN: own}
+        return _write(path, {PROMPT_TENSOR: adapter.prompt}, tables)
     modules = module_names(model.spec, list(adapter.factors))
     tensors = {
         f"{PREFIX}{modules[linear]}.{name}.weight": values
@@ -118,12 +128,14 @@ def write_adapter(path: Path, adapter: Adapter, model: Model) -> None:
         for name, values in zip(FACTORS, pair, strict=True)
     }
     tensors |= {f"{PREFIX}{modules[linear]}.{MAGNITUDE}": values for linear, values in adapter.magnitudes.items()}
-    own: dict[str, Any] = {"base": adapter.base, **adapter.facts}
     if adapter.labels:
         stored = saved_names(model.spec)
         tensors |= {f"{PREFIX}{stored[name]}": values for name, values in adapter.saved.items()}
         own["labels"] = list(adapter.labels)
-    tables = {CONFIG: _config(adapter, model, modules), OWN: own}
+    _write(path, tensors, {CONFIG: _config(adapter, model, modules), OWN: own})
+
+
+def _write(path: Path, tensors: Mapping[str, Floats], tables: Mapping[str, dict[str, Any]]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -163,12 +175,15 @@ def read_adapter(path: Path, model: Model) -> Adapter:
     if not (path / CONFIG).exists():
         raise SnelloError(f"{path} holds no adapter: {CONFIG} is not there", "give the folder that PEFT or adapt wrote")
     config, own = read_json(path / CONFIG), read_json_if_there(path / OWN)
-    rank, alpha = _numbers(path, config)
+    rank, alpha = (0, 0.0) if config.get("peft_type") == PROMPT else _numbers(path, config)
     base = own.get("base")
     if base is not None and base != model.digest:
         message = f"{path} was made for another base than {model.name}"
         raise SnelloError(message, f"its base is {config.get('base_model_name_or_path') or 'unknown'}, digest {base}")
     stored = {name: tensor.float32() for name, tensor in open_tensor_file(path / TENSORS).tensors.items()}
+    facts = {key: value for key, value in own.items() if key not in ("base", "labels")}
+    if config.get("peft_type") == PROMPT:
+        return Adapter(prompt=read_prompt(path, config, stored, model), base=base, facts=facts)
     spec, saved = _head(path, model, stored, own.get("labels")) if _classifies(config) else (model.spec, {})
     magnitudes = _magnitudes(path, spec, stored) if config.get("use_dora") else None
     return Adapter(
@@ -177,7 +192,7 @@ def read_adapter(path: Path, model: Model) -> Adapter:
         alpha=alpha,
         scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
         base=base,
-        facts={key: value for key, value in own.items() if key not in ("base", "labels")},
+        facts=facts,
         labels=spec.head.labels,
         saved=saved,
         magnitudes=magnitudes or {},
@@ -192,7 +207,9 @@ def base_of(path: Path) -> str | None:
 
 def _numbers(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
     if config.get("peft_type") != "LORA":
-        raise Unsupported(f"{path} is an adapter of the kind {config.get('peft_type')}", "LORA is what is supported")
+        raise Unsupported(
+            f"{path} is an adapter of the kind {config.get('peft_type')}", "LORA and PROMPT_TUNING are read"
+        )
     for name, value in config.items():
         neutral = BEGINNINGS if name == "init_lora_weights" else SAYS_NOTHING
         if name == "modules_to_save" and _classifies(config) and isinstance(value, list) and set(value) <= SAVED:

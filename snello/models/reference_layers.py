@@ -252,6 +252,7 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.embedding = embedding = spec.embedding
         self.tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.prompt: nn.Parameter | None = None  # (N, D): rows of ids past the vocabulary, taken as they are
         if embedding.learned_positions:
             self.positions = nn.Embedding(embedding.learned_positions, spec.hidden_size)
         if embedding.token_types:
@@ -260,12 +261,19 @@ class TokenEmbedding(nn.Module):
             self.norm = NormLayer(spec.norm, spec.hidden_size)
 
     def forward(self, tokens: Tensor, types: Tensor | None = None) -> Tensor:
-        x = cast(Tensor, self.tokens(tokens)) * self.embedding.scale  # (B, T, D)
+        x = self._looked_up(tokens)  # (B, T, D)
         if self.embedding.learned_positions:
             x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device) + self.embedding.position_offset)
         if self.embedding.token_types:
             x = x + self.types(torch.zeros_like(tokens) if types is None else types)
         return cast(Tensor, self.norm(x)) if self.embedding.norm else x
+
+    def _looked_up(self, tokens: Tensor) -> Tensor:
+        if self.prompt is None:
+            return cast(Tensor, self.tokens(tokens)) * self.embedding.scale
+        past = tokens - self.tokens.num_embeddings
+        own = cast(Tensor, self.tokens(tokens.where(past < 0, 0))) * self.embedding.scale
+        return torch.where((past < 0)[..., None], own, self.prompt[past.clamp(min=0)])
 
 
 class Transform(nn.Linear):

@@ -314,7 +314,7 @@ class Op:
             int(self.kind),
             (c.c_int32 * 3)(*_filled(self.inputs, 3, -1)),
             self.out,
-            (c.c_int32 * 2)(*_filled(self.tensors, 2, -1)),
+            (c.c_int32 * 3)(*_filled(self.tensors, 3, -1)),
             (c.c_int32 * 8)(*_filled(self.i, 8, 0)),
             (c.c_float * 4)(*_filled(self.f, 4, 0.0)),
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from snello.errors import SnelloError
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 NAMES = ("libsnello.so", "libsnello.dylib")
 
 I32, U64, F32, PTR = c.c_int32, c.c_uint64, c.c_float, c.c_void_p
@@ -31,7 +31,7 @@ class CRegister(c.Structure):
 
 
 class COp(c.Structure):
-    _fields_ = [("kind", I32), ("inputs", I32 * 3), ("out", I32), ("tensor", I32 * 2), ("i", I32 * 8), ("f", F32 * 4)]
+    _fields_ = [("kind", I32), ("inputs", I32 * 3), ("out", I32), ("tensor", I32 * 3), ("i", I32 * 8), ("f", F32 * 4)]
 
 
 class CBatch(c.Structure):

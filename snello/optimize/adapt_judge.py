@@ -63,15 +63,18 @@ def by_runner(runner: Runner) -> Scorer:
     return score
 
 
-def encode(model: Model, example: Example) -> list[Answer]:
+def encode(model: Model, example: Example, taken: int = 0) -> list[Answer]:
     """An example as tokens: a long prompt loses its beginning, plain text becomes several windows.
+
+    Args:
+        taken: positions before it that are not its own.
 
     Raises:
         SnelloError: an answer is longer than the model can see.
     """
     from snello.techniques.adapt.train import Answer
 
-    limit, spec = min(MOST_TOKENS, model.spec.max_positions), model.spec
+    limit, spec = min(MOST_TOKENS, model.spec.max_positions - taken), model.spec
     before = model.tokenizer.encode(example.prompt)
     if not before:
         first = spec.bos_token if spec.bos_token is not None else next(iter(spec.eos_tokens), None)
@@ -90,17 +93,17 @@ def encode(model: Model, example: Example) -> list[Answer]:
     return [Answer(np.array([*before, *answer], np.int32), len(before))]
 
 
-def judge_of(model: Model, parts: Split, seed: int) -> Judge:
-    """By labels where the examples have them, else by loss."""
-    return (_ByLoss if parts.held_out[0].label is None else _ByLabel)(model, parts, seed)
+def judge_of(model: Model, parts: Split, seed: int, taken: int = 0) -> Judge:
+    """By labels where the examples have them, else by loss. `taken`: as `encode` has it."""
+    return (_ByLoss if parts.held_out[0].label is None else _ByLabel)(model, parts, seed, taken)
 
 
 class _ByLoss:
     """Loss per token of held-out completions; all of an example is one block."""
 
-    def __init__(self, model: Model, parts: Split, seed: int) -> None:
+    def __init__(self, model: Model, parts: Split, seed: int, taken: int) -> None:
         self.seed, self.count = seed, len(parts.held_out)
-        each = [encode(model, example) for example in parts.held_out]
+        each = [encode(model, example, taken) for example in parts.held_out]
         self.answers = [answer for answers in each for answer in answers]
         pairs = zip(parts.families, each, strict=True)
         self.families = [family for family, answers in pairs for _ in answers]
@@ -123,7 +126,7 @@ class _ByLoss:
 class _ByLabel:
     """Accuracy of the likeliest label, against the better of the base and of always saying the commonest one."""
 
-    def __init__(self, model: Model, parts: Split, seed: int) -> None:
+    def __init__(self, model: Model, parts: Split, seed: int, taken: int) -> None:
         self.seed, self.families = seed, parts.families
         counts = Counter(str(example.label) for example in parts.train)
         self.labels = sorted(counts)
@@ -132,7 +135,7 @@ class _ByLabel:
             raise SnelloError(message, f"2 to {MOST_LABELS} are supported; else write them as prompt and completion")
         self.true = np.array([str(example.label) for example in parts.held_out])
         self.answers = [
-            encode(model, dataclasses.replace(example, completion=f" {label}"))[0]
+            encode(model, dataclasses.replace(example, completion=f" {label}"), taken)[0]
             for example in parts.held_out
             for label in self.labels
         ]

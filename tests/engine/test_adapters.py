@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from snello.engine.draft_model import DraftModel
 from snello.engine.engine import Engine, EngineOptions
@@ -23,17 +24,21 @@ from snello.errors import SnelloError, Unsupported
 from snello.models import load
 from snello.models.adapter import Adapter, write_adapter
 from snello.models.model import Model
+from snello.models.reference import Reference
 from snello.models.spec import Deployment, linear_shape
 from snello.native import core
 from snello.techniques.adapt import Adapt
 from snello.techniques.adapt.merge import merge
+from snello.techniques.adapt.prompt import behind, ids_of
+from snello.techniques.adapt.train import Answer
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize
 from tests.checkpoints import make_checkpoint
 from tests.engine.test_engine import AllThatIsGuessed, Oracle, model_of
 
 CONTEXT = 256
-NAMES = (None, "one", "two", "three")
+NAMES = (None, "one", "two", "three", "prompt")
+VIRTUAL = 5  # rows of the last
 Request = tuple[str | None, list[int], SamplingParams]
 
 
@@ -56,8 +61,8 @@ def made(model: Model, *, rank: int, targets: str, seed: int, size: float = 0.3)
     return Adapter(factors=factors, rank=rank, alpha=2.0 * rank, scale=2.0, base=model.digest)
 
 
-def three(model: Model) -> dict[str, Adapter]:
-    """Of several ranks, over and under a panel's rows, and for some linears only; the last in BF16."""
+def all_kinds(model: Model) -> dict[str, Adapter]:
+    """Of several ranks, over and under a panel's rows, and for some linears only, the third in BF16; and a prompt."""
     last = made(model, rank=3, targets="q,down", seed=3)
     halves = {
         linear: tuple((half.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32) for half in pair)
@@ -67,7 +72,15 @@ def three(model: Model) -> dict[str, Adapter]:
         "one": made(model, rank=4, targets="attention,ffn", seed=1),
         "two": made(model, rank=21, targets="attention", seed=2),
         "three": replace(last, factors=halves),
+        "prompt": prompt_of(model, VIRTUAL, seed=4),
     }
+
+
+def prompt_of(model: Model, count: int, seed: int) -> Adapter:
+    """Rows of about the size of the model's own."""
+    own = model.weights.values("embedding.tokens.weight").std() * model.spec.embedding.scale
+    rows = np.random.default_rng(seed).normal(0, own, (count, model.spec.hidden_size))
+    return Adapter(prompt=rows.astype(np.float32), base=model.digest)
 
 
 class Recorder(NativeExecutor):
@@ -140,7 +153,7 @@ def truth(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     model = model_of(variant, tmp_path_factory.getbasetemp())
     if recipe:
         model = recipe.apply(model, Context(output=tmp_path_factory.mktemp("lean") / "lean"))
-    adapters, answers, texts, seen = three(model), [], [], {}
+    adapters, answers, texts, seen = all_kinds(model), [], [], {}
     core.select_isa(None)
     for number, name in enumerate(NAMES):
         own = {} if name is None else {name: adapters[name]}
@@ -149,7 +162,7 @@ def truth(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                 engine = Engine(executor, model.tokenizer, EngineOptions(max_num_seqs=1))
                 answers.append((requests(model.spec.vocab_size).index(wanted), collect(engine, [wanted])[0]))
                 engine.clear_cache()
-            seen |= {(number - 1, *key[1:]): row for key, row in executor.seen.items()}
+            seen |= {(number - 1 if key[0] >= 0 else -1, *key[1:]): row for key, row in executor.seen.items()}
     said = [answer for _, answer in sorted(answers, key=lambda pair: pair[0])]
     for (_, prompt, _), answer in zip(requests(model.spec.vocab_size), said, strict=True):
         texts.append([*prompt, *[chunk.token_id for chunk in answer if chunk.token_id is not None]])  # type: ignore[attr-defined]
@@ -181,7 +194,8 @@ def check(truth: Truth, deployment: Deployment, *, guesses: str = "none", mix: i
 
 def test_adapters_say_other_things(truth: Truth) -> None:
     """Else nothing below would prove anything."""
-    first = [key for key in truth.seen if len(key) == 3]
+    vocabulary = truth.model.spec.vocab_size
+    first = [key for key in truth.seen if sum(token < vocabulary for token in key[1:]) == 2]
     assert len({truth.seen[key] for key in first}) == len(first) == len(NAMES)
 
 
@@ -244,6 +258,54 @@ def test_near_the_merged_model(tmp_path_factory: pytest.TempPathFactory, variant
     assert np.abs(plain - expected).max() > 0.5 * scale
 
 
+# ---- prompts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen3/bf16", "gemma3", "gpt2"])
+def test_a_prompt_is_what_the_reference_reads(tmp_path_factory: pytest.TempPathFactory, variant: str) -> None:
+    """Behind a family's own multiplier and before its positions; the logits, the losses and their beginnings."""
+    model = model_of(variant, tmp_path_factory.getbasetemp())
+    adapter = prompt_of(model, 40, seed=2)
+    assert adapter.prompt is not None
+    module = Reference.from_model(model)
+    module.embedding.prompt = torch.nn.Parameter(torch.from_numpy(adapter.prompt))
+    text = np.random.default_rng(1).integers(20, 300, 60).astype(np.int32)
+    (answer,) = behind(ids_of(model.spec, 40), [Answer(text, 1)])
+    with torch.no_grad():
+        expected = module(torch.from_numpy(answer.tokens.astype(np.int64))[None])[0, 40:].numpy()
+    deployment = Deployment(chunk_rows=17)  # a chunk ends inside the prompt
+    with NativeExecutor(model, deployment, adapters={"other": prompt_of(model, 3, seed=1), "it": adapter}) as executor:
+        plain, found = executor.logits(text), executor.logits(text, adapter="it")
+        few = executor.logits(text, rows=[0, 7], adapter="it")
+        scores, top = executor.score(text, adapter="it"), executor.score_top(text, 1, adapter="it")
+    most = 0.03 if variant.endswith("bf16") else 1e-4
+    assert np.abs(found - expected).max() < most * expected.std()
+    assert np.abs(plain - expected).max() > 0.3 * expected.std()
+    assert few.tobytes() == found[[0, 7]].tobytes()
+    assert scores.log_probabilities.tolist() == [one.logprob for one in top]
+    whole = expected - np.log(np.exp(expected.astype(np.float64)).sum(1, keepdims=True))
+    assert np.allclose(scores.log_probabilities, whole[np.arange(59), text[1:]], atol=most)
+
+
+def test_what_a_prompt_takes_is_not_the_askers(llama: Model) -> None:
+    """Its rows are not counted as theirs, but take room; and no id of them can be asked for."""
+    given = {"prompt": prompt_of(llama, 20, seed=0)}
+    greedy = SamplingParams(max_tokens=500, temperature=0, ignore_eos=True, repetition_penalty=1.5, logprobs=1)
+    with LLM(llama, context=CONTEXT, threads=1, adapters=given, speculate="suffix") as llm:
+        text = list(range(30, 60))
+        answer = llm.answer(text, greedy, adapter="prompt")
+        assert answer.usage.prompt_tokens == 30 and answer.usage.completion_tokens == CONTEXT - 20 - 30
+        assert answer.finish_reason == "length"
+        most = CONTEXT - 20 - 1
+        assert llm.answer([30] * most, greedy, adapter="prompt").usage.completion_tokens == 1
+        with pytest.raises(SnelloError, match=f"this text is {CONTEXT:,} tokens"):
+            llm.answer([30] * (most + 1), greedy, adapter="prompt")
+        with pytest.raises(SnelloError, match="outside the vocabulary"):
+            llm.answer([llama.spec.vocab_size], greedy, adapter="prompt")
+        with pytest.raises(SnelloError, match="outside the vocabulary"):
+            llm.score([30, llama.spec.vocab_size], adapter="prompt")
+
+
 # ---- what is kept apart ---------------------------------------------------------------------------------------
 
 
@@ -253,7 +315,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def test_prefixes_on_disk_are_kept_apart(llama: Model, tmp_path: Path) -> None:
-    adapters = three(llama)
+    adapters = all_kinds(llama)
     prompt = np.random.default_rng(2).integers(20, 300, 200).tolist()
     greedy = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
     options = PrefixStoreOptions(folder=tmp_path / "prefixes", audit=0.0)
@@ -274,11 +336,11 @@ def test_prefixes_on_disk_are_kept_apart(llama: Model, tmp_path: Path) -> None:
 def test_pages_in_memory_are_kept_apart(llama: Model) -> None:
     prompt = np.random.default_rng(3).integers(20, 300, 140).tolist()
     greedy = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
-    with LLM(llama, context=CONTEXT, threads=1, adapters=three(llama)) as llm:
+    with LLM(llama, context=CONTEXT, threads=1, adapters=all_kinds(llama)) as llm:
         first = [llm.answer(prompt, greedy, adapter=name) for name in NAMES]
         again = [llm.answer(prompt, greedy, adapter=name) for name in NAMES]
     assert all(output.usage.cached_tokens == 0 for output in first)
-    assert all(output.usage.cached_tokens >= 128 for output in again)
+    assert all(output.usage.cached_tokens >= 128 - VIRTUAL for output in again)
     assert [output.token_ids for output in again] == [output.token_ids for output in first]
 
 
@@ -287,11 +349,11 @@ def test_pages_in_memory_are_kept_apart(llama: Model) -> None:
 
 def test_an_unknown_adapter_fails_that_request_alone(llama: Model) -> None:
     greedy = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
-    with LLM(llama, context=CONTEXT, threads=1, adapters=three(llama)) as llm:
+    with LLM(llama, context=CONTEXT, threads=1, adapters=all_kinds(llama)) as llm:
         running = llm.engine.add([30, 31], greedy, adapter="one")
         with pytest.raises(SnelloError, match="no adapter 'four'") as caught:
             llm.engine.add([30, 31], greedy, adapter="four")
-        assert caught.value.hint == "there are: one, two, three"
+        assert caught.value.hint == "there are: one, two, three, prompt"
         events = []
         while llm.engine.has_work:
             events += llm.engine.step()
@@ -316,5 +378,8 @@ def test_what_does_not_fit_is_refused_at_load(llama: Model, tmp_path: Path) -> N
     name, (a, b) = next(iter(wrong.factors.items()))
     with pytest.raises(SnelloError, match="not finite"):
         LLM(llama, context=CONTEXT, adapters={"x": replace(wrong, factors={name: (a * np.inf, b)})})
+    rows = np.full((2, llama.spec.hidden_size), np.nan, np.float32)
+    with pytest.raises(SnelloError, match="not finite"):
+        LLM(llama, context=CONTEXT, adapters={"x": Adapter(prompt=rows, base=llama.digest)})
     with pytest.raises(Unsupported, match=r"changes layers\.0\.ffn\.experts"):
         LLM(llama, context=CONTEXT, adapters={"x": replace(wrong, factors={"layers.0.ffn.experts.0.up": (a, b)})})

@@ -204,7 +204,7 @@ class Builder:
 
         op = COp(kind=kind, out=out)
         op.inputs[:] = filled(inputs, 3, -1)
-        op.tensor[:] = filled(tensors, 2, -1)
+        op.tensor[:] = filled(tensors, 3, -1)
         op.i[:] = filled(i, 8, 0)
         op.f[:] = filled(f, 4, 0.0)
         self.ops.append(op)

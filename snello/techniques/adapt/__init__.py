@@ -1,9 +1,9 @@
 """Adapt: a small correction of a frozen model learns a task. Options, and which linears they mean; no torch here.
 
-`lora` puts the correction beside the frozen linears, `train` teaches it answers to prompts and scores them, `classify`
-teaches an encoder labels (there also by its head alone, or all weights), `merge` adds it to the weights. PEFT's files
-are read and written by `models.adapter`: the engine runs adapters too. Whether an adapter is worth publishing is judged
-above, in `optimize.adapt`.
+`lora` puts the correction beside the frozen linears, `prompt` puts rows that learn before a text instead, `train`
+teaches either of them answers to prompts and scores them, `classify` teaches an encoder labels (there also by its head
+alone, or all weights), `merge` adds a correction to the weights. PEFT's files are read and written by `models.adapter`:
+the engine runs adapters too. Whether an adapter is worth publishing is judged above, in `optimize.adapt`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from snello.models.spec import Spec, linear_names
 from snello.techniques.units import check_plain_blocks
 from snello.training.options import check_choice, check_positive
 
+WITHIN, WITHOUT = ("lora", "prompt"), ("lora", "head", "full")  # of models that continue text, and of others
 ATTENTION, FFN = ("q", "k", "v", "o"), ("gate", "up", "down")
-Method = Literal["lora", "head", "full"]
-RATES: dict[str, float] = {"lora": 1e-3, "head": 1e-3, "full": 1e-4}
+Method = Literal["lora", "prompt", "head", "full"]
+RATES: dict[str, float] = {"lora": 1e-3, "prompt": 1e-2, "head": 1e-3, "full": 1e-4}
 PARTS = (*ATTENTION, *FFN)
 GROUPS = {"attention": ATTENTION, "ffn": FFN, "all-linear": PARTS}  # the last is PEFT's word
 
@@ -31,17 +32,24 @@ class Adapt:
     Formula: y = W x + alpha / rank * B (A x), with A of rank x K and B of N x rank, which begins as zeros: before the
     first step the adapted model is the base, to the bit. weight_decomposed (DoRA): y = m (W + alpha / rank * B A) x /
     |W + alpha / rank * B A|, where each output's length m, at first |W|, learns apart from its direction.
+    method=prompt instead learns the embeddings of virtual_tokens that stand before every text, and no weight changes.
 
     When it hurts: on examples unlike the work to come. An adapter that does not beat its base on examples that it has
     not seen is not written.
 
     Papers: LoRA (Hu et al. 2021), arXiv:2106.09685; rank-stabilized, arXiv:2312.03732; DoRA,
-    arXiv:2402.09353.
+    arXiv:2402.09353; prompt tuning (Lester et al. 2021), arXiv:2104.08691.
     """
 
     method: Method = field(
         default="lora",
-        metadata={"help": "What learns: lora; of an encoder also head (the rest stays frozen), or full: all weights."},
+        metadata={
+            "help": "What learns: lora; prompt: rows before the text; of an encoder head (the rest stays), or full."
+        },
+    )
+    virtual_tokens: int = field(default=20, metadata={"help": "Rows that method=prompt puts before every text."})
+    beginning: str = field(
+        default="", metadata={"help": "What they begin as: this text's embeddings; none: tokens of the examples."}
     )
     rank: int = field(default=8, metadata={"help": "Columns of B and rows of A: how much can be learned."})
     alpha: float = field(default=16.0, metadata={"help": "The correction counts alpha / rank."})
@@ -60,13 +68,15 @@ class Adapt:
     )
     rate: float | None = field(
         default=None,
-        metadata={"help": "The largest learning rate, after a twentieth of the steps; none: 1e-3, for full 1e-4."},
+        metadata={
+            "help": "The largest learning rate, after a twentieth of the steps; none: 1e-3, full 1e-4, prompt 1e-2."
+        },
     )
     epochs: float = field(default=3.0, metadata={"help": "Passes over the examples."})
     batch: int = field(default=16, metadata={"help": "Examples in one update."})
 
     def __post_init__(self) -> None:
-        for name in ("rank", "batch"):
+        for name in ("rank", "batch", "virtual_tokens"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SnelloError(f"{name}={value!r} is not a whole number of at least 1", f"leave {name} out")
@@ -106,8 +116,11 @@ class Adapt:
         check_plain_blocks(spec, "adapt")
         if not spec.causal and spec.task != "sequence-classification":
             raise Unsupported(f"adapt: a {spec.task} model", "models that continue text, and classifiers")
-        if spec.causal and self.method != "lora":
-            raise Unsupported(f"adapt: method={self.method} of a model that continues text", "method=lora")
+        if self.method not in (WITHIN if spec.causal else WITHOUT):
+            kind = "a model that continues text" if spec.causal else "an encoder"
+            raise Unsupported(f"adapt: method={self.method} of {kind}", "method=lora")
+        if self.method == "prompt":
+            return []
         parts = self.parts()
         names = [n for n in linear_names(spec) if n.startswith("layers.") and n.rpartition(".")[2] in parts]
         names += ["head.pooler"] if spec.head.pooler is not None else []

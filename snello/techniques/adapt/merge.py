@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from snello.errors import Unsupported
 from snello.models import load
 from snello.models.adapter import Adapter
 from snello.models.classifier import as_classifier
@@ -18,7 +19,13 @@ from snello.models.spec import CacheFormat
 
 
 def merge(model: Model, adapter: Adapter, output: Path) -> Model:
-    """Writes `model` with `adapter` in it at `output` and loads it."""
+    """Writes `model` with `adapter` in it at `output` and loads it.
+
+    Raises:
+        Unsupported: the adapter is a prompt, which changes no weight.
+    """
+    if adapter.prompt is not None:
+        raise Unsupported("a prompt changes no weight: it cannot be merged", "run it beside the model: --adapter DIR")
     edits = None
     if adapter.labels:
         classifier = as_classifier(model, adapter.labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from blocks.values import added, read, times
+from blocks.values import added, by_seed, read, times
 
 
 def convolved() -> str:
@@ -14,9 +14,9 @@ def convolved() -> str:
     for model, measured in read("convolutions.json").items():
         lines += [""] if lines else []
         lines += [f"| {model} | added loss (95% bounds) | parameters | bytes of a page |", "|---|---:|---:|---:|"]
-        for name, row in measured["rows"].items():
+        for name, (row, *others) in by_seed(measured["rows"]).items():
             page, size = row["cache_page_bytes"], f"{row['parameters'] / 1e6:.2f} M"
-            lines.append(f"| {name} | {added(row)} | {size} | {page:,} |")
+            lines.append(f"| {name} | {added(row, *others)} | {size} | {page:,} |")
         lines += _convolved_speed(measured)
     return "\n".join(lines)
 
@@ -43,15 +43,15 @@ def healed() -> str:
         parts += ["| model | nats a token | over the original (95% bounds) | over the better of original and control |"]
         parts[-1] += " parameters | trained on | minutes | decode, times as fast |"
         parts += ["|---|---:|---:|---:|---:|---:|---:|---:|"]
-        for name, row in measured["rows"].items():
+        for name, (row, *others) in by_seed(measured["rows"]).items():
             if "refused" in row:
                 parts.append(f"| {name} | refused: {row['refused']} | | | | | | |")
                 continue
             fast = row.get("decode_speedup")
             cells = [
                 f"{row['nats']:.4f}",
-                added(row),
-                added({"increase_nats": row["over_the_better"]}),
+                added(row, *others),
+                added(row, *others, key="over_the_better"),
                 f"{row['parameters'] / 1e6:.1f} M",
                 f"{row['train_tokens']:,}" if "train_tokens" in row else "",
                 f"{row['minutes']:.1f}" if "minutes" in row else "",
@@ -211,9 +211,9 @@ def grouped() -> str:
     lines = ["| heads, pooled by | nats a token | over the better of original and control | over the mean's, healed |"]
     lines[-1] += " bytes of a page |"
     lines.append("|---|---:|---:|---:|---:|")
-    for name, row in found["rows"].items():
-        better, beside = added({"increase_nats": row["over_the_better"]}), row.get("over_the_mean")
-        mean = added({"increase_nats": beside}) if beside else ""
+    for name, (row, *others) in by_seed(found["rows"]).items():
+        better = added(row, *others, key="over_the_better")
+        mean = added(row, *others, key="over_the_mean") if "over_the_mean" in row else ""
         lines.append(f"| {name} | {row['nats']:.4f} | {better} | {mean} | {row['cache_page_bytes']:,} |")
     text = found["text"]
     told = f"{text['held_tokens']:,} held-out tokens, {text['train_tokens']:,} of training text"

@@ -17,9 +17,19 @@ def read(name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def added(row: Mapping[str, Any]) -> str:
-    found = row["increase_nats"]
-    return f"{found['mid']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
+def by_seed(rows: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """By name: a row and those that differ from it by their seed alone."""
+    found: dict[str, list[Any]] = {}
+    for name, row in rows.items():
+        found.setdefault(name.partition(", seed ")[0], []).append(row)
+    return found
+
+
+def added(*rows: Mapping[str, Any], key: str = "increase_nats") -> str:
+    """Of the first with its bounds, of the others in the middle alone."""
+    found = rows[0][key]
+    others = "".join(f", {row[key]['mid']:+.4f}" for row in rows[1:])
+    return f"{found['mid']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}){others}"
 
 
 def times(bounds: Sequence[float]) -> str:

@@ -1,6 +1,7 @@
 """`snello adapt MODEL --data D -o OUT`: an adapter for a task, written only if it beats its base; or one merged.
 
-An encoder learns labels: as an adapter with a head, by its head alone or with all weights (`--method`).
+A prompt that learns instead changes no weight (`--method prompt`). An encoder learns labels: as an adapter with a head,
+by its head alone or with all weights (`--method`).
 
 With `--merge --quantize int4` (or a recipe) the merged model is made lean and proved in the same command.
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "snello adapt demo --data answers.jsonl -o adapters/answers",
     "snello adapt Qwen/Qwen3-0.6B --data reviews.tsv --rank 16 -o adapters/reviews",
+    "snello adapt Qwen/Qwen3-0.6B --data reviews.tsv --method prompt -o adapters/reviews",
     "snello adapt demo --data answers.jsonl --merge --quantize int8 -o lean/answers",
     "snello adapt demo --adapter adapters/answers --merge -o models/demo-answers",
     "snello adapt sentence-transformers/all-MiniLM-L6-v2 --data reviews.tsv --method full -o models/reviews",
@@ -57,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     options = build(Adapt, arguments)
     _check(arguments)
+    if options.method == "prompt" and arguments.merge and arguments.adapter is None:
+        hint = "leave out --merge: run and serve take it as it is (--adapter)"
+        raise SnelloError("a prompt changes no weight: it cannot be merged", hint, exit_code=2)
     from snello.models import load
 
     model = load(arguments.model)

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from snello.cli import main
+from snello.engine.native import NativeExecutor
 from snello.errors import SnelloError
-from snello.optimize.adapt_data import read_examples, split
+from snello.models import load
+from snello.optimize.adapt_data import Example, read_examples, split
+from snello.optimize.adapt_judge import encode
 from tests.checkpoints import make_checkpoint
 
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty", "knoll", "ledge"]
@@ -60,6 +63,41 @@ def test_what_is_learned_is_published_and_merged(
     merged = tmp_path / "merged"
     assert main(["adapt", str(base), "--adapter", str(out), "--merge", "-o", str(merged)]) == 0
     assert (merged / "config.json").exists()
+
+
+def test_a_prompt_is_learned_and_runs_beside_its_base(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "d.jsonl", [{"prompt": sentence(n), "completion": " zz zz"} for n in range(60)])
+    out, words = tmp_path / "out", ["--method", "prompt", "--virtual-tokens", "4", "--rate", "0.05", "--epochs", "6"]
+    assert main(["adapt", str(base), "--data", str(data), *words, "-o", str(out), "--json"]) == 0
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    model = load(base)
+    assert done["verdict"]["gain"]["low"] > 0 and done["parameters"] == 4 * model.spec.hidden_size
+    assert main(["run", str(base), sentence(70), "--adapter", str(out), "--max-tokens", "2", "--json"]) == 0
+    held = encode(model, Example(prompt=sentence(70), completion=" zz zz"))[0]
+    with NativeExecutor(model, adapters={"it": out}) as executor:  # who serves reads it as who judged
+        plain, own = (executor.score(held.tokens, adapter=name).log_probabilities for name in (None, "it"))
+    assert own[held.start - 1 :].mean() > plain[held.start - 1 :].mean() + 0.5 * done["verdict"]["gain"]["low"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--merge"], "cannot be merged"),
+        (["--merge", "--quantize", "int8"], "cannot be merged"),
+        (["--virtual-tokens", "100000"], "virtual_tokens=100000"),
+        (["--virtual-tokens", "0"], "virtual_tokens=0"),
+    ],
+)
+def test_a_prompt_that_cannot_be(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    """One line, before anything is trained, and nothing is left."""
+    data = write(tmp_path / "d.jsonl", [{"prompt": sentence(n), "completion": " zz zz"} for n in range(60)])
+    assert main(["adapt", str(base), "--data", str(data), "--method", "prompt", *words, "-o", str(tmp_path / "o")]) != 0
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.jsonl"]
 
 
 def test_what_does_not_beat_its_base_is_not_written(base: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.stack --model FOLDER --text held_out.txt [--tokens 300000]
     python -m benchmarks.stack --model demo
+    python -m benchmarks.stack --model FOLDER
 
 runs `snello optimize` on one chain: an eighth of the feed-forward channels goes, with `--tokens` what is left is healed
 by the original and the text, then INT4 by GPTQ with INT8 keys and values. Adds to benchmarks/results/stack.json, under
@@ -31,7 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "stack.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--text", type=Path, help="for all but demo, which has modules that it has never seen")
+    parser.add_argument("--text", type=Path, help="[modules that demo has never seen; of others what they write]")
     parser.add_argument("--ffn", type=float, default=0.125, help="fraction of the channels that goes")
     parser.add_argument("--tokens", type=int, default=0, help="of healing; 0 heals nothing")
     parser.add_argument("--rate", type=float, default=2e-4, help="of healing")
@@ -42,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         output = (args.keep or Path(folder)) / "lean"
         wishes = {
-            "text": args.text or write_held_out(Path(folder) / "text"),
+            "text": write_held_out(Path(folder) / "text") if args.model == "demo" else args.text,
             "goal": "latency",
             "max_loss": args.max_loss,
             "time_budget": args.time_budget,

@@ -360,6 +360,7 @@ class Checker {
     if (width(op_->out) != expected[0]) return bad("out has %d columns, not %d", width(op_->out), expected[0]);
     if (op_->i[4] < 0 || op_->i[5] < 0) return bad("a window of %d with %d sinks", op_->i[4], op_->i[5]);
     if (op_->i[5] > 0 && op_->i[4] == 0) return bad("sinks need a window");
+    if (!(op_->f[0] > 0.0f)) return bad("the scale of scores is %g", static_cast<double>(op_->f[0]));
     if (!(op_->f[1] >= 0.0f)) return bad("the soft cap is %g", static_cast<double>(op_->f[1]));
     if (op_->i[7] < 0) return bad("%d rows", op_->i[7]);
     if (op_->i[7] > 0 && !reads_float(op_->out, "out")) return false;

@@ -65,6 +65,20 @@ def exp(x: Any) -> F32:
         return np.where(np.isnan(x), x, y).astype(f32)
 
 
+ROUGH = ["0x1.c2a216p-5", "0x1.f00c4ep-3", "0x1.62f5fap-1", "0x1p0"]
+
+
+def rough_power(s: F32, unit: np.float32, m: np.float32) -> F32:
+    """2 to the power of (s - m) units of e, from 2^-64 on, to four digits."""
+    bits = np.full_like(s, unit * scalar("0x1.715476p+0"))
+    x = np.maximum(fma(s, bits, -(np.full_like(s, m) * bits)), f32(-64)).astype(f32)
+    n = np.rint(x)
+    p = np.full_like(x, scalar(ROUGH[0]))
+    for c in ROUGH[1:]:
+        p = fma(p, (x - n).astype(f32), np.full_like(x, scalar(c)))
+    return (p * np.exp2(n).astype(f32)).astype(f32)
+
+
 def tanh(x: Any) -> F32:
     x = np.asarray(x, f32)
     y = f32(1) - f32(2) / (exp(x + x) + f32(1))
@@ -147,17 +161,23 @@ def attention(q: F32, k: F32, v: F32, seen: NDArray[np.int64], scale: float, cap
     first = True
     for tile in np.unique(seen // 128):
         j = seen[seen // 128 == tile]
+        unit = f32(1)
         if kv_format == "int8":
-            s = (k8[j] @ q8[0]).astype(f32) * (q_scale[0] * k_scale[j])
+            s = (k8[j] @ q8[0]).astype(f32) * k_scale[j]
+            if cap:
+                s = s * q_scale[0]
+            else:
+                unit = f32(q_scale[0] * f32(scale))
         else:
             s = np.zeros(len(j), f32)
             for d in range(head_dim):
                 s = fma(np.full(len(j), q[d], f32), k[j, d], s)
-        s = s * f32(scale)
+        if cap or kv_format != "int8":
+            s = s * f32(scale)
         if cap:
             s = f32(cap) * tanh(s / f32(cap))
         m_t = s.max()
-        p = exp(s - m_t)
+        p = rough_power(s, unit, m_t) if kv_format == "int8" else exp(s - m_t)
         in_tile = np.zeros(128, f32)
         in_tile[j % 128] = p
         l_t = lane_sum(in_tile)
@@ -174,7 +194,7 @@ def attention(q: F32, k: F32, v: F32, seen: NDArray[np.int64], scale: float, cap
             m, total, o, first = m_t, l_t, o_t, False
             continue
         top = max(m, m_t)
-        a, b = f32(exp(m - top)), f32(exp(m_t - top))
+        a, b = f32(exp((m - top) * unit)), f32(exp((m_t - top) * unit))
         m, total, o = top, f32(total * a + l_t * b), (o * a + o_t * b).astype(f32)
     return (o / total).astype(f32)
 

@@ -29,6 +29,7 @@ struct AttentionScratch {
   alignas(64) uint8_t p8[kVectors][kTileStride];
   alignas(64) float m[kVectors], l[kVectors], tile_m[kVectors], tile_l[kVectors], keep[kVectors], take[kVectors];
   alignas(64) float q_scale[kVectors], p_scale[kVectors];
+  alignas(64) float unit[kVectors];  // what a score of 1 stands for
   int32_t q_bias[kVectors];
   int64_t ahead;  // bytes from this tile's block to the next one's: what is read here is fetched there
   Span sinks[kVectors], rest[kVectors];  // what each vector sees of this tile
@@ -292,14 +293,16 @@ inline void weigh_float(const Scoring& scoring, AttentionScratch& s, int v, cons
   s.tile_l[v] = reduce_add(sum);
 }
 
-// The same of integer products, in passes over all vectors: what one of them waits for is another one's work.
+// The same of integer products, in passes over all vectors: what one of them waits for is another one's work. A score is
+// a multiple of the vector's unit; with a soft cap, which is no multiple of anything, the unit is 1.
 inline void scale_scores(const Scoring& scoring, AttentionScratch& s, int v, const uint8_t* keys, int64_t stride,
                          const Panels& panels) {
   const F32 never = set1(-__builtin_inff()), q_scale = set1(s.q_scale[v]);
   F32 highest = never;
   for_panels(s, v, panels, [&](int at, auto seen) {
-    const F32 scale = mul(q_scale, load(reinterpret_cast<const float*>(keys + at / kPanel * stride)));
-    const F32 x = seen.of(scoring.of(mul(to_float(load(sums_of(s, v) + at)), scale)), never);
+    F32 x = mul(to_float(load(sums_of(s, v) + at)), load(reinterpret_cast<const float*>(keys + at / kPanel * stride)));
+    if (scoring.capped) x = scoring.of(mul(x, q_scale));
+    x = seen.of(x, never);
     highest = max(x, highest);
     store(s.score[v] + at, x);
   });
@@ -308,11 +311,11 @@ inline void scale_scores(const Scoring& scoring, AttentionScratch& s, int v, con
 
 // Probabilities times the values' scales, zero where nothing is seen.
 inline void weigh_int8(AttentionScratch& s, int v, const float* value_scale, const Panels& panels) {
-  const F32 m = set1(s.tile_m[v]);
-  F32 sum = set1(0.0f), highest = set1(0.0f);
+  const F32 zero = set1(0.0f), unit = mul(set1(s.unit[v]), set1(0x1.715476p+0f)), m = mul(set1(s.tile_m[v]), unit);
+  F32 sum = zero, highest = zero;
   for_panels(s, v, panels, [&](int at, auto seen) {
-    const F32 p = exp_of_negative(sub(load(s.score[v] + at), m));
-    const F32 u = seen.of(mul(p, load(value_scale + at)), set1(0.0f));
+    const F32 p = seen.of(rough_power(max(fms(load(s.score[v] + at), unit, m), set1(-64.0f))), zero);
+    const F32 u = mul(p, load(value_scale + at));
     sum = add(sum, p);
     highest = max(u, highest);
     store(s.score[v] + at, u);
@@ -492,9 +495,9 @@ struct VectorProducts {
 
 // Merges the tile into what came before: vectors that saw nothing of the tile keep what they have.
 inline void merge_tile(AttentionScratch& s, int n, int head_dim, bool* started) {
-  const F32 old_m = load(s.m), tile_m = load(s.tile_m), m = max(old_m, tile_m);
-  store(s.keep, exp(sub(old_m, m)));
-  store(s.take, exp(sub(tile_m, m)));
+  const F32 old_m = load(s.m), tile_m = load(s.tile_m), m = max(old_m, tile_m), unit = load(s.unit);
+  store(s.keep, exp(mul(sub(old_m, m), unit)));
+  store(s.take, exp(mul(sub(tile_m, m), unit)));
   for (int v = 0; v < n; ++v) {
     if (s.sinks[v].empty() && s.rest[v].empty()) continue;
     if (!started[v]) {
@@ -573,7 +576,9 @@ inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m
       I32 sum = set1(0);
       for (int d = 0; d < padded_head(head_dim); d += kLanes) sum = add(sum, load_s8(s.q8[v] + d));
       s.q_bias[v] = kWeightBias * reduce_add(sum);
+      s.unit[v] = task.soft_cap != 0.0f ? 1.0f : s.q_scale[v] * task.scale;
     } else {
+      s.unit[v] = 1.0f;
       for (int d = 0; d < head_dim; d += kLanes) store(s.q[v] + d, load_columns(q, d, head_dim));
     }
     sights[v] = sight(task, task.positions[m], length);
@@ -581,6 +586,7 @@ inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m
     last_tile = (end - 1) / kPage > last_tile ? (end - 1) / kPage : last_tile;
   }
   for (int v = 0; v < kVectors; ++v) s.m[v] = s.tile_m[v] = 0.0f;
+  for (int v = n; v < kVectors; ++v) s.unit[v] = 1.0f;
 
   // Rows ascend, so the first one's window begins first; between the sinks' tiles and it there is nothing to see.
   const Sight first = sight(task, task.positions[m0], length);

@@ -42,10 +42,25 @@ inline F32 exp_of_negative(F32 x) {
   return select(less(x, set1(-87.3f)), set1(0.0f), times_power(e.p, e.n));
 }
 
-inline F32 sigmoid(F32 x) { return div(set1(1.0f), add(set1(1.0f), exp(negate(x)))); }
+// e^x of x kept within [-87, 87], where one factor does as well; NaN stays.
+inline F32 exp_within(F32 x) {
+  const Exponential e = split_exp(max(set1(-87.0f), min(set1(87.0f), x)));
+  return times_power(e.p, e.n);
+}
+
+// 2^x for x in [-64, 1], to a relative error of 1e-4: for what is rounded to a byte.
+inline F32 rough_power(F32 x) {
+  const F32 n = round_even(x), f = sub(x, n);
+  F32 p = set1(0x1.c2a216p-5f);
+  p = fma(p, f, set1(0x1.f00c4ep-3f));
+  p = fma(p, f, set1(0x1.62f5fap-1f));
+  return times_power(fma(p, f, set1(1.0f)), n);
+}
+
+inline F32 sigmoid(F32 x) { return div(set1(1.0f), add(set1(1.0f), exp_within(negate(x)))); }
 
 inline F32 tanh(F32 x) {
-  const F32 e = exp(add(x, x));
+  const F32 e = exp_within(add(x, x));
   const F32 y = sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
   const F32 one = as_float(bit_or(bit_and(as_int(x), set1(INT32_MIN)), as_int(set1(1.0f))));
   return select(less(set1(9.0f), abs(x)), one, y);
@@ -66,7 +81,7 @@ inline F32 erf(F32 x) {
   q = fma(q, t, set1(0x1.ae79dep-4f));
   q = fma(q, t, set1(0x1.458da8p-1f));
   q = fma(q, t, set1(0x1.071e34p-3f));
-  const F32 near = fma(t, p, t), far = sub(set1(1.0f), exp(negate(fma(t, q, t))));
+  const F32 near = fma(t, p, t), far = sub(set1(1.0f), exp_within(negate(fma(t, q, t))));
   const F32 y = select(less(t, set1(1.0f)), near, far);
   const F32 signed_y = as_float(bit_or(as_int(y), bit_and(as_int(x), set1(INT32_MIN))));
   return select(is_nan(x), x, signed_y);

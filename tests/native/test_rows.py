@@ -95,7 +95,7 @@ def test_rope(interleaved: bool, head_dim: int, rotary: int) -> None:
 def activation(kind: int, x: F32) -> F32:
     f = np.float32
     if kind == 0:
-        return x * (f(1) / (f(1) + exp(-x)))
+        return x * (f(1) / (f(1) + exp(np.clip(-x, f(-87), f(87)))))
     if kind == 1:
         raise NotImplementedError
     positive = np.maximum(x, f(0))

@@ -14,7 +14,10 @@ from snello.models.spec import CacheFormat, Deployment
 from snello.native import core
 
 # By version: of logits and of a page, over the formats of weights and caches.
-DIGESTS = {1: "29dff0ecad31b9336912d244f6ed9a2219d0a8107d3cf7a0df1340d26a6ada1a"}
+DIGESTS = {
+    1: "29dff0ecad31b9336912d244f6ed9a2219d0a8107d3cf7a0df1340d26a6ada1a",
+    2: "9bc24150a56739a77850a240891c56e169bef4f02c250efdbe7d1668671f7126",
+}
 WAYS: list[tuple[shapes.RandomWeights, CacheFormat]] = [("bf16", "bf16"), ("int8", "int8"), ("int4-all", "fp32")]
 
 

@@ -113,7 +113,7 @@ def in_turn(original: NativeExecutor, lean: NativeExecutor) -> dict[str, Any]:
     }
 
 
-def decode(executor: NativeExecutor, observe: Callable[[], None] = lambda: None) -> float:
+def decode(executor: NativeExecutor, observe: Callable[[], object] = lambda: None) -> float:
     """The median of the seconds a token."""
     ids = np.random.default_rng(7).integers(1, executor.spec.vocab_size, PROMPT + PATTERNS).astype(np.int32)
     session, seconds = executor.session(), []

@@ -21,6 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,13 @@ class Convolved(Study):
         self._row("original", model)
         self._row("control", self.control(self.heal))
         for share in args.shares:
-            converted = self.made(f"{share} converted", lambda path, share=share: self._convert(KEPT[share], path))
+            converted = self.made(f"{share} converted", partial(self._convert, KEPT[share]))
             self.rows.setdefault(f"{share} converted", {})["how"] = converted.history[-1]
             gone = convolving_layers(converted.spec)
             made = {
                 "converted": converted,
-                "deleted": self.made(f"{share} deleted", lambda path, made=converted: without_attention(made, path)),
-                "blocks deleted": self.made(
-                    f"{share} blocks deleted", lambda path, gone=gone: without_blocks(model, gone, path)
-                ),
+                "deleted": self.made(f"{share} deleted", partial(without_attention, converted)),
+                "blocks deleted": self.made(f"{share} blocks deleted", partial(without_blocks, model, gone)),
             }
             for way in args.ways:
                 name = f"{share} {way}"

@@ -24,14 +24,14 @@ from benchmarks.decode_vs_peers import ROOT, refuse_noise
 from snello.engine.native import NativeExecutor
 from snello.measure.machine import cpu_name
 from snello.measure.speed import Clock, Workload
-from snello.models.shapes import random_model
+from snello.models.shapes import RandomWeights, random_model
 from snello.models.spec import BITS, Deployment
 from snello.native import core
 from snello.native.core import Batch, Op, OpKind, Program, Register
 
 RESULTS = ROOT / "benchmarks" / "results" / "int3_beside_int4.json"
 SHAPE = "tinyllama-1.1b"
-FORMATS = ("int4", "int3")
+FORMATS: tuple[RandomWeights, ...] = ("int4", "int3")
 ROWS, COLUMNS = 32_768, 2048  # a matrix that no cache holds
 KERNEL_ROWS = (1, 4, 8, 16, 64, 256)
 STREAMS = (1, 8)
@@ -62,7 +62,7 @@ def main() -> None:
 def products(rounds: int) -> dict[str, Any]:
     """By rows: GB/s of packed bytes and GOP/s, one thread."""
     pool = core.Pool(1)
-    packed = {name: random_tensor(name) for name in FORMATS}
+    packed: dict[str, core.Tensor] = {name: random_tensor(name) for name in FORMATS}
     found: dict[str, Any] = {}
     for rows in KERNEL_ROWS:
         runs = {name: product(pool, tensor, rows) for name, tensor in packed.items()}

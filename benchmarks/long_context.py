@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def encoder_speed(folder: Path) -> dict[str, Any]:
     with NativeExecutor(load(folder / "full")) as full, NativeExecutor(near) as other:
         for length in LENGTHS:
             tokens = np.random.default_rng(0).integers(1, 8192, length).astype(np.int32)
-            turns = in_turn(lambda t=tokens: full.encode(t), lambda t=tokens: other.encode(t))
+            turns = in_turn(partial(full.encode, tokens), partial(other.encode, tokens))
             rows[str(length)] = timed(turns, length)
         memory = {"full": memory_bytes(full), "near": memory_bytes(other)}
     return {"window": ENCODER_WINDOW, "shape": ENCODER, "rows": rows, "memory_for_the_longest": memory}
@@ -99,7 +100,7 @@ def decoder_speed(folder: Path) -> dict[str, Any]:
             tokens = np.random.default_rng(0).integers(1, 8192, behind).astype(np.int32)
             with full.session() as one, other.session() as two:
                 one.feed(tokens), two.feed(tokens)
-                turns = in_turn(lambda s=one: steps(s), lambda s=two: steps(s))
+                turns = in_turn(partial(steps, one), partial(steps, two))
             needed = [Retention().peak(behind, 1), Retention(window=DECODER_WINDOW, sinks=SINKS).peak(behind, 1)]
             rows[str(behind)] = {**timed(turns, STEPS), "pages_needed": needed}
     return {"window": DECODER_WINDOW, "sinks": SINKS, "shape": DECODER, "rows": rows}

@@ -15,7 +15,9 @@ when every row is there; each way beside `full` is the mean over the seeds that 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +52,8 @@ WAYS = {
 }
 
 
-class Size(NamedTuple):
+@dataclass(frozen=True)
+class Size:
     count: int | None  # None: all
     passes: float
     batch: int
@@ -86,7 +89,7 @@ class Study:
             command=f"python -m benchmarks.lora_sst2 --data {args.data} --keep DIR, then with --test",
             phrases={name: len(getattr(self.splits, name)) for name in ("train", "dev", "test")},
             parameters=self.model.num_parameters,
-            sizes={name: size._asdict() for name, size in SIZES.items()},
+            sizes={name: dataclasses.asdict(size) for name, size in SIZES.items()},
         )
 
     def train(self) -> None:
@@ -118,14 +121,14 @@ class Study:
                 classifier = classifier_of(self.model, random=WAYS[way].random, seed=seed)
                 write_classifier(self._place(name), classifier, values, {"technique": "adapt", **facts})
             self.table.add(name, {"tried": tried})
-        rate = max(tried, key=lambda each: float(tried[each]["dev"]))
-        self.table.add(name, {"way": way, "size": size, "seed": seed, "rate": float(rate), **tried[rate]})
+        chosen = max(tried, key=lambda each: float(tried[each]["dev"]))
+        self.table.add(name, {"way": way, "size": size, "seed": seed, "rate": float(chosen), **tried[chosen]})
 
     def _trained(self, way: str, size: str, seed: int, rate: float) -> tuple[dict[str, Any], dict[str, Floats]]:
-        count, passes, batch = SIZES[size]
+        much = SIZES[size]
         order = np.random.default_rng(seed).permutation(len(self.texts))
-        texts = [self.texts[place] for place in order[:count]]
-        options = Adapt(**WAYS[way].options, rate=rate, epochs=passes, batch=batch)
+        texts = [self.texts[place] for place in order[: much.count]]
+        options = Adapt(**WAYS[way].options, rate=rate, epochs=much.passes, batch=much.batch)
         classifier = classifier_of(self.model, random=WAYS[way].random, seed=seed)
         module = learner(classifier, options, seed)
         began = time.process_time()

@@ -103,7 +103,7 @@ class OpenVino:
 
     def step(self) -> dict[int, int]:
         self.pipeline.step()
-        got = {}
+        got: dict[int, int] = {}
         for number, handle in self.handles.items():
             while handle.can_read():
                 for output in handle.read().values():

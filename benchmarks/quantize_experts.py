@@ -86,7 +86,7 @@ def main() -> None:
 def rows_by(rule: str) -> Iterator[None]:
     """Experts are calibrated on other rows than `quantize` would take."""
     usual = Routing.rows
-    Routing.rows = RULES[rule]  # type: ignore[method-assign, assignment]
+    Routing.rows = RULES[rule]  # type: ignore[method-assign]
     try:
         yield
     finally:

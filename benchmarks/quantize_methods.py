@@ -179,7 +179,7 @@ def ordered_names() -> list[list[str]]:
 
 def pairs(losses: Mapping[str, list[np.ndarray]], tables: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """Every two rows of a table: what the second loses beyond the first, in nats a token; corrected over all tables."""
-    found = []
+    found: list[dict[str, Any]] = []
     for first, second in itertools.chain(*(itertools.combinations(names, 2) for names in tables)):
         differences = [after - before for before, after in zip(losses[first], losses[second], strict=True)]
         clusters = Clusters.of(differences, list(range(len(differences))))

@@ -112,7 +112,7 @@ def fresh(options: argparse.Namespace) -> dict[str, Any]:
         arguments += [f"--group={options.group}"] if options.group else []
         command = [sys.executable, "-m", "benchmarks.quantize_scale", *arguments, "--worker", f"{folder}/lean"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-        apart = {"cwd": ROOT, "env": environment, "start_new_session": True}
+        apart: dict[str, Any] = {"cwd": ROOT, "env": environment, "start_new_session": True}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **apart) as worker:
             signal.signal(signal.SIGINT, lambda *_: worker.send_signal(signal.SIGINT))  # once: it finishes what it does
             assert worker.stdout is not None

@@ -21,9 +21,11 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from snello.models.lean import write_lean_folder
+from snello.models.pack_cache import packed
 from snello.models.packed import VECTOR
 from snello.models.packed_writer import PackedWriter
 from snello.models.shapes import random_model
+from snello.models.spec import Attention
 
 RESULTS = Path(__file__).parent / "results" / "run_startup.json"
 
@@ -64,7 +66,7 @@ def main() -> None:
 def make_folder(path: Path, shape: str, context: int) -> dict[str, int | str]:
     """A lean folder that `snello run` opens; returns its sizes in bytes."""
     model = random_model(shape, "int4")
-    weights = model.weights
+    weights = packed(model)
 
     def fill(writer: PackedWriter) -> None:
         for name, layout in weights.layouts.items():
@@ -76,7 +78,7 @@ def make_folder(path: Path, shape: str, context: int) -> dict[str, int | str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_lean_folder(path, model.spec, model, [], fill)
     write_words(path / "tokenizer.json", model.spec.vocab_size)
-    mixers = [layer.mixer for layer in model.spec.layers]
+    mixers = [layer.mixer for layer in model.spec.layers if isinstance(layer.mixer, Attention)]
     cache = sum(2 * 2 * context * mixer.num_kv_heads * mixer.head_dim for mixer in mixers)
     return {"shape": shape, "context": context, "weights_bytes": weights.total_bytes, "cache_bytes": cache}
 

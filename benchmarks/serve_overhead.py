@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def measure(model: str, args: argparse.Namespace) -> dict[str, object]:
     def prompts() -> list[list[int]]:
         return random.integers(FIRST_WORD, 30000, (args.streams, args.prompt)).tolist()  # type: ignore[no-any-return]
 
-    ways = {
+    ways: dict[str, Callable[[], float]] = {
         "engine": lambda: alone(models["lean"], prompts(), args.generate),
         "server": lambda: served(address, prompts(), args.generate),
     }
@@ -128,11 +129,11 @@ def client(address: str) -> None:
     plugs = [socket.create_connection((host, int(port))) for _ in bodies]
     watch, ends = selectors.DefaultSelector(), dict[socket.socket, bytes]()
     started = time.perf_counter()
-    for plug, body in zip(plugs, bodies, strict=True):
+    for one, body in zip(plugs, bodies, strict=True):
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
-        plug.sendall(head.encode() + body)
-        watch.register(plug, selectors.EVENT_READ)
-        ends[plug] = b""
+        one.sendall(head.encode() + body)
+        watch.register(one, selectors.EVENT_READ)
+        ends[one] = b""
     while ends:
         for key, _ in watch.select():
             plug: socket.socket = key.fileobj  # type: ignore[assignment]

@@ -81,7 +81,7 @@ def soak(process: subprocess.Popen[str], address: str, args: argparse.Namespace)
     second_half = memory[len(memory) // 2 :]
     half = max(1, len(second_half) // 2)
     growth = statistics.median(second_half[-half:]) - statistics.median(second_half[:half])
-    faults = dict(people.faults)
+    faults: dict[str, float] = dict(people.faults)
     if process.poll() is not None:
         faults["the server ended"] = 1
     faults |= {f"held at the end: {name}": value for name, value in ended.items() if value}

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="a draft; repeatable [all]")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, path, text in (("demo", None, _python_source()), ("novels", args.novels, args.text.read_text())):
             model = load(path or name)
@@ -70,7 +70,11 @@ def main() -> None:
                 if args.only is None or kind in args.only:
                     rows += _measure(name, model, text, kind, draft, args.pairs, args.tokens)
     command = f"python -m benchmarks.speculation --novels {args.novels.name} --text {args.text.name}"
-    facts = {"command": command, "machine": platform.processor() or platform.machine(), "threads": os.cpu_count()}
+    facts: dict[str, Any] = {
+        "command": command,
+        "machine": platform.processor() or platform.machine(),
+        "threads": os.cpu_count(),
+    }
     facts |= {"pairs": args.pairs, "answer_tokens": args.tokens, "identical": True, "worst": _worst(rows)}
     args.output.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 

@@ -159,7 +159,7 @@ def texts_of(paths: list[Path], name: str) -> str:
 def trimmed_shape(name: str, share: float) -> str:
     """The name of this shape with so many words."""
     config = shapes.SHAPES[name]
-    named = {key: 0 for key in ("bos_token_id", "eos_token_id") if key in config}
+    named: dict[str, Any] = {key: 0 for key in ("bos_token_id", "eos_token_id") if key in config}
     called = f"{name} {share:g}"
     shapes.SHAPES[called] = {**config, **named, "vocab_size": round(share * config["vocab_size"])}
     return called

@@ -20,7 +20,7 @@ from snello.training.options import check_choice, check_positive
 WITHIN, WITHOUT = ("lora", "prompt"), ("lora", "head", "full")  # of models that continue text, and of others
 ATTENTION, FFN = ("q", "k", "v", "o"), ("gate", "up", "down")
 Method = Literal["lora", "prompt", "head", "full"]
-RATES: dict[str, float] = {"lora": 1e-3, "prompt": 1e-2, "head": 1e-3, "full": 1e-4}
+RATES: dict[str, float] = {"lora": 1e-3, "prompt": 3e-2, "head": 1e-3, "full": 1e-4}
 PARTS = (*ATTENTION, *FFN)
 GROUPS = {"attention": ATTENTION, "ffn": FFN, "all-linear": PARTS}  # the last is PEFT's word
 
@@ -69,7 +69,7 @@ class Adapt:
     rate: float | None = field(
         default=None,
         metadata={
-            "help": "The largest learning rate, after a twentieth of the steps; none: 1e-3, full 1e-4, prompt 1e-2."
+            "help": "The largest learning rate, after a twentieth of the steps; none: 1e-3, full 1e-4, prompt 3e-2."
         },
     )
     epochs: float = field(default=3.0, metadata={"help": "Passes over the examples."})

@@ -5,11 +5,12 @@
     python -m benchmarks.stack --model FOLDER
 
 runs `snello optimize` on one chain: an eighth of the feed-forward channels goes, with `--tokens` what is left is healed
-by the original and the text, then INT4 by GPTQ with INT8 keys and values. Adds to benchmarks/results/stack.json, under
-the model's name: each stage as it was judged; the chain proved on text that nothing else read; the chain without each
-of its parts, with what that part brings in speed (in turn) and costs in loss (paired); and two numbers for the whole,
-*engine*, our original over Transformers with as many threads, and *techniques*, the lean model over our original. The
-loss is against the original or, of what trains, its control, whichever is better. Needs a quiet machine.
+by the original and the text, then INT4 by GPTQ (or INT8) with INT8 keys and values. Adds to
+benchmarks/results/stack.json, under the model's name: each stage as it was judged; the chain proved on text that
+nothing else read; the chain without each of its parts, with what that part brings in speed (in turn) and costs in loss
+(paired); and two numbers for the whole, *engine*, our original over Transformers with as many threads, and
+*techniques*, the lean model over our original. The loss is against the original or, of what trains, its control,
+whichever is better. Needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--text", type=Path, help="[modules that demo has never seen; of others what they write]")
     parser.add_argument("--ffn", type=float, default=0.125, help="fraction of the channels that goes")
+    parser.add_argument("--weights", choices=["int4", "int8"], default="int4")
     parser.add_argument("--tokens", type=int, default=0, help="of healing; 0 heals nothing")
     parser.add_argument("--rate", type=float, default=2e-4, help="of healing")
     parser.add_argument("--max-loss", default="5%")
@@ -51,6 +53,7 @@ def main() -> None:
         result = run.run(args.model, output=output, recipe=recipe(args), on_event=tell, **wishes)
         found = {"sentence": result.sentence, "exit": result.exit_code, **summary(receipts.read(output))}
     chain = f"--ffn {args.ffn:g} --max-loss {args.max_loss}"
+    chain += "" if args.weights == "int4" else f" --weights {args.weights}"
     chain += f" --tokens {args.tokens} --rate {args.rate:g}" if args.tokens else ""
     text = f" --text {args.text}" if args.text else ""
     command = f"python -m benchmarks.stack --model {args.model}{text} {chain}"
@@ -66,10 +69,11 @@ def main() -> None:
 def recipe(args: argparse.Namespace) -> Recipe:
     heal = {"tokens": args.tokens, "rate": args.rate, "batch_tokens": 2048, "loss": "forward,text"}
     smaller = (Step("prune", {"ffn": args.ffn}), *([Step("distill", heal)] if args.tokens else []))
-    lean = {"weights": "int4", "method": "gptq", "cache": "int8"}
+    method = {"method": "gptq"} if args.weights == "int4" else {}
+    lean = {"weights": args.weights, **method, "cache": "int8"}
     stages = (
         Stage("prune and heal" if args.tokens else "prune", smaller),
-        Stage("int4, gptq, int8 cache", (Step("quantize", lean),)),
+        Stage(f"{', '.join(lean.values())} cache", (Step("quantize", lean),)),
     )
     return Recipe(stages=stages)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from snello.errors import SnelloError, Unsupported
+from snello.models import stories
 from snello.models.families import FAMILIES, convolutions, lfm2
 from snello.models.families.family import names_for
 from snello.models.families.resolve import spec_from_config
@@ -68,11 +69,9 @@ def shaped_config(
     Raises:
         Unsupported: there is none, or read back it would not describe `spec`.
     """
-    if not (source.path / CONFIG).exists():
-        raise Unsupported(f"{source.name} came without a config.json", "start from a Hugging Face folder")
     config = {
         key: value
-        for key, value in (convolutions.unwrap(read_json(source.path / CONFIG))[0] | dict(edits or {})).items()
+        for key, value in (convolutions.unwrap(_stated(source))[0] | dict(edits or {})).items()
         if key not in ("dtype", "torch_dtype", *QUANTIZED)
     }
     if spec.family == lfm2.LFM2.name:
@@ -91,6 +90,19 @@ def shaped_config(
             f"these differ: {', '.join(fields)}; start from the original checkpoint",
         )
     return config
+
+
+def _stated(source: Model) -> dict[str, Any]:
+    """Its config.json; of a llama2.c file the one that it would have.
+
+    Raises:
+        Unsupported: there is none.
+    """
+    if source.path.is_file():
+        return stories.config_of(source.spec)
+    if not (source.path / CONFIG).exists():
+        raise Unsupported(f"{source.name} came without a config.json", "start from a Hugging Face folder")
+    return read_json(source.path / CONFIG)
 
 
 def _reshaped(config: dict[str, Any], source: Spec, stated: Spec) -> dict[str, Any]:
@@ -172,7 +184,7 @@ def write_plain_folder(
         if small_files is not None:
             small_files(beside)
         else:
-            _copy_small_files(source.path, beside)
+            _copy_small_files(source, beside)
         for name, table in ((CONFIG, config), (HISTORY, {"history": list(history)})):
             (beside / name).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
         if spec.max_positions > source.spec.max_positions:
@@ -193,10 +205,12 @@ def _lengthen(path: Path, positions: int) -> None:
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _copy_small_files(source: Path, folder: Path) -> None:
+def _copy_small_files(source: Model, folder: Path) -> None:
+    if source.path.is_file():
+        return source.tokenizer.save(folder)
     for name in (*TOKENIZER_FILES, "generation_config.json"):
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+        if (source.path / name).exists():
+            shutil.copyfile(source.path / name, folder / name)
 
 
 def check_free(path: Path) -> None:

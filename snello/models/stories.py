@@ -1,8 +1,9 @@
 """llama2.c files: a small trained Llama in one flat file, its tokenizer in another.
 
 The layout is seven int32 (dim, hidden, layers, heads, kv heads, vocabulary, context; a negative vocabulary: an
-untied head), then FP32 matrices, each kind for all layers together. Its rotary pairs are interleaved, which the
-`Spec` says, so the weights are used as they lie.
+untied head), then FP32 matrices, each kind for all layers together. Its rotary pairs are interleaved; rows of queries
+and keys are read in the order of Transformers' Llama, where a pair's halves stand half a head apart, so that what a
+technique makes of it is a checkpoint that Transformers opens (`config_of`). All else is used as it lies.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 
 from snello.errors import SnelloError
 from snello.models.checkpoint import CheckpointWeights
-from snello.models.model import Bytes, Model, StoredTensor
+from snello.models.model import Bytes, Loadable, Model, StoredTensor
 from snello.models.spec import (
     Attention,
     Embedding,
@@ -34,6 +36,7 @@ from snello.models.tokenizer import Tokenizer
 
 HEADER = struct.Struct("<7i")
 BOS, EOS = 1, 2
+ROPE_BASE = 10_000.0
 FIRST_BYTE_TOKEN = 3  # after unk, bos, eos come the 256 bytes
 
 
@@ -93,7 +96,7 @@ def is_stories_file(path: Path) -> bool:
 
 
 def load_stories(path: Path) -> Model:
-    """A llama2.c file as a `Model`; weights are views of the mapped file."""
+    """A llama2.c file as a `Model`; weights are views of the mapped file, but for queries and keys."""
     header, size = _header(path), path.stat().st_size
     if size != header.file_bytes():
         raise SnelloError(
@@ -116,12 +119,59 @@ def _header(path: Path) -> Header:
         return Header(*HEADER.unpack(file.read(HEADER.size)))
 
 
-def _tensors(header: Header, mapped: Bytes) -> dict[str, StoredTensor]:
-    tensors, offset = dict[str, StoredTensor](), HEADER.size
+@dataclass(frozen=True)
+class Halved:
+    """A matrix of heads whose rows 2 i and 2 i + 1 stand half a head apart: (i, i + head_dim / 2)."""
+
+    tensor: StoredTensor
+    heads: int
+
+    @property
+    def dtype(self) -> str:
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    def load(self) -> StoredTensor:
+        pairs = self.tensor.float32().reshape(self.heads, -1, 2, self.shape[1])
+        return StoredTensor.of(pairs.swapaxes(1, 2).reshape(self.shape))
+
+
+def config_of(spec: Spec) -> dict[str, Any]:
+    """The config.json that Transformers would have for such a file."""
+    layer = spec.layers[0]
+    assert isinstance(layer.mixer, Attention)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": layer.feed_forward.width,
+        "num_hidden_layers": len(spec.layers),
+        "num_attention_heads": layer.mixer.num_heads,
+        "num_key_value_heads": layer.mixer.num_kv_heads,
+        "head_dim": layer.mixer.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": spec.max_positions,
+        "rms_norm_eps": spec.norm.epsilon,
+        "rope_theta": ROPE_BASE,
+        "tie_word_embeddings": spec.head.tied,
+        "bos_token_id": spec.bos_token,
+        "eos_token_id": list(spec.eos_tokens),
+    }
+
+
+def _tensors(header: Header, mapped: Bytes) -> dict[str, Loadable]:
+    tensors, offset = dict[str, Loadable](), HEADER.size
+    heads = {"q": header.heads, "k": header.kv_heads}
     for template, shape in header.blocks():
         for index in range(header.layers if "{i}" in template else 1):
             end = offset + 4 * math.prod(shape)
-            tensors[template.replace("{i}", str(index))] = StoredTensor("F32", shape, mapped[offset:end])
+            tensor, name = StoredTensor("F32", shape, mapped[offset:end]), template.replace("{i}", str(index))
+            part = name.split(".")[-2] if "." in name else ""
+            tensors[name] = Halved(tensor, heads[part]) if part in heads else tensor
             offset = end
     del tensors["rotary"]
     return tensors
@@ -129,7 +179,7 @@ def _tensors(header: Header, mapped: Bytes) -> dict[str, StoredTensor]:
 
 def _spec(header: Header) -> Spec:
     head_dim = header.dim // header.heads
-    rope = Rope(base=10_000.0, dims=head_dim, interleaved=True)
+    rope = Rope(base=ROPE_BASE, dims=head_dim)
     attention = Attention(num_heads=header.heads, num_kv_heads=header.kv_heads, head_dim=head_dim, rope=rope)
     layer = Layer(mixer=attention, feed_forward=FeedForward(width=header.hidden, activation="silu"))
     return Spec(

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from snello.errors import SnelloError
 from snello.models import load
 from snello.models.parameters import parameter_shapes
+from snello.models.plain_folder import write_plain_folder
+from snello.models.reference import Reference
 from snello.models.spec import Attention, Rope
 
 STORIES = Path(__file__).parents[3] / "shared/data/models/stories260K/stories260K.bin"
-DIM, HIDDEN, LAYERS, HEADS, KV, WORDS, CONTEXT = 8, 12, 2, 4, 2, 265, 16
+DIM, HIDDEN, LAYERS, HEADS, KV, WORDS, CONTEXT = 16, 12, 2, 4, 2, 265, 16
 SIZES = {
     "embedding.tokens.weight": (WORDS, DIM), "attention.norm": (LAYERS, DIM), "attention.q": (LAYERS, DIM, DIM),
-    "attention.k": (LAYERS, 4, DIM), "attention.v": (LAYERS, 4, DIM), "attention.o": (LAYERS, DIM, DIM),
+    "attention.k": (LAYERS, 8, DIM), "attention.v": (LAYERS, 8, DIM), "attention.o": (LAYERS, DIM, DIM),
     "ffn.norm": (LAYERS, DIM), "ffn.gate": (LAYERS, HIDDEN, DIM), "ffn.down": (LAYERS, DIM, HIDDEN),
-    "ffn.up": (LAYERS, HIDDEN, DIM), "norm.weight": (DIM,), "rotary": (2, CONTEXT, 1),
+    "ffn.up": (LAYERS, HIDDEN, DIM), "norm.weight": (DIM,), "rotary": (2, CONTEXT, 2),
 }  # fmt: skip
 
 
@@ -50,10 +55,43 @@ def test_weights_are_where_the_layout_says(tied: bool, tmp_path: Path) -> None:
     for name in model.weights.names():
         parts = name.split(".")
         expected = blocks[".".join(parts[2:4])][int(parts[1])] if parts[0] == "layers" else blocks[name]
+        if parts[-2] in ("q", "k"):  # heads of 4: rows 0 and 1 turn together, and 2 and 3
+            expected = expected.reshape(-1, 4, DIM)[:, [0, 2, 1, 3]].reshape(expected.shape)
         np.testing.assert_array_equal(model.weights.values(name), expected, err_msg=name)
     mixer = model.spec.layers[0].mixer
-    assert isinstance(mixer, Attention) and mixer.rope == Rope(base=10000.0, dims=2, interleaved=True)
+    assert isinstance(mixer, Attention) and mixer.rope == Rope(base=10000.0, dims=4)
     assert (model.spec.head.tied, model.spec.max_positions, model.name) == (tied, CONTEXT, "tiny")
+
+
+def test_other_programs_open_what_is_made_of_it(tmp_path: Path) -> None:
+    """An ordinary Llama: its logits are those of the file's own pairs of rows, which lie side by side."""
+    blocks = write(tmp_path / "tiny.bin")
+    write_pieces(tmp_path / "tiny.tok265.bin")
+    model = load(tmp_path / "tiny.bin")
+    write_plain_folder(tmp_path / "made", model.spec, model, (), model.weights.values)
+    made, tokens = load(tmp_path / "made"), torch.tensor([[1, 260, 261, 262, 263, 264, 7, 9]])
+    assert made.tokenizer.encode("ab aab") == model.tokenizer.encode("ab aab")
+    assert dataclasses.replace(made.spec, eos_tokens=()) == dataclasses.replace(model.spec, eos_tokens=())
+
+    layer = model.spec.layers[0]
+    assert isinstance(layer.mixer, Attention) and layer.mixer.rope is not None
+    rope = dataclasses.replace(layer.mixer.rope, interleaved=True)
+    beside = dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, rope=rope))
+    as_it_lies = Reference.from_model(
+        dataclasses.replace(model, spec=dataclasses.replace(model.spec, layers=(beside,) * LAYERS))
+    )
+    with torch.no_grad():
+        for index in range(LAYERS):
+            for part in ("q", "k"):
+                weight = torch.from_numpy(blocks[f"attention.{part}"][index])
+                as_it_lies.get_parameter(f"layers.{index}.attention.{part}.weight").copy_(weight)
+        expected = as_it_lies(tokens)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "made", dtype=torch.float32)(
+            tokens
+        ).logits
+        ours = Reference.from_model(model)(tokens)
+    assert (ours - expected).abs().max() < 1e-4 * expected.std()
+    assert (theirs - expected).abs().max() < 1e-4 * expected.std()
 
 
 def test_its_tokenizer(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Prepared:
     @property
     def most_tokens(self) -> int:
         """Prompt and answer, of all answers; one whose length is not said counts as `UNSAID`."""
-        context = self.served.llm.executor.context
+        context = self.served.context
         return sum(
             params.n
             * min(context, len(prompt) + (UNSAID if params.max_tokens == openai.NO_LIMIT else params.max_tokens))
@@ -78,7 +78,7 @@ async def prepare(reading: Reading, served: Served, caller: Caller, deadline: fl
     prompts = await _prompts(reading, served)
     executor = served.llm.executor
     for prompt in prompts:
-        openai.check_prompt(prompt, executor.context, executor.spec.vocab_size, answer=not reading.silent)
+        openai.check_prompt(prompt, served.context, executor.spec.vocab_size, answer=not reading.silent)
     sampling = dict(reading.request.sampling)
     grammar = await _grammar(reading, served)
     if grammar is not None:

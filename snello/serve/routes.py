@@ -223,7 +223,7 @@ async def tokenize(app: App, request: Request) -> Response:
         ids = tokenizer.chat(asked.messages, begin, **asked.variables)
     strings = [tokenizer.backend.id_to_token(token) for token in ids] if given.get("return_token_strs") else None
     return as_json(
-        {"count": len(ids), "max_model_len": served.llm.executor.context, "tokens": ids, "token_strs": strings}
+        {"count": len(ids), "max_model_len": served.context, "tokens": ids, "token_strs": strings}
     )
 
 

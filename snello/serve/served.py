@@ -60,6 +60,12 @@ class Served:
     def llm(self) -> LLM:
         return self.worker.llm
 
+    @property
+    def context(self) -> int:
+        """Positions of a prompt and its answer; what an adapter puts before every text takes its own."""
+        executor = self.llm.executor
+        return executor.context - len(executor.adapters.prompt(executor.adapters.number(self.adapter)))
+
     def check_url(self, url: str) -> None:
         """Raises RequestError where this model does not answer such requests."""
         if url not in self.urls:
@@ -75,7 +81,7 @@ class Served:
             "object": "model",
             "created": self.created,
             "owned_by": "snello",
-            "max_model_len": self.llm.executor.context,
+            "max_model_len": self.context,
         }
         return listed if self.parent is None else {**listed, "parent": self.parent}
 

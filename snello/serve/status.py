@@ -47,7 +47,7 @@ def _model(served: Served) -> dict[str, Any]:
         "name": served.name,
         "parent": served.parent,
         "parameters": llm.model.num_parameters,
-        "context": llm.executor.context,
+        "context": served.context,
         "answers": list(served.urls),
         "functions": served.call_format,
         "queue": {"tokens": gate.inside, "most_tokens": gate.queue_tokens, "refused": dict(gate.refused)},

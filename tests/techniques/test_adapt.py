@@ -28,17 +28,6 @@ from tests.checkpoints import make_checkpoint
 OPTIONS = Adapt(rank=4, epochs=3, batch=8, dropout=0.1)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load(make_checkpoint(tmp_path_factory.mktemp("base") / "llama", "llama"))
-
-
-@pytest.fixture(scope="module")
-def answers() -> list[Answer]:
-    random = np.random.default_rng(0)
-    return [Answer(random.integers(0, 300, 12).astype(np.int32), 8 + place % 3) for place in range(16)]
-
-
 def learned(base: Model, answers: list[Answer], work: Path, progress: Any = silent) -> tuple[Any, Trained]:
     module = with_corrections(base, OPTIONS, 0)
     where: dict[str, Any] = {"base": base.digest, "seed": 0, "threads": 1, "work_dir": work}

@@ -29,17 +29,6 @@ COUNT = 6
 OPTIONS = Adapt(method="prompt", virtual_tokens=COUNT, epochs=6, batch=8, rate=0.03)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load(make_checkpoint(tmp_path_factory.mktemp("base") / "llama", "llama"))
-
-
-@pytest.fixture(scope="module")
-def answers() -> list[Answer]:
-    random = np.random.default_rng(0)
-    return [Answer(random.integers(0, 300, 12).astype(np.int32), 8 + place % 3) for place in range(16)]
-
-
 def learned(base: Model, answers: list[Answer], work: Path, progress: Any = silent) -> tuple[Any, Trained]:
     module = with_prompt(base, OPTIONS, answers, 0)
     where: dict[str, Any] = {"base": base.digest, "seed": 0, "threads": 1, "work_dir": work}

@@ -23,8 +23,9 @@ from snello.models.families import FAMILIES
 from snello.models.families.convolutions import FAMILIES_WITH, convolving_layers
 from snello.models.families.family import Names, names_for
 from snello.models.families.resolve import spec_from_config
-from snello.models.files import read_json, read_json_if_there
+from snello.models.files import read_json_if_there
 from snello.models.model import Model
+from snello.models.plain_folder import stated_config
 from snello.models.quantized import KEYS as QUANTIZED
 from snello.models.spec import Format, Spec
 from snello.models.stored_tensors import stored_tensors
@@ -85,12 +86,10 @@ def hf_config(model: Model, dtype: DType) -> dict[str, Any]:
     if convolving_layers(spec) and spec.family in FAMILIES_WITH:
         hint = "run it with snello; a plain folder of `apply convolution` holds its weights in safetensors"
         raise Unsupported(f"{model.name} convolves, which no Hugging Face {spec.family} config can say", hint)
-    source = model.path / "config.json"
-    if spec.family not in FAMILIES or not source.exists():
-        hint = "export is for models that began as a Hugging Face folder"
-        raise Unsupported(f"{model.name} came without a config.json", hint)
+    if spec.family not in FAMILIES:
+        raise Unsupported(f"{model.name} is of a family of its own", "run it with snello, which reads its own folder")
     left_out = ("dtype", "torch_dtype", *QUANTIZED)
-    config = {key: value for key, value in read_json(source).items() if key not in left_out}
+    config = {key: value for key, value in stated_config(model).items() if key not in left_out}
     architectures = FAMILIES[spec.family].architectures
     named = [name for name, task in architectures.items() if task == spec.task]
     config |= {"architectures": named[:1], "torch_dtype": TORCH_NAMES[dtype]}

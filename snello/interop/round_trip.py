@@ -44,7 +44,8 @@ def compare_logits(exported: Model) -> str:
 
     from snello.models.reference import Reference
 
-    ids = torch.tensor([[(7 + 31 * i) % exported.spec.vocab_size for i in range(NUM_TOKENS)]])
+    count = min(NUM_TOKENS, exported.spec.max_positions)
+    ids = torch.tensor([[(7 + 31 * i) % exported.spec.vocab_size for i in range(count)]])
     with torch.inference_mode():
         theirs = _transformers(exported, ids)
         ours = Reference.from_model(exported).eval()(ids)

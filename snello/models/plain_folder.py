@@ -71,7 +71,7 @@ def shaped_config(
     """
     config = {
         key: value
-        for key, value in (convolutions.unwrap(_stated(source))[0] | dict(edits or {})).items()
+        for key, value in (convolutions.unwrap(stated_config(source))[0] | dict(edits or {})).items()
         if key not in ("dtype", "torch_dtype", *QUANTIZED)
     }
     if spec.family == lfm2.LFM2.name:
@@ -92,7 +92,7 @@ def shaped_config(
     return config
 
 
-def _stated(source: Model) -> dict[str, Any]:
+def stated_config(source: Model) -> dict[str, Any]:
     """Its config.json; of a llama2.c file the one that it would have.
 
     Raises:

@@ -22,6 +22,7 @@ from snello.optimize.events import Event, StageStarted
 from snello.optimize.make import make
 from snello.optimize.receipts import Ablation, Duel
 from snello.optimize.recipe import Stage, Step, describe
+from snello.techniques.base import Trains
 
 if TYPE_CHECKING:
     from snello.optimize.climb import Climb
@@ -40,11 +41,16 @@ class Ablated:
 
 
 def parts_of(steps: Sequence[Step], original: Spec) -> list[tuple[str, tuple[Step, ...]]]:
-    """Each part's name and the chain without it; none for a chain of one part."""
+    """Each part's name and the chain without it; none for a chain of one part. What heals the chain's beginning goes
+    with it: without that there is nothing to heal.
+    """
     own = original.default_format.weights
     found: list[tuple[str, tuple[Step, ...]]] = []
     for number, step in enumerate(steps):
         rest = (*steps[:number], *steps[number + 1 :])
+        if number == 0 and rest and isinstance(rest[0].technique, Trains):
+            found += [(f"{describe(step)}, {describe(rest[0])}", rest[1:])] if rest[1:] else []
+            continue
         cache = step.options.get("cache") if step.options.get("weights", own) != own else None
         bare = Step(step.use, {key: value for key, value in step.options.items() if key != "cache"})
         if cache is None or own not in ("bf16", "fp16"):

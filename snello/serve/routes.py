@@ -222,9 +222,7 @@ async def tokenize(app: App, request: Request) -> Response:
         begin = given.get("add_generation_prompt", True)
         ids = tokenizer.chat(asked.messages, begin, **asked.variables)
     strings = [tokenizer.backend.id_to_token(token) for token in ids] if given.get("return_token_strs") else None
-    return as_json(
-        {"count": len(ids), "max_model_len": served.context, "tokens": ids, "token_strs": strings}
-    )
+    return as_json({"count": len(ids), "max_model_len": served.context, "tokens": ids, "token_strs": strings})
 
 
 async def detokenize(app: App, request: Request) -> Response:

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from snello.errors import SnelloError
+from snello.interop.huggingface import export
 from snello.models import load
 from snello.models.parameters import parameter_shapes
 from snello.models.plain_folder import write_plain_folder
@@ -92,6 +93,14 @@ def test_other_programs_open_what_is_made_of_it(tmp_path: Path) -> None:
         ours = Reference.from_model(model)(tokens)
     assert (ours - expected).abs().max() < 1e-4 * expected.std()
     assert (theirs - expected).abs().max() < 1e-4 * expected.std()
+
+
+def test_export_is_proved_in_a_process_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "tiny.bin")
+    write_pieces(tmp_path / "tiny.tok265.bin")
+    done = export(load(tmp_path / "tiny.bin"), tmp_path / "made")
+    assert "answers as in Transformers" in done.proof
+    assert load(tmp_path / "made").tokenizer.encode("ab aab") == [1, 264, 262, 263]
 
 
 def test_its_tokenizer(tmp_path: Path) -> None:

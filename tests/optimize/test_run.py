@@ -202,7 +202,7 @@ def test_what_may_pay_has_its_time_before_equal_costs(
     from snello.optimize import planner
 
     monkeypatch.setattr(planner.Forecast, "stage", lambda *_, timed=True, **__: 600.0 if timed else 1000.0)
-    monkeypatch.setattr(planner.Forecast, "learn", lambda *_: None)
+    monkeypatch.setattr(planner.Forecast, "learn", lambda *_, **__: None)
     bed.bench.effects |= {"int4 rtn": (0.015, 0.33)}
     verdicts = bed.verdicts(bed.run(time_budget=60.0 * minutes))
     assert verdicts["quantize int4, rtn"] == "kept"

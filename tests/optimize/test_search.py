@@ -172,7 +172,7 @@ def test_pruning_leaves_quantization_its_time(pruning: Bed, monkeypatch: pytest.
     from snello.optimize import planner
 
     monkeypatch.setattr(planner.Forecast, "stage", lambda *_, **__: 600.0)
-    monkeypatch.setattr(planner.Forecast, "learn", lambda *_: None)
+    monkeypatch.setattr(planner.Forecast, "learn", lambda *_, **__: None)
     rows = {row.name: row for row in pruning.run(time_budget=2500.0).ladder}
     assert rows["prune ffn 1/6"].reason.startswith("needs about 10 min")
     assert rows["quantize int4, gptq"].verdict == "kept"
@@ -323,6 +323,12 @@ def test_parts_of_a_chain() -> None:
     rests = dict(parts_of((prune, both), fakes.spec()))
     assert rests["int8 kv cache"] == (prune, Step("quantize", {"weights": "int4"}))
     assert rests["quantize int4"] == (prune, Step("quantize", {"weights": "bf16", "cache": "int8"}))
+    heal = Step("distill", {"tokens": 1000})
+    healed = dict(parts_of((prune, heal, both), fakes.spec()))
+    beginning, second = list(healed)[:2]
+    assert beginning.startswith("prune ffn 0.25, distill") and healed[beginning] == (both,)  # nothing is left to heal
+    assert second.startswith("distill") and healed[second] == (prune, both)
+    assert parts_of((prune, heal), fakes.spec()) == []  # one part: healing is the pruning's
     assert parts_of((prune,), fakes.spec()) == [] == parts_of((), fakes.spec())
 
 

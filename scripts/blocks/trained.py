@@ -231,14 +231,19 @@ def stacked() -> str:
         low, middle, high = found["loss"]
         told = f"{model}, {found['machine']}: engine {said}, techniques {times(found['techniques'])}, loss over "
         told += f"{found['against']} {middle:.2%} ({low:.2%} to {high:.2%}) on {found['proof_tokens']:,} tokens."
-        lines = [
-            told,
-            "",
-            "| part | the chain over the chain without it, times as fast (95%) | loss that it adds |",
-            "|---|---:|---:|",
+        gone = [
+            f"{name} ({times(row['speedup'])} times as fast, loss {row['loss'][1]:.1%})"
+            for name, row in found["stages"].items()
+            if row["verdict"] != "kept"
         ]
+        lines = [told + (f" Dropped: {', '.join(gone)}." if gone else ""), ""]
+        if found["parts"]:
+            lines += [
+                "| part | the chain over the chain without it, times as fast (95%) | loss that it adds |",
+                "|---|---:|---:|",
+            ]
         for name, part in found["parts"].items():
             low, middle, high = part["added_loss"]
             lines.append(f"| {name} | {times(part['gain'])} | {middle:+.2%} ({low:+.2%} to {high:+.2%}) |")
-        parts.append("\n".join([*lines, "", f"`{found['command']}`."]))
+        parts.append("\n".join([*lines, *([""] if found["parts"] else []), f"`{found['command']}`."]))
     return "\n\n".join(parts) or "`python -m benchmarks.stack` measures it."

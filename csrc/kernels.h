@@ -91,8 +91,8 @@ struct NormTask {
 struct EmbedTask {
   const snello_tensor* weights;
   const snello_tensor* more;  // rows of ids from weights->rows on, or null
-  const int32_t* ids;  // [rows], already offset
-  const float* undo;   // multiplier after the Hadamard, or null
+  const int32_t* ids;         // [rows], already offset
+  const float* undo;          // multiplier after the Hadamard, or null
   int32_t rotate_block;
   float multiplier;
   bool accumulate;

@@ -293,8 +293,8 @@ inline void weigh_float(const Scoring& scoring, AttentionScratch& s, int v, cons
   s.tile_l[v] = reduce_add(sum);
 }
 
-// The same of integer products, in passes over all vectors: what one of them waits for is another one's work. A score is
-// a multiple of the vector's unit; with a soft cap, which is no multiple of anything, the unit is 1.
+// The same of integer products, in passes over all vectors: what one of them waits for is another one's work. A score
+// is a multiple of the vector's unit; with a soft cap, which is no multiple of anything, the unit is 1.
 inline void scale_scores(const Scoring& scoring, AttentionScratch& s, int v, const uint8_t* keys, int64_t stride,
                          const Panels& panels) {
   const F32 never = set1(-__builtin_inff()), q_scale = set1(s.q_scale[v]);

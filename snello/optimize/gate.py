@@ -61,7 +61,9 @@ def judge_cost(goal: str, gain: Ratio, others: Mapping[str, float]) -> Judgement
     if ratio.low > 1:
         return Judgement("dropped", f"{goal} is {percent(ratio.mid - 1)} worse", margin)
     if ratio.high > PAYS:
-        return Judgement("dropped", f"gains {percent(max(0.0, 1 - ratio.mid))}, needs {percent(1 - PAYS)}", margin)
+        gains, surely = (percent(max(0.0, 1 - each)) for each in (ratio.mid, ratio.high))
+        found = f"gains {gains}, surely {surely}" if ratio.mid <= PAYS else f"gains {gains}"
+        return Judgement("dropped", f"{found}, needs {percent(1 - PAYS)}", margin)
     for name, other in others.items():
         if other > WORSE:
             return Judgement("dropped", f"{name} is {percent(other - 1)} worse", margin)

@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="all-MiniLM-L6-v2 [of the installed package]")
     parser.add_argument("--base-tokens", type=int, default=1_500_000, help="that the BERT learns from")
     parser.add_argument("--tokens", type=int, default=800_000, help="that everybody else learns from")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of the student's training")
     parser.add_argument("--speed", action="store_true", help="only time what is in --keep")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -67,7 +68,8 @@ class Study:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         files = f"--train {args.train} --text {args.text} --keep DIR"
-        facts = {"command": f"python -m benchmarks.distilbert_recipe {files}, then with --speed", "options": RECIPE}
+        command = f"python -m benchmarks.distilbert_recipe {files} --seeds 0 1 2, then with --speed"
+        facts = {"command": command, "options": RECIPE}
         self.table = Table(RESULTS, **facts, base_tokens=args.base_tokens, tokens=args.tokens)
 
     def all(self) -> None:
@@ -85,7 +87,9 @@ class Study:
         taught = Distill(**RECIPE, tokens=args.tokens, rate=5e-4, batch_tokens=4096)
         half = taught.plan(base.spec)
         self._row("student, not taught", self._written("not-taught", base, base.weights), base)
-        self._row("student", self._trained("student", base, taught, self.more, base), base)
+        for seed in args.seeds:
+            name = "student" + (f", seed {seed}" if seed else "")
+            self._row(name, self._trained(name, base, taught, self.more, base, seed), base)
         nothing = self._written("random-half", base, Unlearned(base.spec, 1))
         alone = dataclasses.replace(taught, student="given", rate=1e-3)
         self._row("same half from scratch", self._trained("scratch", nothing, alone, self.more, base), base)
@@ -120,7 +124,7 @@ class Study:
         return [np.array([first, *ids[start : start + own], last], np.int32) for start in starts][:count]
 
     def _trained(
-        self, name: str, start: Model, how: Distill, windows: list[np.ndarray], teacher: Model | None
+        self, name: str, start: Model, how: Distill, windows: list[np.ndarray], teacher: Model | None, seed: int = 0
     ) -> Model:
         path = self.args.keep / name
         if path.exists():
@@ -128,7 +132,15 @@ class Study:
         began = time.process_time()
         found = how.apply(
             start,
-            Context(output=path, windows=windows, held_out=self.held, original=teacher, threads=1, progress=tell),
+            Context(
+                output=path,
+                windows=windows,
+                held_out=self.held,
+                original=teacher,
+                seed=seed,
+                threads=1,
+                progress=tell,
+            ),
         )
         facts = {"train_tokens": found.history[-1]["tokens"], "cpu_seconds": round(time.process_time() - began, 1)}
         self.table.add({"scratch": "same half from scratch"}.get(name, name), facts)

@@ -168,14 +168,14 @@ def recipe() -> str:
     ]
     lines[-1] += " learned from | CPU minutes |"
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for name, row in found["rows"].items():
+    for name, rows in by_seed(found["rows"]).items():
+        row = rows[0]
         if "nats" not in row:
             continue
-        over = row["over_bert_nats"]
         cells = [
             f"{row['nats']:.3f}",
-            f"{over['mid']:+.3f} ({over['low']:+.3f} to {over['high']:+.3f})",
-            f"{row['right']:.1%}",
+            added(*rows, key="over_bert_nats"),
+            " / ".join(f"{each['right']:.1%}" for each in rows),
             f"{row['parameters'] / 1e6:.2f} M",
             f"{row['layer_parameters'] / 1e6:.2f} M",
             f"{row['train_tokens']:,}" if "train_tokens" in row else "",

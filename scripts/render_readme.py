@@ -50,7 +50,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/eviction.md": {"forgetting": lean.forgetting},
     "docs/convolution.md": {"convolved": trained.convolved},
-    "docs/adapt.md": {"batched": trained.batched, "taught": trained.taught},
+    "docs/adapt.md": {"batched": trained.batched, "prompted": trained.prompted, "taught": trained.taught},
     "docs/attention.md": {"attended": trained.attended, "recalled": trained.recalled, "grouped": trained.grouped},
     "docs/distill.md": {"healed": trained.healed, "halved": trained.halved, "recipe": trained.recipe},
     "docs/planner.md": {"planned": lean.planned, "stacked": trained.stacked},

@@ -143,6 +143,19 @@ def attended() -> str:
     return "\n".join([*lines, "", f"{windows}, random weights; `{found['command']}`. {pages} {told}"])
 
 
+def prompted() -> str:
+    """A learned prompt beside LoRA, as `snello adapt` judged them."""
+    found = read("prompt_tuning.json")
+    if not found:
+        return "`python -m benchmarks.prompt_tuning` measures it."
+    lines = ["| task | method, rate | on held-out examples | numbers learned | written |", "|---|---|---|---:|---|"]
+    for row in found["rows"].values():
+        count = f"{row['parameters']:,}" if row["written"] else ""
+        cells = [row["task"], f"{row['method']}, {row['rate']:g}", row["said"], count]
+        lines.append(f"| {' | '.join(cells)} | {'yes' if row['written'] else 'no'} |")
+    return "\n".join([*lines, "", f"`{found['command']}`."])
+
+
 def batched() -> str:
     """What adapters cost where many streams decode at once."""
     found = read("adapters_batch.json")

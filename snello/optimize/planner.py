@@ -192,7 +192,7 @@ class Forecast:
             others.append(real / max(predicted / _median(others), 1e-9))
 
     def _training(self, stage: Stage, made: int) -> float:
-        tokens = sum(max(0, wanted_tokens(step.technique)) for step in stage.steps[made:])
+        tokens = sum(wanted_tokens(step.technique) for step in stage.steps[made:])
         return self.weights / 1e9 * tokens * (TRAIN_SECONDS + CONTROL_SECONDS)
 
     def _apply(self, step: Step) -> float:

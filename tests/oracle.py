@@ -154,10 +154,16 @@ class Rows:
 
 def quantize(x: F32, step: float = 0.0) -> Rows:
     """By each row's own scale, or by a given one."""
-    scale = (np.abs(x).max(axis=1) / np.float32(127)).astype(np.float32)
+    largest = np.abs(x).max(axis=1)
+    scale = (largest / np.float32(127)).astype(np.float32)
     scale = np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
-    scale = np.full_like(scale, step) if step else scale
-    q = np.clip(np.rint(x / scale[:, None]), -127, 127)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(127) / largest
+        if step:
+            scale = np.full_like(scale, step)
+            inverse = np.full_like(scale, np.float32(1) / np.float32(step))
+        inverse = np.minimum(inverse, np.finfo(np.float32).max)
+        q = np.clip(np.rint(x * inverse[:, None]), -127, 127)
     return Rows(q.astype(np.int8), scale)
 
 

@@ -65,18 +65,15 @@ def exp(x: Any) -> F32:
         return np.where(np.isnan(x), x, y).astype(f32)
 
 
-ROUGH = ["0x1.c2a216p-5", "0x1.f00c4ep-3", "0x1.62f5fap-1", "0x1p0"]
-
-
-def rough_power(s: F32, unit: np.float32, m: np.float32) -> F32:
-    """2 to the power of (s - m) units of e, from 2^-64 on, to four digits."""
-    bits = np.full_like(s, unit * scalar("0x1.715476p+0"))
-    x = np.maximum(fma(s, bits, -(np.full_like(s, m) * bits)), f32(-64)).astype(f32)
-    n = np.rint(x)
-    p = np.full_like(x, scalar(ROUGH[0]))
-    for c in ROUGH[1:]:
-        p = fma(p, (x - n).astype(f32), np.full_like(x, scalar(c)))
-    return (p * np.exp2(n).astype(f32)).astype(f32)
+def power_of_half(s: F32, unit: np.float32, m: np.float32) -> NDArray[np.int64]:
+    """2 to the power of (s - m) units of e, in units of 2^-15."""
+    steps = np.rint((m - s).astype(f32) * f32(unit * scalar("0x1.715476p+11")))
+    y = np.minimum(steps, 32768).astype(np.int64)
+    f = y % 2048 * 32
+    p = np.full_like(f, 1288)
+    for c in (7561, 22658, 32767):
+        p = c - (f * p >> 16)
+    return p >> y // 2048
 
 
 def tanh(x: Any) -> F32:
@@ -177,16 +174,20 @@ def attention(q: F32, k: F32, v: F32, seen: NDArray[np.int64], scale: float, cap
         if cap:
             s = f32(cap) * tanh(s / f32(cap))
         m_t = s.max()
-        p = rough_power(s, unit, m_t) if kv_format == "int8" else exp(s - m_t)
-        in_tile = np.zeros(128, f32)
-        in_tile[j % 128] = p
-        l_t = lane_sum(in_tile)
         if kv_format == "int8":
-            u = p * v_scale[j]
-            c = u.max()
-            u8 = np.rint(u * (f32(255) / c)).astype(np.int64) if c >= 2.0**-100 else np.zeros(len(j), np.int64)
-            o_t = (u8 @ v8[j]).astype(f32) * (c / f32(255))
+            parts = power_of_half(s, unit, m_t)
+            l_t = f32(parts.sum())
+            c = v_scale[j].max()
+            weights = np.rint(v_scale[j] * (f32(32767) / c)).astype(np.int64)
+            u = (parts * weights + 2**14) >> 15
+            factor = min(int(np.rint(f32(255 * 32768) / f32(u.max()))) if u.any() else 32767, 32767)
+            u8 = np.minimum((u * factor + 2**14) >> 15, 255)
+            o_t = (u8 @ v8[j]).astype(f32) * (c * f32(32769) / f32(factor))
         else:
+            p = exp(s - m_t)
+            in_tile = np.zeros(128, f32)
+            in_tile[j % 128] = p
+            l_t = lane_sum(in_tile)
             o_t = np.zeros(head_dim, f32)
             for p_j, v_j in zip(p, v[j], strict=True):
                 o_t = fma(np.full(head_dim, p_j, f32), v_j, o_t)
@@ -196,7 +197,7 @@ def attention(q: F32, k: F32, v: F32, seen: NDArray[np.int64], scale: float, cap
         top = max(m, m_t)
         a, b = f32(exp((m - top) * unit)), f32(exp((m_t - top) * unit))
         m, total, o = top, f32(total * a + l_t * b), (o * a + o_t * b).astype(f32)
-    return (o / total).astype(f32)
+    return (o * (f32(1) / total)).astype(f32)
 
 
 # ---- sampling ----

@@ -27,8 +27,10 @@ struct AttentionScratch {
   alignas(64) float score[kVectors][kTileStride];   // scores, then probabilities
   alignas(64) int8_t q8[kVectors][kHeadStride];
   alignas(64) uint8_t p8[kVectors][kTileStride];
+  alignas(64) int16_t p16[kVectors][kTileStride];           // packed
+  alignas(64) int16_t value_weight[kVectors][kTileStride];  // packed: the values' scales against the largest one seen
   alignas(64) float m[kVectors], l[kVectors], tile_m[kVectors], tile_l[kVectors], keep[kVectors], take[kVectors];
-  alignas(64) float q_scale[kVectors], p_scale[kVectors];
+  alignas(64) float q_scale[kVectors], p_scale[kVectors], value_scale[kVectors];
   alignas(64) float unit[kVectors];  // what a score of 1 stands for
   int32_t q_bias[kVectors];
   int64_t ahead;  // bytes from this tile's block to the next one's: what is read here is fetched there
@@ -80,15 +82,15 @@ LANES void fetch_ahead(const void* p, int64_t ahead) {
   __builtin_prefetch(static_cast<const uint8_t*>(p) + ahead, 0, 2);
 }
 
-// One head's values as INT8, rotated first if asked. `padded` receives the zero-padded bytes (up to the next 32).
+// One head's values as INT8, rotated first if asked. `padded` receives the zero-padded bytes (up to the next 64).
 inline bool quantize_head(const float* x, int head_dim, bool rotate, int8_t* padded, float* scale) {
   alignas(64) float values[kHeadStride];
-  const int width = (head_dim + kSumColumns - 1) / kSumColumns * kSumColumns;
+  const int width = (head_dim + kBlock - 1) / kBlock * kBlock;
   const int block = rotate ? head_rotation(head_dim) : 0;
   const F32 factor = set1(block ? rotation_factor(block) : 1.0f);
   for (int d = 0; d < width; d += kLanes) store(values + d, mul(load_columns(x, d, head_dim), factor));
   hadamard_row(values, head_dim, block);
-  return quantize_row(values, width, padded, scale, nullptr);
+  return quantize_row(values, width, padded, scale);
 }
 
 // ---- storing ----
@@ -238,6 +240,11 @@ LANES Panels panels_seen(const AttentionScratch& s, int v, int begin, int end) {
   return {span.begin / kPanel * kPanel, (span.end + kPanel - 1) / kPanel * kPanel, first, last};
 }
 
+LANES bool sees_the_same(const AttentionScratch& s, int v, int w) {
+  const auto same = [](Span a, Span b) { return a.begin == b.begin && a.end == b.end; };
+  return same(s.rest[v], s.rest[w]) && same(s.sinks[v], s.sinks[w]);
+}
+
 // x where it is seen.
 struct SeenWhole {
   LANES F32 of(F32 x, F32) const { return x; }
@@ -293,8 +300,23 @@ inline void weigh_float(const Scoring& scoring, AttentionScratch& s, int v, cons
   s.tile_l[v] = reduce_add(sum);
 }
 
-// The same of integer products, in passes over all vectors: what one of them waits for is another one's work. A score
-// is a multiple of the vector's unit; with a soft cap, which is no multiple of anything, the unit is 1.
+// The same of integer products, scores of the next vector before this one's probabilities: what one of them waits for
+// is another one's work. A score is a multiple of the vector's unit; with a soft cap, which is no multiple of anything,
+// the unit is 1. What becomes a byte needs no more than 16 bits on the way, 32 at once, in pieces of 64 positions.
+constexpr int kPiece = 4 * kPanel;
+LANES Span pieces(const Panels& panels) {
+  if (panels.begin >= panels.end) return {0, 0};
+  return {panels.begin / kPiece * kPiece, (panels.end + kPiece - 1) / kPiece * kPiece};
+}
+
+// f(position) for the panels of those pieces of which nothing is seen.
+template <class Function>
+LANES void for_unseen(const Panels& panels, Function f) {
+  const Span span = pieces(panels);
+  for (int at = span.begin; at < panels.begin; at += kPanel) f(at);
+  for (int at = panels.end; at < span.end; at += kPanel) f(at);
+}
+
 inline void scale_scores(const Scoring& scoring, AttentionScratch& s, int v, const uint8_t* keys, int64_t stride,
                          const Panels& panels) {
   const F32 never = set1(-__builtin_inff()), q_scale = set1(s.q_scale[v]);
@@ -306,38 +328,63 @@ inline void scale_scores(const Scoring& scoring, AttentionScratch& s, int v, con
     highest = max(x, highest);
     store(s.score[v] + at, x);
   });
+  for_unseen(panels, [&](int at) { store(s.score[v] + at, never); });
   s.tile_m[v] = reduce_max(highest);
 }
 
-// Probabilities times the values' scales, zero where nothing is seen.
-inline void weigh_int8(AttentionScratch& s, int v, const float* value_scale, const Panels& panels) {
-  const F32 zero = set1(0.0f), unit = mul(set1(s.unit[v]), set1(0x1.715476p+0f)), m = mul(set1(s.tile_m[v]), unit);
-  F32 sum = zero, highest = zero;
+// The scales of the values that vector v sees, in units of 2^-15 of the largest one.
+inline void weigh_scales(AttentionScratch& s, int v, const float* value_scale, const Panels& panels) {
+  alignas(64) float scales[kPage];
+  const F32 zero = set1(0.0f);
+  F32 highest = zero;
   for_panels(s, v, panels, [&](int at, auto seen) {
-    const F32 p = seen.of(rough_power(max(fms(load(s.score[v] + at), unit, m), set1(-64.0f))), zero);
-    const F32 u = mul(p, load(value_scale + at));
-    sum = add(sum, p);
-    highest = max(u, highest);
-    store(s.score[v] + at, u);
+    const F32 x = seen.of(load(value_scale + at), zero);
+    highest = max(x, highest);
+    store(scales + at, x);
   });
-  s.tile_l[v] = reduce_add(sum);
-  s.p_scale[v] = reduce_max(highest);
+  for_unseen(panels, [&](int at) { store(scales + at, zero); });
+  s.value_scale[v] = reduce_max(highest);
+  const F32 factor = set1(finite(32767.0f / s.value_scale[v]));
+  const auto rounded = [&](int at) { return to_int(mul(load(scales + at), factor)); };
+  const Span span = pieces(panels);
+  for (int at = span.begin; at < span.end; at += 2 * kPanel)
+    store_16(s.value_weight[v] + at, pack(rounded(at), rounded(at + kPanel)));
 }
 
-// As bytes against their own maximum; 0 for all other positions of the tile.
+// Probabilities, in units of 2^-15 of the largest one, times the values' scales.
+inline void weigh_int8(AttentionScratch& s, int v, const int16_t* value_weight, const Panels& panels) {
+  const F32 unit = mul(set1(s.unit[v]), set1(0x1.715476p+11f)), m = set1(s.tile_m[v]);
+  const auto below = [&](int at) { return to_int(mul(sub(m, load(s.score[v] + at)), unit)); };
+  I32 sum = set1(0);
+  I16 highest = set1_16(0);
+  const Span span = pieces(panels);
+  for (int at = span.begin; at < span.end; at += 2 * kPanel) {
+    const I16 p = power_of_half(pack(below(at), below(at + kPanel)));
+    const I16 u = multiply_round(p, load_16(value_weight + at));
+    sum = add_pairs(sum, p);
+    highest = max(u, highest);
+    store_16(s.p16[v] + at, u);
+  }
+  s.tile_l[v] = static_cast<float>(reduce_add(sum));
+  s.p_scale[v] = static_cast<float>(reduce_max(highest));
+}
+
+// As bytes against their own maximum, if that is not a byte already; 0 for all other positions of the tile.
 inline void round_weights(AttentionScratch& s, int n, const Panels* panels) {
-  const F32 c = load(s.p_scale), most = set1(255.0f);
-  alignas(64) float factors[kVectors];
-  store(factors, select(mask_not(less(c, set1(0x1p-100f))), div(most, c), set1(0.0f)));
-  store(s.p_scale, div(c, most));
+  const I32 factor = to_int(min(div(set1(255.0f * 32768.0f), load(s.p_scale)), set1(32767.0f)));
+  alignas(64) int32_t factors[kVectors];
+  store(factors, factor);
+  store(s.p_scale, div(mul(load(s.value_scale), set1(32769.0f)), to_float(factor)));
   for (int v = 0; v < n; ++v) {
-    const F32 factor = set1(factors[v]);
-    const auto bytes = [&](int at) {
-      const bool seen = at >= panels[v].begin && at < panels[v].end;
-      return seen ? to_int(mul(load(s.score[v] + at), factor)) : set1(0);
-    };
-    for (int at = 0; at < kPage; at += 4 * kPanel)
-      store_u8(s.p8[v] + at, bytes(at), bytes(at + kPanel), bytes(at + 2 * kPanel), bytes(at + 3 * kPanel));
+    const I16 by = set1_16(factors[v]);
+    const Span span = pieces(panels[v]);
+    for (int at = 0; at < kPage; at += kPiece) {
+      const int16_t* p = s.p16[v] + at;
+      if (at >= span.begin && at < span.end)
+        store_u8(s.p8[v] + at, multiply_round(load_16(p), by), multiply_round(load_16(p + 2 * kPanel), by));
+      else
+        store_u8(s.p8[v] + at, set1_16(0), set1_16(0));
+    }
   }
 }
 
@@ -352,8 +399,14 @@ inline void weigh(const AttentionTask& task, AttentionScratch& s, int n, const u
   }
   const int64_t stride = key_panel_bytes(task.cache.head_dim);
   const float* value_scale = reinterpret_cast<const float*>(block + task.cache.value_offset);
-  for (int v = 0; v < n; ++v) scale_scores(scoring, s, v, block, stride, panels[v]);
-  for (int v = 0; v < n; ++v) weigh_int8(s, v, value_scale, panels[v]);
+  const auto scale = [&](int v) { scale_scores(scoring, s, v, block, stride, panels[v]); };
+  scale(0);
+  for (int v = 0, like = 0; v < n; ++v) {
+    if (v + 1 < n) scale(v + 1);
+    if (v == 0 || !sees_the_same(s, v, like)) weigh_scales(s, like = v, value_scale, panels[v]);
+    s.value_scale[v] = s.value_scale[like];
+    weigh_int8(s, v, s.value_weight[like], panels[v]);
+  }
   round_weights(s, n, panels);
 }
 
@@ -586,7 +639,7 @@ inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m
     last_tile = (end - 1) / kPage > last_tile ? (end - 1) / kPage : last_tile;
   }
   for (int v = 0; v < kVectors; ++v) s.m[v] = s.tile_m[v] = 0.0f;
-  for (int v = n; v < kVectors; ++v) s.unit[v] = 1.0f;
+  for (int v = n; v < kVectors; ++v) s.unit[v] = s.l[v] = s.p_scale[v] = s.value_scale[v] = 1.0f;
 
   // Rows ascend, so the first one's window begins first; between the sinks' tiles and it there is nothing to see.
   const Sight first = sight(task, task.positions[m0], length);
@@ -600,10 +653,11 @@ inline void attend_block(const AttentionTask& task, int h, int g0, int g1, int m
   }
   Products::end();
 
+  store(s.l, div(set1(1.0f), load(s.l)));
   for (int v = 0; v < n; ++v) {
     float* out = task.output.row(m0 + v / heads) + static_cast<int64_t>(h * group + g0 + v % heads) * head_dim;
-    const F32 l = set1(s.l[v]);
-    for (int d = 0; d < head_dim; d += kLanes) store_columns(out, div(load(s.o[v] + d), l), d, head_dim);
+    const F32 inverse = set1(s.l[v]);
+    for (int d = 0; d < head_dim; d += kLanes) store_columns(out, mul(load(s.o[v] + d), inverse), d, head_dim);
   }
 }
 

@@ -48,13 +48,14 @@ inline F32 exp_within(F32 x) {
   return times_power(e.p, e.n);
 }
 
-// 2^x for x in [-64, 1], to a relative error of 1e-4: for what is rounded to a byte.
-inline F32 rough_power(F32 x) {
-  const F32 n = round_even(x), f = sub(x, n);
-  F32 p = set1(0x1.c2a216p-5f);
-  p = fma(p, f, set1(0x1.f00c4ep-3f));
-  p = fma(p, f, set1(0x1.62f5fap-1f));
-  return times_power(fma(p, f, set1(1.0f)), n);
+// 2^(-y / 2048) in units of 2^-15, to a relative error of 1.3e-4 and the last unit: for what is rounded to a byte. y in
+// 0..32768, which as a number of 16 bits is -32768; from 15 powers on 0.
+inline I16 power_of_half(I16 y) {
+  const I16 f = shift_left<5>(y);  // of a power, in units of 2^-16
+  I16 p = sub(set1_16(7561), multiply_high(f, set1_16(1288)));
+  p = sub(set1_16(22658), multiply_high(f, p));
+  p = sub(set1_16(32767), multiply_high(f, p));
+  return shift_right_logical(p, shift_right_logical<11>(y));
 }
 
 inline F32 sigmoid(F32 x) { return div(set1(1.0f), add(set1(1.0f), exp_within(negate(x)))); }

@@ -24,17 +24,18 @@ LANES void store_columns(float* row, F32 x, int at, int width) {
 
 template <int d>
 struct ButterflySigns {
-  int32_t v[kLanes] = {};
+  float v[kLanes] = {};
   constexpr ButterflySigns() {
-    for (int i = 0; i < kLanes; ++i) v[i] = i & d ? INT32_MIN : 0;
+    for (int i = 0; i < kLanes; ++i) v[i] = i & d ? -1.0f : 1.0f;
   }
 };
 
-// One stage inside a vector: lane i and lane i + d become their sum and difference.
+// One stage inside a vector: lane i and lane i + d become their sum and difference. Multiplying by a sign is exact, so
+// the fused operation rounds as a sum does.
 template <int d>
 LANES F32 butterfly(F32 x) {
   static constexpr ButterflySigns<d> kSigns;
-  return add(swap<d>(x), as_float(bit_xor(as_int(x), load(kSigns.v))));
+  return fma(x, load(kSigns.v), swap<d>(x));
 }
 
 // The unnormalized Sylvester Hadamard transform of 16 * vectors columns, distances ascending.
@@ -71,41 +72,56 @@ inline void hadamard_row(float* row, int width, int block) {
 
 // ---- rounding to INT8 ----
 
-// Collects what the scale of a row depends on.
+// absmax / 127, or 1 where that is 0, and what a value is multiplied by in its place. A row with Inf or NaN is flagged
+// by the caller and only has to stay harmless.
+struct RowScale {
+  float scale, inverse;
+  bool finite;
+};
+
+// x, not negative, or the largest number where that is too large.
+LANES float finite(float x) { return x < __FLT_MAX__ ? x : __FLT_MAX__; }
+
+// Collects what the scale of a row depends on: the largest magnitude, whose bits order as integers do, those of Inf and
+// NaN above all others.
 struct Magnitude {
-  F32 largest = set1(0.0f);
-  Mask infinite = first(0);
-  LANES void see(F32 x) {
-    const F32 magnitude = abs(x);
-    largest = max(magnitude, largest);
-    infinite = mask_or(infinite, mask_not(less(magnitude, set1(__builtin_inff()))));
-  }
-  LANES bool finite() const { return !any(infinite); }
-  // absmax / 127, or 1 where that is 0; a row with Inf or NaN is flagged by the caller and only has to stay harmless.
-  LANES float scale() const {
-    const float scale = reduce_max(largest) / 127.0f;
-    return finite() && scale > 0 ? scale : 1.0f;
+  I32 largest = set1(0);
+  LANES void see(F32 x) { largest = max(bit_and(as_int(x), set1(INT32_MAX)), largest); }
+  LANES RowScale scale() const {
+    constexpr int kInfinite = 0x7f800000;
+    const int bits = reduce_max(largest);
+    if (bits >= kInfinite) return {1.0f, 1.0f, false};
+    float absmax;
+    __builtin_memcpy(&absmax, &bits, sizeof absmax);
+    const float scale = absmax / 127.0f;
+    return {scale > 0 ? scale : 1.0f, finite(127.0f / absmax), true};
   }
 };
 
-LANES I32 quantize(F32 x, F32 scale) {
-  const F32 q = min(max(div(x, scale), set1(-127.0f)), set1(127.0f));
-  return to_int(q);
+// 64 columns as bytes. With a row's own scale nothing lies beyond 127; with a given one what does is cut to it.
+template <bool cut>
+LANES void round_columns(const F32* x, F32 inverse, int8_t* q) {
+  I32 rounded[4];
+  for (int i = 0; i < 4; ++i) {
+    F32 y = mul(x[i], inverse);
+    if constexpr (cut) y = min(max(y, set1(-127.0f)), set1(127.0f));
+    rounded[i] = to_int(y);
+  }
+  store_s8(q, rounded[0], rounded[1], rounded[2], rounded[3]);
 }
 
-// One row of FP32 (width a multiple of 32) to INT8; sums per 32 columns may be null. False: it has Inf or NaN.
-inline bool quantize_row(const float* row, int width, int8_t* q, float* scale, int32_t* sums) {
+// One row of FP32 (width a multiple of 64) to INT8. False: it has Inf or NaN.
+inline bool quantize_row(const float* row, int width, int8_t* q, float* scale) {
   Magnitude magnitude;
   for (int at = 0; at < width; at += kLanes) magnitude.see(load(row + at));
-  *scale = magnitude.scale();
-  const F32 divisor = set1(*scale);
-  for (int at = 0; at < width; at += 2 * kLanes) {
-    const I32 a = quantize(load(row + at), divisor), b = quantize(load(row + at + kLanes), divisor);
-    store_s8(q + at, a);
-    store_s8(q + at + kLanes, b);
-    if (sums) sums[at / kSumColumns] = reduce_add(add(a, b));
+  const RowScale found = magnitude.scale();
+  *scale = found.scale;
+  for (int at = 0; at < width; at += 4 * kLanes) {
+    const F32 x[4] = {load(row + at), load(row + at + kLanes), load(row + at + 2 * kLanes),
+                      load(row + at + 3 * kLanes)};
+    round_columns<false>(x, set1(found.inverse), q + at);
   }
-  return magnitude.finite();
+  return found.finite;
 }
 
 // ---- the operation ----
@@ -134,7 +150,7 @@ inline bool transform_row(const TransformTask& task, int m) {
       store_columns(out, x.v[i], at + kLanes * i, task.width);
     }
   }
-  return magnitude.finite();
+  return magnitude.scale().finite;
 }
 
 // A rotated row is kept for its second pass where it is short enough to stay in the first cache.
@@ -167,39 +183,38 @@ LANES void cut(Columns<vectors>& x, const float* threshold) {
 }
 
 // With a scale that is known before, one pass looks for Inf and NaN and rounds at once.
-template <int vectors, bool rotate>
+template <int vectors, bool rotate, bool given>
 inline bool quantize_transformed_row(const TransformTask& task, int m) {
   const float* row = task.input.row(m);
-  const bool given = task.step > 0;
   Magnitude magnitude;
   alignas(64) float memory[rotate ? kStagedColumns : kLanes];
   float* staged = rotate && !given && task.width <= kStagedColumns ? memory : nullptr;
-  if (!given) magnitude = transformed_magnitude<vectors, rotate>(task, row, staged);
+  RowScale found{task.step, finite(1.0f / task.step), true};
+  if constexpr (!given) found = transformed_magnitude<vectors, rotate>(task, row, staged).scale();
   const QuantRows& out = task.quant;
   int8_t* q = out.row(m);
   int32_t* sums = out.row_sums(m);
-  out.scale[m] = given ? task.step : magnitude.scale();
-  const F32 scale = set1(out.scale[m]);
+  out.scale[m] = found.scale;
+  const F32 inverse = set1(found.inverse);
   for (int at = 0; at < task.width; at += kLanes * vectors) {
     Columns<vectors> x = transformed_before<vectors, rotate>(task, row, staged, at);
     for (int i = 0; given && i < vectors; ++i) magnitude.see(x.v[i]);
     if (task.threshold) cut(x, task.threshold + at);
-    for (int i = 0; i < vectors; i += 2) {
+    for (int i = 0; i < vectors; i += 4) {
       const int column = at + kLanes * i;
-      const I32 a = quantize(x.v[i], scale), b = quantize(x.v[i + 1], scale);
-      store_s8(q + column, a);
-      store_s8(q + column + kLanes, b);
-      sums[column / kSumColumns] = reduce_add(add(a, b));
+      round_columns<given>(x.v + i, inverse, q + column);
+      sum_bytes(q + column, sums + column / kSumColumns);
     }
   }
-  return magnitude.finite();
+  return given ? magnitude.scale().finite : found.finite;
 }
 
 template <int vectors, bool rotate>
 inline void transform_rows(const TransformTask& task, int m0, int m1) {
   for (int m = m0; m < m1; ++m) {
-    const bool finite =
-        task.quantized ? quantize_transformed_row<vectors, rotate>(task, m) : transform_row<vectors, rotate>(task, m);
+    const bool finite = !task.quantized ? transform_row<vectors, rotate>(task, m)
+                        : task.step > 0 ? quantize_transformed_row<vectors, rotate, true>(task, m)
+                                        : quantize_transformed_row<vectors, rotate, false>(task, m);
     if (!finite && task.not_finite) task.not_finite[m] = 1;
   }
 }

@@ -19,6 +19,9 @@ struct Mask {
 struct Quads {
   __m256i lo, hi;
 };
+struct I16 {
+  __m256i lo, hi;
+};
 
 #define LANES inline __attribute__((always_inline))
 
@@ -112,11 +115,18 @@ LANES void store_u8(uint8_t* p, I32 x) {
   const __m256i y = narrow_16(x);
   store_quarter(p, _mm_packus_epi16(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)));
 }
-LANES void store_u8(uint8_t* p, I32 a, I32 b, I32 c, I32 d) {
-  store_u8(p, a);
-  store_u8(p + kLanes, b);
-  store_u8(p + 2 * kLanes, c);
-  store_u8(p + 3 * kLanes, d);
+// What packing two and two leaves of four vectors, in their order.
+LANES void store_in_order(void* p, __m256i lo, __m256i hi) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  lo = _mm256_permutevar8x32_epi32(lo, order);
+  hi = _mm256_permutevar8x32_epi32(hi, order);
+  const __m256i ac = _mm256_unpacklo_epi64(lo, hi), bd = _mm256_unpackhi_epi64(lo, hi);
+  store_half(p, _mm256_permute2x128_si256(ac, bd, 0x20));
+  store_half(static_cast<uint8_t*>(p) + 32, _mm256_permute2x128_si256(ac, bd, 0x31));
+}
+LANES void store_s8(int8_t* p, I32 a, I32 b, I32 c, I32 d) {
+  store_in_order(p, _mm256_packs_epi16(_mm256_packs_epi32(a.lo, b.lo), _mm256_packs_epi32(c.lo, d.lo)),
+                 _mm256_packs_epi16(_mm256_packs_epi32(a.hi, b.hi), _mm256_packs_epi32(c.hi, d.hi)));
 }
 LANES void store_s8_partial(int8_t* p, I32 x, int n) {
   store_tail(p, x, n, [](int8_t* q, I32 y) { store_s8(q, y); });
@@ -256,6 +266,53 @@ LANES I32 compress(I32 a, Mask m) {
   return load(to);
 }
 
+// ---- 16 bits ----
+
+LANES I16 set1_16(int32_t x) {
+  const __m256i both = _mm256_set1_epi16(static_cast<int16_t>(x));
+  return {both, both};
+}
+LANES I16 load_16(const int16_t* p) { return {load_half(p), load_half(p + 16)}; }
+LANES void store_16(int16_t* p, I16 x) {
+  store_half(p, x.lo);
+  store_half(p + 16, x.hi);
+}
+LANES I16 pack(I32 a, I32 b) { return {_mm256_packs_epi32(a.lo, b.lo), _mm256_packs_epi32(a.hi, b.hi)}; }
+LANES I16 sub(I16 a, I16 b) { return {_mm256_sub_epi16(a.lo, b.lo), _mm256_sub_epi16(a.hi, b.hi)}; }
+LANES I16 max(I16 a, I16 b) { return {_mm256_max_epi16(a.lo, b.lo), _mm256_max_epi16(a.hi, b.hi)}; }
+template <int n>
+LANES I16 shift_left(I16 a) {
+  return {_mm256_slli_epi16(a.lo, n), _mm256_slli_epi16(a.hi, n)};
+}
+template <int n>
+LANES I16 shift_right_logical(I16 a) {
+  return {_mm256_srli_epi16(a.lo, n), _mm256_srli_epi16(a.hi, n)};
+}
+LANES I16 multiply_high(I16 a, I16 b) { return {_mm256_mulhi_epu16(a.lo, b.lo), _mm256_mulhi_epu16(a.hi, b.hi)}; }
+LANES I16 multiply_round(I16 a, I16 b) { return {_mm256_mulhrs_epi16(a.lo, b.lo), _mm256_mulhrs_epi16(a.hi, b.hi)}; }
+// There is no such shift of 16 bits: a >> n = 2 a * 2^(15 - n) >> 16, the power from a table of its bytes, of which the
+// lower one is that of n - 8 and none if that is negative. From 15 on nothing is left.
+LANES __m256i shift_right_half(__m256i a, __m256i n) {
+  const __m256i powers = _mm256_broadcastsi128_si256(_mm_set_epi64x(0, 0x0102040810204080));
+  n = _mm256_min_epu16(n, _mm256_set1_epi16(15));
+  const __m256i bytes = _mm256_sub_epi8(_mm256_or_si256(n, _mm256_slli_epi16(n, 8)), _mm256_set1_epi16(8));
+  return _mm256_mulhi_epu16(_mm256_add_epi16(a, a), _mm256_shuffle_epi8(powers, bytes));
+}
+LANES I16 shift_right_logical(I16 a, I16 n) { return {shift_right_half(a.lo, n.lo), shift_right_half(a.hi, n.hi)}; }
+LANES I32 add_pairs(I32 acc, I16 a) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, ones)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, ones))};
+}
+LANES int32_t reduce_max(I16 a) {
+  const __m256i half = _mm256_max_epi16(a.lo, a.hi);
+  const __m128i x = _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  return 0xffff - _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(x, _mm_set1_epi16(-1))), 0);
+}
+LANES void store_u8(uint8_t* p, I16 a, I16 b) {
+  store_in_order(p, _mm256_packus_epi16(a.lo, b.lo), _mm256_packus_epi16(a.hi, b.hi));
+}
+
 // ---- bytes ----
 
 LANES Quads load_quads(const void* p) { return {load_half(p), load_half(static_cast<const uint8_t*>(p) + 32)}; }
@@ -268,6 +325,18 @@ LANES Quads set1_quad(const void* p) {
   __builtin_memcpy(&quad, p, sizeof quad);
   return {_mm256_set1_epi32(quad), _mm256_set1_epi32(quad)};
 }
+// VPSADBW adds unsigned bytes by eights: made unsigned, 32 of them are 32 * 128 too high.
+LANES int32_t sum_bytes(__m256i q) {
+  const __m256i bytes = _mm256_xor_si256(q, _mm256_set1_epi8(-128));
+  const __m256i x = _mm256_sad_epu8(bytes, _mm256_setzero_si256());
+  const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_unpackhi_epi64(half, half))) - 32 * 128;
+}
+LANES void sum_bytes(const int8_t* q, int32_t* sums) {
+  sums[0] = sum_bytes(load_half(q));
+  sums[1] = sum_bytes(load_half(q + 32));
+}
+
 // ---- nibbles ----
 
 struct Nibbles {

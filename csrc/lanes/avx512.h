@@ -22,6 +22,9 @@ struct Mask {
 struct Quads {
   __m512i v;
 };
+struct I16 {
+  __m512i v;
+};
 
 #define LANES inline __attribute__((always_inline))
 
@@ -79,10 +82,14 @@ LANES I32 load_u8_partial(const uint8_t* p, int n) {
 LANES __m128i narrow_u8(I32 x) { return _mm512_cvtusepi32_epi8(_mm512_max_epi32(x.v, _mm512_setzero_si512())); }
 LANES void store_s8(int8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v)); }
 LANES void store_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_u8(x)); }
-LANES void store_u8(uint8_t* p, I32 a, I32 b, I32 c, I32 d) {
-  const __m512i quads = _mm512_packus_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
+// What packing two and two leaves of four vectors, in their order.
+LANES __m512i in_order(__m512i packed) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, quads));
+  return _mm512_permutexvar_epi32(order, packed);
+}
+LANES void store_s8(int8_t* p, I32 a, I32 b, I32 c, I32 d) {
+  const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
+  _mm512_storeu_si512(p, in_order(packed));
 }
 LANES void store_s8_partial(int8_t* p, I32 x, int n) {
   _mm_mask_storeu_epi8(p, first_bits(n), _mm512_cvtsepi32_epi8(x.v));
@@ -181,6 +188,33 @@ LANES int32_t reduce_max(I32 a) { return _mm512_reduce_max_epi32(a.v); }
 
 LANES I32 compress(I32 a, Mask m) { return {_mm512_maskz_compress_epi32(m.v, a.v)}; }
 
+// ---- 16 bits ----
+
+LANES I16 set1_16(int32_t x) { return {_mm512_set1_epi16(static_cast<int16_t>(x))}; }
+LANES I16 load_16(const int16_t* p) { return {_mm512_loadu_si512(p)}; }
+LANES void store_16(int16_t* p, I16 x) { _mm512_storeu_si512(p, x.v); }
+LANES I16 pack(I32 a, I32 b) { return {_mm512_packs_epi32(a.v, b.v)}; }
+LANES I16 sub(I16 a, I16 b) { return {_mm512_sub_epi16(a.v, b.v)}; }
+LANES I16 max(I16 a, I16 b) { return {_mm512_max_epi16(a.v, b.v)}; }
+template <int n>
+LANES I16 shift_left(I16 a) {
+  return {_mm512_slli_epi16(a.v, n)};
+}
+template <int n>
+LANES I16 shift_right_logical(I16 a) {
+  return {_mm512_srli_epi16(a.v, n)};
+}
+LANES I16 shift_right_logical(I16 a, I16 n) { return {_mm512_srlv_epi16(a.v, n.v)}; }
+LANES I16 multiply_high(I16 a, I16 b) { return {_mm512_mulhi_epu16(a.v, b.v)}; }
+LANES I16 multiply_round(I16 a, I16 b) { return {_mm512_mulhrs_epi16(a.v, b.v)}; }
+LANES I32 add_pairs(I32 acc, I16 a) { return {_mm512_dpwssd_epi32(acc.v, a.v, _mm512_set1_epi16(1))}; }
+LANES int32_t reduce_max(I16 a) {
+  const __m256i half = _mm256_max_epi16(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+  const __m128i x = _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  return 0xffff - _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(x, _mm_set1_epi16(-1))), 0);
+}
+LANES void store_u8(uint8_t* p, I16 a, I16 b) { _mm512_storeu_si512(p, in_order(_mm512_packus_epi16(a.v, b.v))); }
+
 // ---- bytes ----
 
 LANES Quads load_quads(const void* p) { return {_mm512_loadu_si512(p)}; }
@@ -199,6 +233,16 @@ LANES I32 dot_ss(I32 acc, Quads a, Quads b) {
   const __mmask64 negative = _mm512_movepi8_mask(a.v);
   const __m512i signed_b = _mm512_mask_sub_epi8(b.v, negative, _mm512_setzero_si512(), b.v);
   return {_mm512_dpbusd_epi32(acc.v, _mm512_abs_epi8(a.v), signed_b)};
+}
+// VPSADBW adds unsigned bytes by eights: made unsigned, 32 of them are 32 * 128 too high.
+LANES void sum_bytes(const int8_t* q, int32_t* sums) {
+  const __m512i bytes = _mm512_xor_si512(_mm512_loadu_si512(q), _mm512_set1_epi8(-128));
+  __m512i x = _mm512_sad_epu8(bytes, _mm512_setzero_si512());
+  x = _mm512_add_epi32(x, _mm512_shuffle_epi32(x, static_cast<_MM_PERM_ENUM>(0x4e)));
+  x = _mm512_add_epi32(x, _mm512_shuffle_i32x4(x, x, 0xb1));
+  const __m512i both = _mm512_permutexvar_epi32(_mm512_set1_epi64(int64_t{8} << 32), x);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(sums),
+                   _mm_sub_epi32(_mm512_castsi512_si128(both), _mm_set1_epi32(32 * 128)));
 }
 LANES Quads as_weights(Quads s) { return {_mm512_xor_si512(s.v, _mm512_set1_epi8(-128))}; }
 LANES I32 dot_weights(I32 acc, Quads weights, Quads activations) { return dot_us(acc, weights, activations); }

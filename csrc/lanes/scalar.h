@@ -6,8 +6,9 @@
 // nothing here may need a linker symbol or a std type, or code for one instruction set could end up in another's.
 //
 //   F32, I32      16 values            Mask    16 truths            Quads   64 bytes: 16 lanes of 4 bytes
+//   I16           32 values of 16 bits, see pack
 //   load, store, load_partial, store_partial (the first n of 16; the rest reads as `fill` and is not written)
-//   load_/store_ f16, bf16 (nearest even), s8, u8 (saturating), each with _partial; u8 also 64 at once
+//   load_/store_ f16, bf16 (nearest even), s8, u8 (saturating), each with _partial; s8 also 64 at once
 //   set1  add  sub  mul  div  fma(a, b, c) = a * b + c  fms: a * b - c  min  max  sqrt  abs  negate  round_even
 //   times_power(a, n) = a * 2^n for integral n in -126..127
 //   min(a, b) = a < b ? a : b, max(a, b) = a > b ? a : b: the second operand wins ties and NaN
@@ -15,6 +16,7 @@
 //   to_int (nearest even; out of range and NaN: INT32_MIN)  to_float  as_int  as_float
 //   shift_left<n>  shift_right<n> (arithmetic)  shift_right_logical<n>  bit_and  bit_or  bit_xor
 //   swap<d>(x): lane i takes lane i ^ d        reduce_add, reduce_max: the fixed tree of docs/numerics.md
+//   pack(a, b): 32 numbers of 16 bits, in an order of their own that all packed numbers share and store_u8 undoes
 //   dot_us(acc, u, s): acc + the four products of unsigned and signed bytes, per lane; dot_ss: both in -127..127
 #pragma once
 
@@ -43,6 +45,9 @@ struct Mask {
 };
 struct Quads {
   uint8_t v[4 * kLanes];
+};
+struct I16 {
+  int16_t v[2 * kLanes];
 };
 
 template <class Result, class Function>
@@ -162,11 +167,11 @@ inline void store_u8_partial(uint8_t* p, I32 x, int n) {
 }
 inline void store_s8(int8_t* p, I32 x) { store_s8_partial(p, x, kLanes); }
 inline void store_u8(uint8_t* p, I32 x) { store_u8_partial(p, x, kLanes); }
-inline void store_u8(uint8_t* p, I32 a, I32 b, I32 c, I32 d) {
-  store_u8(p, a);
-  store_u8(p + kLanes, b);
-  store_u8(p + 2 * kLanes, c);
-  store_u8(p + 3 * kLanes, d);
+inline void store_s8(int8_t* p, I32 a, I32 b, I32 c, I32 d) {
+  store_s8(p, a);
+  store_s8(p + kLanes, b);
+  store_s8(p + 2 * kLanes, c);
+  store_s8(p + 3 * kLanes, d);
 }
 
 // ---- FP32 ----
@@ -347,6 +352,74 @@ inline I32 compress(I32 a, Mask m) {
   return result;
 }
 
+// ---- 16 bits ----
+
+template <class Function>
+inline I16 each_16(Function function) {
+  I16 result;
+  for (int i = 0; i < 2 * kLanes; ++i) result.v[i] = static_cast<int16_t>(function(i));
+  return result;
+}
+inline uint32_t unsigned_16(int16_t x) { return static_cast<uint16_t>(x); }
+
+inline I16 set1_16(int32_t x) {
+  return each_16([=](int) { return x; });
+}
+inline I16 load_16(const int16_t* p) {
+  return each_16([=](int i) { return p[i]; });
+}
+inline void store_16(int16_t* p, I16 x) { __builtin_memcpy(p, x.v, sizeof x.v); }
+// Saturating.
+inline I16 pack(I32 a, I32 b) {
+  return each_16([&](int i) {
+    const int32_t x = i < kLanes ? a.v[i] : b.v[i - kLanes];
+    return x < INT16_MIN ? INT16_MIN : x > INT16_MAX ? INT16_MAX : x;
+  });
+}
+inline I16 sub(I16 a, I16 b) {
+  return each_16([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline I16 max(I16 a, I16 b) {
+  return each_16([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+template <int n>
+inline I16 shift_left(I16 a) {
+  return each_16([&](int i) { return unsigned_16(a.v[i]) << n; });
+}
+template <int n>
+inline I16 shift_right_logical(I16 a) {
+  return each_16([&](int i) { return unsigned_16(a.v[i]) >> n; });
+}
+// Each by its own number, 0 to 31; a is not negative.
+inline I16 shift_right_logical(I16 a, I16 n) {
+  return each_16([&](int i) { return unsigned_16(a.v[i]) >> n.v[i]; });
+}
+// The upper half of the product of unsigned numbers.
+inline I16 multiply_high(I16 a, I16 b) {
+  return each_16([&](int i) { return unsigned_16(a.v[i]) * unsigned_16(b.v[i]) >> 16; });
+}
+// a * b / 2^15, rounded to nearest, half up; not for -32768 twice.
+inline I16 multiply_round(I16 a, I16 b) {
+  return each_16([&](int i) { return (a.v[i] * b.v[i] + (1 << 14)) >> 15; });
+}
+// acc + all 32, however they are spread over its lanes.
+inline I32 add_pairs(I32 acc, I16 a) {
+  return each<I32>([&](int i) { return wrap(wrap(acc.v[i]) + wrap(a.v[2 * i] + a.v[2 * i + 1])); });
+}
+// Of numbers that are not negative.
+inline int32_t reduce_max(I16 a) {
+  int32_t largest = 0;
+  for (int16_t x : a.v) largest = x > largest ? x : largest;
+  return largest;
+}
+// 64 numbers that were packed.
+inline void store_u8(uint8_t* p, I16 a, I16 b) {
+  for (int i = 0; i < 4 * kLanes; ++i) {
+    const int16_t x = i < 2 * kLanes ? a.v[i] : b.v[i - 2 * kLanes];
+    p[i] = static_cast<uint8_t>(x < 0 ? 0 : x > 255 ? 255 : x);
+  }
+}
+
 // ---- bytes ----
 
 inline Quads load_quads(const void* p) {
@@ -374,6 +447,13 @@ inline I32 dot_ss(I32 acc, Quads a, Quads b) {
     for (int j = 4 * i; j < 4 * i + 4; ++j) sum += static_cast<int8_t>(a.v[j]) * static_cast<int8_t>(b.v[j]);
     return wrap(wrap(acc.v[i]) + wrap(sum));
   });
+}
+// The sums of 64 signed bytes, 32 together.
+inline void sum_bytes(const int8_t* q, int32_t* sums) {
+  for (int half = 0; half < 2; ++half) {
+    sums[half] = 0;
+    for (int i = 0; i < 32; ++i) sums[half] += q[32 * half + i];
+  }
 }
 // Signed weights in the form that dot_weights() wants; activations are signed bytes.
 inline Quads as_weights(Quads s) { return s; }

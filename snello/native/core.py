@@ -47,7 +47,7 @@ PAGE_POSITIONS = 128
 ALIGNMENT = 64
 # Raised whenever the core gives other bits for the same packed model and tokens: what was stored under another number
 # is not used. tests/native/test_version.py notices.
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 
 
 class CoreError(RuntimeError):

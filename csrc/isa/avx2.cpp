@@ -12,8 +12,9 @@ namespace {
 #include "lanes/products_avx2.h"
 
 #include "kernels/table.inl"
+#include "kernels/pairs.inl"
 }  // namespace
 }  // namespace avx2
 
-constinit const Kernels kAvx2Kernels = avx2::table("avx2");
+constinit const Kernels kAvx2Kernels = avx2::with_pairs(avx2::table("avx2"));
 }  // namespace snello

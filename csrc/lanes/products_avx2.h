@@ -16,10 +16,12 @@ LANES __m256i dot_us_half(__m256i acc, __m256i u, __m256i s) {
 LANES I32 dot_us(I32 acc, Quads u, Quads s) {
   return {dot_us_half(acc.lo, u.lo, s.lo), dot_us_half(acc.hi, u.hi, s.hi)};
 }
-// |a| * (b with a's sign): at most 2 * 127 * 127 per 16-bit lane, so VPMADDUBSW does not saturate.
+// |a| * (b with a's sign): at most 2 * 127 * 127 per 16-bit lane, so VPMADDUBSW does not saturate. Sums are added in
+// assembly: GCC 12 copies them around, and stores some on every turn, where there are many.
 LANES __m256i dot_ss_half(__m256i acc, __m256i a, __m256i b) {
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  asm("vpaddd %1, %0, %0" : "+x"(acc) : "x"(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
+  return acc;
 }
 LANES I32 dot_ss(I32 acc, Quads a, Quads b) {
   return {dot_ss_half(acc.lo, a.lo, b.lo), dot_ss_half(acc.hi, a.hi, b.hi)};
@@ -57,4 +59,28 @@ LANES __m256i dot_octals_half(__m256i acc, const uint8_t* lines, const int8_t* a
 }
 LANES I32 dot_octals(I32 acc, Octals octals, const int8_t* activations) {
   return {dot_octals_half(acc.lo, octals.lines, activations), dot_octals_half(acc.hi, octals.lines + 32, activations)};
+}
+
+// ---- sums of pairs (see kernels/pairs.inl) ----
+
+struct Pairs {
+  __m256i lo, hi;
+};
+LANES Pairs start_pairs(int32_t x) {
+  const __m256i first = _mm256_set1_epi32(x & 0xffff);
+  return {first, first};
+}
+LANES Pairs dot_pairs(Pairs acc, Quads codes, Quads activations) {
+  asm("vpaddw %1, %0, %0" : "+x"(acc.lo) : "x"(_mm256_maddubs_epi16(codes.lo, activations.lo)));
+  asm("vpaddw %1, %0, %0" : "+x"(acc.hi) : "x"(_mm256_maddubs_epi16(codes.hi, activations.hi)));
+  return acc;
+}
+LANES I32 twice_16(I32 x) { return bit_or(bit_and(x, set1(0xffff)), shift_left<16>(x)); }
+LANES I32 add_scaled(I32 acc, Pairs pairs, I32 scale) {
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(pairs.lo, scale.lo)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(pairs.hi, scale.hi))};
+}
+template <int line>
+LANES Quads octal_line(const Octals& octals) {
+  return {octal_half<line>(octals.lines), octal_half<line>(octals.lines + 32)};
 }

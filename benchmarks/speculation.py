@@ -5,7 +5,8 @@ whole answers compared pair by pair, the first of a pair changing with each. Eve
 `asked again`, where each has answered the same prompt once (with another seed). Tasks: `continue`, free continuation of
 novels or of Python source; `quote`, a passage that has stood in the prompt begins again; `edit`, the same with every
 ninth word missing from the first; `several`, four continuations at once. Drafts: prompt lookup, suffix, the model's own
-INT4, and its first two layers, a draft that is nearly always wrong.
+INT4, and its first two layers, a draft that is nearly always wrong. Where others share the machine a few pairs say
+little: a task goes on until its median is told from the floor of 0.97, or has three times the pairs it had to have.
 
     python -m benchmarks.speculation --novels FOLDER --text english_novels_valid.txt
 
@@ -40,6 +41,7 @@ from snello.techniques.quantize import Quantize
 RESULTS = Path(__file__).parent / "results" / "speculation.json"
 TEMPERATURES = (0.0, 0.8)
 FLOOR = 0.97
+MOST_TIMES = 3  # as many pairs as at least
 PASSAGE, AGAIN = 160, 24  # tokens of what is quoted, and of its second beginning
 LAYERS = 2  # of the worst draft
 
@@ -80,9 +82,9 @@ def main() -> None:
 
 
 def _python_source() -> str:
-    """A few modules that every Python has."""
+    """The modules that every Python has."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    return "\n".join((library / f"{name}.py").read_text() for name in ("argparse", "configparser", "tarfile"))
+    return "\n".join(path.read_text() for path in sorted(library.glob("[a-z]*.py")))
 
 
 def _drafts(model: Model, path: Path | None, folder: Path) -> dict[str, Any]:
@@ -151,9 +153,9 @@ def _measure(
     name: str, model: Model, text: str, kind: str, draft: Any, pairs: int, tokens: int
 ) -> Iterator[dict[str, Any]]:
     for temperature in TEMPERATURES:
-        for task in _tasks(model, text, pairs):
+        for task in _tasks(model, text, MOST_TIMES * pairs):
             with _both(model, draft) as (plain, guessing):
-                ratios = _ratios(plain, guessing, task, temperature, tokens)
+                ratios = _ratios(plain, guessing, task, temperature, tokens, pairs)
                 row = {"model": name, "task": task.name, "draft": kind, "temperature": temperature, **_spread(ratios)}
                 governor = guessing.engine.governor
                 row |= {"guesses": governor.proposed, "right": governor.accepted}
@@ -171,9 +173,9 @@ def _both(model: Model, draft: Any) -> Iterator[tuple[LLM, LLM]]:
         yield plain, guessing
 
 
-def _ratios(plain: LLM, guessing: LLM, task: Task, temperature: float, tokens: int) -> list[float]:
-    """Seconds without guesses over seconds with them, pair by pair."""
-    ratios = []
+def _ratios(plain: LLM, guessing: LLM, task: Task, temperature: float, tokens: int, least: int) -> list[float]:
+    """Seconds without guesses over seconds with them, pair by pair: as many as tell the median from the floor."""
+    ratios: list[float] = []
     for number, prompts in enumerate(task.prompts):
         params = SamplingParams(temperature=temperature, seed=number, max_tokens=tokens, ignore_eos=True)
         if task.primed:
@@ -185,6 +187,10 @@ def _ratios(plain: LLM, guessing: LLM, task: Task, temperature: float, tokens: i
         said, guessed = ([each.token_ids for each in took[llm][1]] for llm in (plain, guessing))
         assert said == guessed, "guesses changed a token"
         ratios.append(took[plain][0] / took[guessing][0])
+        if len(ratios) >= least:
+            low, high = _spread(ratios)["interval"]
+            if low > FLOOR or high < FLOOR:
+                break
     return ratios
 
 

@@ -15,6 +15,8 @@ FEW_ROWS = 64
 STEP_WEIGHT = 0.1  # of the newest step with as many rows
 STALE = 1024  # steps after which a figure is forgotten
 REFRESH = 64  # steps after which figures that were not seen are drawn anew
+QUANTILE, PACE = 0.95, 0.05  # of overruns; how much of itself it moves with one of them
+MOST_OVERRUN = 2.0
 Vector = tuple[float, float, float]
 
 
@@ -60,6 +62,23 @@ class LearnedCost:
     def read_ms(self) -> float:
         """Of one position read."""
         return (self(1, int(READS)) - self(1, 0)) / READS
+
+
+class Overrun:
+    """How much longer prompts make a step than predicted: the ratio that one of twenty exceeds.
+
+    A prediction is a mean, so prompts cut to fit a budget would exceed it in every other step. Learned one by one
+    (stochastic approximation of a quantile: Robbins and Monro 1951).
+    """
+
+    def __init__(self) -> None:
+        self.ratio = 1.0
+
+    def observe(self, predicted_ms: float, took_ms: float) -> None:
+        """Prompts were to make a step so much longer, and made it so much longer."""
+        over = took_ms > self.ratio * predicted_ms
+        self.ratio += PACE * (QUANTILE if over else QUANTILE - 1)
+        self.ratio = min(max(self.ratio, 1.0), MOST_OVERRUN)
 
 
 class StepTimes:

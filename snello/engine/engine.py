@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from snello.engine.adapters import NONE, Adapters
-from snello.engine.cost import LearnedCost, StepTimes
+from snello.engine.cost import LearnedCost, Overrun, StepTimes
 from snello.engine.generate import Answer
 from snello.engine.governor import Governor, Load
 from snello.engine.pages import PagePool, retention_of
@@ -108,6 +108,7 @@ class Engine:
         self._scheduler = Scheduler(executor.pages, retention_of(executor.spec), limits)
         self._cost = _first_guess(executor)
         self._times = StepTimes(self._cost)  # of steps without prompts
+        self._overrun = Overrun()
         self._answers: dict[int, tuple[int, Answer]] = {}  # by sequence: its request, and what it has said
         self._sequences: dict[int, list[int]] = {}  # by request
         self._boxes: dict[int, deque[Chunk]] = {}  # of requests that are streamed
@@ -266,13 +267,18 @@ class Engine:
             self._draft(self._drafter)
         if self._store is not None and self._scheduler.waiting:
             self._restore(self._store)
-        step = self._scheduler.schedule(self._cost)
+        started = time.perf_counter()
+        step = self._scheduler.schedule(self._cost, self._overrun.ratio)
         if step:
+            alone, with_prompts = self._predicted(step)
             logits, step = self._run(step)
             drawn = self._draw(step, logits)
             self._keep(step)
             self._scheduler.advance(step, drawn)
             self._end_finished(step)
+            if alone and with_prompts - alone > self._scheduler.limits.step_ms / 2:
+                took = (time.perf_counter() - started) * 1e3
+                self._overrun.observe(with_prompts - alone, took - alone)
         elif self._scheduler.has_work:
             raise SnelloError(
                 f"the cache is full: sessions hold {self._executor.pages.num_held} of its pages and nothing can run",
@@ -410,6 +416,16 @@ class Engine:
         if guesses:
             own = sum(retention.reads(piece.end - piece.num_drafts, piece.num_drafts) for piece in step.pieces)
             self.governor.ran(self._times, rows, reads, guesses, own)
+
+    def _predicted(self, step: Step) -> tuple[float, float]:
+        """Milliseconds of the next tokens alone, and of all rows of a step; 0 where it has but one of both kinds."""
+        if step.num_rows == len(step.pieces):
+            return 0.0, 0.0
+        retention = self._scheduler.retention
+        reads = {piece.sequence.id: retention.reads(piece.start, len(piece.tokens)) for piece in step.pieces}
+        decoding = [piece.sequence.id for piece in step.pieces if piece.sequence.decoding]
+        alone = self._cost(len(decoding), sum(reads[number] for number in decoding)) if decoding else 0.0
+        return alone, self._cost(step.num_rows, sum(reads.values()))
 
     def _is_due(self, rows: int, number: int) -> bool:
         """Whether to learn from a step with next tokens alone."""

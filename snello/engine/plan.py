@@ -24,8 +24,8 @@ class Limits:
     Attributes:
         max_rows: rows that the executor runs at once.
         max_num_seqs: sequences that hold pages at the same time; at most `max_rows`, so that each can go on.
-        step_ms: milliseconds by which prompts may lengthen a step while somebody waits for a next token; the first
-            prompt gets one row even so.
+        step_ms: milliseconds by which prompts may lengthen a step while somebody waits for a next token, in 95 of 100
+            steps; the first prompt gets one row even so.
     """
 
     max_rows: int
@@ -34,10 +34,15 @@ class Limits:
 
 
 class Plan:
-    """Pieces and copies so far, and how many rows still fit."""
+    """Pieces and copies so far, and how many rows still fit.
 
-    def __init__(self, limits: Limits, retention: Retention, cost: StepCost) -> None:
+    Args:
+        overrun: how much longer than predicted prompts make a step, at worst; the budget is so much smaller.
+    """
+
+    def __init__(self, limits: Limits, retention: Retention, cost: StepCost, overrun: float = 1.0) -> None:
         self._limits, self._retention, self._cost = limits, retention, cost
+        self._step_ms = limits.step_ms / overrun
         self.pieces: dict[int, Piece] = {}
         self.copies: list[tuple[int, int]] = []
         self.rows = self.reads = 0
@@ -98,7 +103,7 @@ class Plan:
 
     def _budget(self) -> float:
         reads = sum(self._retention.reads(piece.start, 1) for piece in self.decodes)
-        return self._cost(len(self.decodes), reads) + self._limits.step_ms
+        return self._cost(len(self.decodes), reads) + self._step_ms
 
     def _count(self, start: int, rows: int, sign: int = 1) -> None:
         self.rows += sign * rows

@@ -77,14 +77,15 @@ class Scheduler:
         else:
             _take_out(self.waiting, sequence)
 
-    def schedule(self, cost: StepCost) -> Step:
+    def schedule(self, cost: StepCost, overrun: float = 1.0) -> Step:
         """The next step; empty only when there is nothing to do, or when others hold the pages of the pool.
 
         Args:
             cost: (rows, positions that they read together) -> predicted milliseconds; must not fall with either.
+            overrun: how much longer than predicted prompts make a step, at worst.
         """
         self.counters.steps += 1
-        plan = Plan(self.limits, self.retention, cost)
+        plan = Plan(self.limits, self.retention, cost, overrun)
         for sequence in list(self.running):
             if sequence.decoding and self._make_room(sequence, len(sequence.tokens), plan):
                 plan.add(sequence, 1)

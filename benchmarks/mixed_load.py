@@ -4,7 +4,7 @@ The lengths and the gaps between arrivals are those of consecutive requests of t
 trace: TIMESTAMP, ContextTokens, GeneratedTokens); the gaps are scaled so that the load is `--rate` requests a minute.
 Requests longer than the context are left out. Prompts are random tokens, all different, so that no cache helps. Both
 engines get the same requests at the same times, one engine after the other, and whoever started first starts last in
-the next round.
+the next round. Results are kept by our instruction set: on another processor nothing can be compared.
 
     python -m benchmarks.mixed_load --trace AzureLLMInferenceTrace_conv.csv
 
@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.decode_vs_peers import ROOT
+from benchmarks.decode_vs_peers import ROOT, save
 from snello.measure.peers.environments import peers_folder
+from snello.native import core
 
 RESULTS = ROOT / "benchmarks" / "results" / "mixed_load.json"
 VOCABULARY = 32000
@@ -121,7 +122,7 @@ def main() -> None:
         "answer_tokens": {"median": float(np.median([a for _, _, a in trace])), "max": max(a for _, _, a in trace)},
         "runs": rounds,
     }
-    options.output.write_text(json.dumps(document, indent=1) + "\n")
+    save(options.output, (core.select_isa(None),), document)
 
 
 def _given(options: argparse.Namespace) -> list[str]:

@@ -1,14 +1,14 @@
 """Does guessing save time on real text, does it change a token, and what does it cost where nothing can be guessed?
 
 Two copies of a model answer the same prompts in turn, one of them with guesses: identical tokens asserted, seconds of
-whole answers compared pair by pair, the first of a pair changing with each. Copies are made anew every few pairs: where
-two of them happen to lie in memory makes one up to 8% faster than the other without any guess. Every prompt is new to
-both, except in `asked again`, where each has answered the same prompt once (with another seed). Tasks: `continue`, free
-continuation of novels or of Python source; `quote`, a passage that has stood in the prompt begins again; `edit`, the
-same with every ninth word missing from the first; `several`, four continuations at once. Drafts: prompt lookup, suffix,
-the model's own INT4, its first two layers, a draft that is nearly always wrong, and none, which shows what noise makes
-of nothing. Where others share the machine a few pairs say little: a task goes on until its median is told from the
-floor of 0.97, or has three times the pairs it had to have.
+whole answers compared pair by pair, the first of a pair changing with each. Copies are made anew every few pairs, in
+case one of them lies better in memory. Every prompt is new to both, except in `asked again`, where each has answered
+the same prompt once (with another seed). Tasks: `continue`, free continuation of novels or of Python source; `quote`, a
+passage that has stood in the prompt begins again; `edit`, the same with every ninth word missing from the first;
+`several`, four continuations at once. Drafts: prompt lookup, suffix, the model's own INT4, its first two layers, a
+draft that is nearly always wrong, and none, which shows what noise makes of nothing. Where others share the machine a
+few pairs say little: a task goes on until its median is told from the floor of 0.97, or has three times the pairs it
+had to have.
 
     python -m benchmarks.speculation --novels FOLDER --text english_novels_valid.txt
 

@@ -344,7 +344,7 @@ inline void weigh_scales(AttentionScratch& s, int v, const float* value_scale, c
   });
   for_unseen(panels, [&](int at) { store(scales + at, zero); });
   s.value_scale[v] = reduce_max(highest);
-  const F32 factor = set1(finite(32767.0f / s.value_scale[v]));
+  const F32 factor = set1(bounded(32767.0f / s.value_scale[v]));
   const auto rounded = [&](int at) { return to_int(mul(load(scales + at), factor)); };
   const Span span = pieces(panels);
   for (int at = span.begin; at < span.end; at += 2 * kPanel)

@@ -80,7 +80,7 @@ struct RowScale {
 };
 
 // x, not negative, or the largest number where that is too large.
-LANES float finite(float x) { return x < __FLT_MAX__ ? x : __FLT_MAX__; }
+LANES float bounded(float x) { return x < __FLT_MAX__ ? x : __FLT_MAX__; }
 
 // Collects what the scale of a row depends on: the largest magnitude, whose bits order as integers do, those of Inf and
 // NaN above all others.
@@ -94,7 +94,7 @@ struct Magnitude {
     float absmax;
     __builtin_memcpy(&absmax, &bits, sizeof absmax);
     const float scale = absmax / 127.0f;
-    return {scale > 0 ? scale : 1.0f, finite(127.0f / absmax), true};
+    return {scale > 0 ? scale : 1.0f, bounded(127.0f / absmax), true};
   }
 };
 
@@ -189,7 +189,7 @@ inline bool quantize_transformed_row(const TransformTask& task, int m) {
   Magnitude magnitude;
   alignas(64) float memory[rotate ? kStagedColumns : kLanes];
   float* staged = rotate && !given && task.width <= kStagedColumns ? memory : nullptr;
-  RowScale found{task.step, finite(1.0f / task.step), true};
+  RowScale found{task.step, bounded(1.0f / task.step), true};
   if constexpr (!given) found = transformed_magnitude<vectors, rotate>(task, row, staged).scale();
   const QuantRows& out = task.quant;
   int8_t* q = out.row(m);

@@ -111,10 +111,6 @@ LANES void store_s8(int8_t* p, I32 x) {
   const __m256i y = narrow_16(x);
   store_quarter(p, _mm_packs_epi16(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)));
 }
-LANES void store_u8(uint8_t* p, I32 x) {
-  const __m256i y = narrow_16(x);
-  store_quarter(p, _mm_packus_epi16(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1)));
-}
 // What packing two and two leaves of four vectors, in their order.
 LANES void store_in_order(void* p, __m256i lo, __m256i hi) {
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -130,9 +126,6 @@ LANES void store_s8(int8_t* p, I32 a, I32 b, I32 c, I32 d) {
 }
 LANES void store_s8_partial(int8_t* p, I32 x, int n) {
   store_tail(p, x, n, [](int8_t* q, I32 y) { store_s8(q, y); });
-}
-LANES void store_u8_partial(uint8_t* p, I32 x, int n) {
-  store_tail(p, x, n, [](uint8_t* q, I32 y) { store_u8(q, y); });
 }
 
 // ---- FP32 ----

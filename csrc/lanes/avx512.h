@@ -79,9 +79,7 @@ LANES I32 load_s8_partial(const int8_t* p, int n) {
 LANES I32 load_u8_partial(const uint8_t* p, int n) {
   return {_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_bits(n), p))};
 }
-LANES __m128i narrow_u8(I32 x) { return _mm512_cvtusepi32_epi8(_mm512_max_epi32(x.v, _mm512_setzero_si512())); }
 LANES void store_s8(int8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x.v)); }
-LANES void store_u8(uint8_t* p, I32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_u8(x)); }
 // What packing two and two leaves of four vectors, in their order.
 LANES __m512i in_order(__m512i packed) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -94,7 +92,6 @@ LANES void store_s8(int8_t* p, I32 a, I32 b, I32 c, I32 d) {
 LANES void store_s8_partial(int8_t* p, I32 x, int n) {
   _mm_mask_storeu_epi8(p, first_bits(n), _mm512_cvtsepi32_epi8(x.v));
 }
-LANES void store_u8_partial(uint8_t* p, I32 x, int n) { _mm_mask_storeu_epi8(p, first_bits(n), narrow_u8(x)); }
 
 // ---- FP32 ----
 

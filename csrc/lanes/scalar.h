@@ -8,7 +8,7 @@
 //   F32, I32      16 values            Mask    16 truths            Quads   64 bytes: 16 lanes of 4 bytes
 //   I16           32 values of 16 bits, see pack
 //   load, store, load_partial, store_partial (the first n of 16; the rest reads as `fill` and is not written)
-//   load_/store_ f16, bf16 (nearest even), s8, u8 (saturating), each with _partial; s8 also 64 at once
+//   load_/store_ f16, bf16 (nearest even), s8 (saturating), each with _partial; store_s8 also 64 at once; load_u8
 //   set1  add  sub  mul  div  fma(a, b, c) = a * b + c  fms: a * b - c  min  max  sqrt  abs  negate  round_even
 //   times_power(a, n) = a * 2^n for integral n in -126..127
 //   min(a, b) = a < b ? a : b, max(a, b) = a > b ? a : b: the second operand wins ties and NaN
@@ -162,11 +162,7 @@ inline I32 load_u8(const uint8_t* p) { return load_u8_partial(p, kLanes); }
 inline void store_s8_partial(int8_t* p, I32 x, int n) {
   for (int i = 0; i < n; ++i) p[i] = static_cast<int8_t>(x.v[i] < -128 ? -128 : x.v[i] > 127 ? 127 : x.v[i]);
 }
-inline void store_u8_partial(uint8_t* p, I32 x, int n) {
-  for (int i = 0; i < n; ++i) p[i] = static_cast<uint8_t>(x.v[i] < 0 ? 0 : x.v[i] > 255 ? 255 : x.v[i]);
-}
 inline void store_s8(int8_t* p, I32 x) { store_s8_partial(p, x, kLanes); }
-inline void store_u8(uint8_t* p, I32 x) { store_u8_partial(p, x, kLanes); }
 inline void store_s8(int8_t* p, I32 a, I32 b, I32 c, I32 d) {
   store_s8(p, a);
   store_s8(p + kLanes, b);

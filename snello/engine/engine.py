@@ -270,15 +270,14 @@ class Engine:
         started = time.perf_counter()
         step = self._scheduler.schedule(self._cost, self._overrun.ratio)
         if step:
-            alone, with_prompts = self._predicted(step)
+            alone, together = self._predicted(step)
             logits, step = self._run(step)
             drawn = self._draw(step, logits)
             self._keep(step)
             self._scheduler.advance(step, drawn)
             self._end_finished(step)
-            if alone and with_prompts - alone > self._scheduler.limits.step_ms / 2:
-                took = (time.perf_counter() - started) * 1e3
-                self._overrun.observe(with_prompts - alone, took - alone)
+            if alone and together - alone > self._scheduler.limits.step_ms / 2:
+                self._overrun.observe(together - alone, (time.perf_counter() - started) * 1e3 - alone)
         elif self._scheduler.has_work:
             raise SnelloError(
                 f"the cache is full: sessions hold {self._executor.pages.num_held} of its pages and nothing can run",
@@ -418,7 +417,7 @@ class Engine:
             self.governor.ran(self._times, rows, reads, guesses, own)
 
     def _predicted(self, step: Step) -> tuple[float, float]:
-        """Milliseconds of the next tokens alone, and of all rows of a step; 0 where it has but one of both kinds."""
+        """Milliseconds of a step's next tokens alone, 0 without any, and of all its rows; 0 if those are all."""
         if step.num_rows == len(step.pieces):
             return 0.0, 0.0
         retention = self._scheduler.retention

@@ -87,7 +87,7 @@ def product(pool: core.Pool, weights: core.Tensor, rows: int) -> Callable[[], fl
     table = core.pack_float(
         "fp32", np.random.default_rng(0).standard_normal((rows, COLUMNS)).astype(np.float32), "fp32"
     )
-    registers = [Register(COLUMNS), Register(COLUMNS, quantized=True), Register(ROWS), Register(ROWS)]
+    registers = [Register(COLUMNS), Register(COLUMNS, "int8"), Register(ROWS), Register(ROWS)]
     ops = [
         Op(OpKind.EMBED, (), 0, (0,), f=(1.0,)),
         Op(OpKind.TRANSFORM, (0,), 1),

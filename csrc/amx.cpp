@@ -23,10 +23,10 @@ constexpr int kChildren = 4, kProcessors = 2;
 constexpr double kTestSeconds = 0.02;  // some time slices
 constexpr int kMostWaits = 2000;       // of a millisecond each
 
-bool has_amx() {
+constexpr uint32_t kBf16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25;
+bool has(uint32_t features) {
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
-  constexpr uint32_t kTiles = 1u << 24, kInt8 = 1u << 25;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & kTiles) && (edx & kInt8);
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & features) == features;
 }
 
 // Asks the kernel for the tiles' state, for all threads of this process and its children.
@@ -79,7 +79,7 @@ bool tiles_hold_under_load() {
 }
 
 Amx find_out() {
-  if (!has_amx()) return Amx::kAbsent;
+  if (!has(kTiles | kInt8)) return Amx::kAbsent;
   if (!permitted()) return Amx::kRefused;
   return tiles_hold_under_load() ? Amx::kTrusted : Amx::kFailed;
 }
@@ -91,9 +91,16 @@ Amx trust_in_amx() {
   return found;
 }
 
+// Tiles have been trusted by then, so nothing here can fault or be lost.
+bool trust_in_bf16_tiles() {
+  static const bool found = trust_in_amx() == Amx::kTrusted && has(kBf16) && bf16_tiles_agree();
+  return found;
+}
+
 }  // namespace snello
 #else
 snello::Amx snello::trust_in_amx() { return Amx::kAbsent; }
+bool snello::trust_in_bf16_tiles() { return false; }
 #endif
 
 extern "C" const char* snello_amx(void) {
@@ -105,3 +112,5 @@ extern "C" const char* snello_amx(void) {
   }
   return "absent";
 }
+
+extern "C" int32_t snello_amx_bf16(void) { return snello::trust_in_bf16_tiles() ? 1 : 0; }

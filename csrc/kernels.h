@@ -45,6 +45,13 @@ struct QuantRows {
   int32_t* row_sums(int64_t m) const { return sums + m * (width / kSumColumns); }
 };
 
+// BF16 rows with a stride in values, padded with zeros to a multiple of 64 columns.
+struct HalfRows {
+  uint16_t* data;
+  int64_t stride;
+  uint16_t* row(int64_t m) const { return data + m * stride; }
+};
+
 // Plain FP32 rows with a stride in floats.
 struct FloatRows {
   float* data;
@@ -64,6 +71,7 @@ struct LinearTask {
   // A second matrix like the first one, or null: then output = activation(rows x weights) * (rows x up), without bias.
   const snello_tensor* up = nullptr;
   int32_t activation = 0;  // as in ActivateTask
+  HalfRows halves{};       // data not null: the input, of BF16 weights
 };
 
 struct TransformTask {
@@ -78,6 +86,7 @@ struct TransformTask {
   uint8_t* not_finite;     // [rows]: set to 1 for a row with Inf or NaN
   float step;              // when quantized: the scale of every row; 0: each row's own
   const float* threshold;  // [width] or null: smaller magnitudes become 0
+  HalfRows halves{};       // data not null: where the output goes, as BF16
 };
 
 struct NormTask {
@@ -189,6 +198,10 @@ struct Kernels {
   // the inner loop of `linear` over integers, on operands that stay in the first cache: operations done. Null: `linear`
   // itself, on such operands, is the measure
   int64_t (*multiply)(int passes);
+  // the same over BF16 rows and weights; null as there
+  int64_t (*multiply_halves)(int passes);
+  // whether `linear` takes BF16 rows on tiles, so that a few cost what one does; null: no
+  bool (*halves_on_tiles)();
   // store keys and values of rows [m0, m1), kv head h
   void (*store_kv)(const AttentionTask&, int h, int m0, int m1);
   // rows [m0, m1), the query heads of kv head h; scratch: attention_scratch_bytes() of this worker's own
@@ -221,10 +234,14 @@ const char* available_isas();
 // amx.cpp: whether this machine multiplies tiles, and keeps them while others use the processor; found out once
 enum class Amx : uint8_t { kAbsent, kRefused, kFailed, kTrusted };
 Amx trust_in_amx();
+// whether its products of BF16 are, to the bit, those of docs/numerics.md; never where it is not trusted
+bool trust_in_bf16_tiles();
 
 #if defined(__x86_64__)
 // isa/amx.cpp: multiplies tiles for so many seconds; false if a product was ever wrong
 bool tiles_hold(double seconds);
+// the same file: whether products of BF16 on tiles have the bits of those on vectors
+bool bf16_tiles_agree();
 #endif
 
 // layout.cpp

@@ -82,6 +82,12 @@ void copy_float(int format, void* target, int64_t to, int source_format, const v
   }
 }
 
+// Where column k of lane i is in a panel of floats, in values: BF16 has pairs of columns side by side.
+int64_t float_place(int format, int64_t k, int lane) {
+  if (format == SNELLO_BF16) return (k / 2 * kPanel + lane) * 2 + k % 2;
+  return k * kPanel + lane;
+}
+
 // Where column k of lane i is among the lines of a panel: the byte, for INT4 whether it is the high nibble, for INT3
 // the lowest bit of a code that has its bits together, else where its two low bits and its high bit are.
 int64_t int8_byte(int64_t k, int lane) { return k / 4 * kLine + lane * 4 + k % 4; }
@@ -144,7 +150,7 @@ void unpack_float(const snello_tensor& t, const PanelLayout& layout, float* valu
   for (int64_t n = 0; n < t.rows; ++n) {
     const auto place = place_of(static_cast<const uint8_t*>(t.data), n, layout);
     for (int64_t k = 0; k < t.columns; ++k)
-      values[n * t.columns + k] = read_float(t.format, place.panel, k * kPanel + place.lane);
+      values[n * t.columns + k] = read_float(t.format, place.panel, float_place(t.format, k, place.lane));
   }
 }
 
@@ -298,7 +304,7 @@ int32_t snello_pack_float(int32_t format, int32_t source_format, const void* sou
   for (int64_t n = 0; n < rows; ++n) {
     const auto place = place_of(static_cast<uint8_t*>(packed), n, layout);
     for (int64_t k = 0; k < columns; ++k)
-      copy_float(format, place.panel, k * kPanel + place.lane, source_format, source, n * columns + k);
+      copy_float(format, place.panel, float_place(format, k, place.lane), source_format, source, n * columns + k);
   }
   return 0;
 }

@@ -64,6 +64,7 @@ struct Operands {
     task = {};
     task.weights = &weights;
     task.quantized = format >= SNELLO_INT8;
+    if (format == SNELLO_BF16) task.halves = {reinterpret_cast<uint16_t*>(rows.data()), kColumns};
     task.quant = {reinterpret_cast<int8_t*>(rows.data()), scale.data(), sums.data(), kColumns, kColumns};
     task.input = {reinterpret_cast<float*>(rows.data()), kColumns};
     task.output = {reinterpret_cast<float*>(outputs.data()), kOutputs};
@@ -79,7 +80,7 @@ struct Operands {
   LinearTask task;
 };
 
-double multiply(Pool& pool, int repeats) {
+double multiply(Pool& pool, int64_t (*loop)(int passes), int repeats) {
   constexpr int kLoops = 4000;  // about a millisecond
   const int64_t items = 8 * int64_t{pool.num_threads()};
   double best = 0.0;
@@ -87,8 +88,7 @@ double multiply(Pool& pool, int repeats) {
     std::vector<int64_t> operations(static_cast<size_t>(pool.num_threads()) * 8);  // a cache line each
     const double seconds = timed([&] {
       parallel_for(pool, items, 1, [&](int worker, int64_t begin, int64_t end) {
-        for (int64_t item = begin; item < end; ++item)
-          operations[static_cast<size_t>(worker) * 8] += kernels().multiply(kLoops);
+        for (int64_t item = begin; item < end; ++item) operations[static_cast<size_t>(worker) * 8] += loop(kLoops);
       });
     });
     int64_t all = 0;
@@ -99,7 +99,9 @@ double multiply(Pool& pool, int repeats) {
 }
 
 double compute(Pool& pool, int format, int repeats) {
-  if (format >= SNELLO_INT8 && kernels().multiply != nullptr) return multiply(pool, repeats);
+  if (format >= SNELLO_INT8 && kernels().multiply != nullptr) return multiply(pool, kernels().multiply, repeats);
+  if (format == SNELLO_BF16 && kernels().halves_on_tiles != nullptr && kernels().halves_on_tiles())
+    return multiply(pool, kernels().multiply_halves, repeats);
   std::vector<std::unique_ptr<Operands>> operands;
   for (int i = 0; i < pool.num_threads(); ++i) operands.push_back(std::make_unique<Operands>(format));
   // Twice as many items as threads: a thread that comes late finds one less, and the best repeat is the one without.

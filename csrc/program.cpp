@@ -45,8 +45,9 @@ int64_t row_stride(int width) {
   return stride % 256 == 0 ? stride + kPanel : stride;
 }
 
-// The same for INT8 rows, whose width is a multiple of cache lines.
-int64_t quantized_stride(int width) { return width % 512 == 0 ? width + 64 : width; }
+// The same for INT8 and BF16 rows, whose bytes are a multiple of cache lines.
+int64_t byte_stride(int64_t bytes) { return bytes % 512 == 0 ? bytes + 64 : bytes; }
+int64_t half_stride(int width) { return byte_stride(int64_t{width} * 2) / 2; }
 
 // What a column costs, next to an addition.
 int column_cost(int kind) {
@@ -59,6 +60,13 @@ int column_cost(int kind) {
     case SNELLO_OP_CONVOLVE: return 6;
     default: return 1;
   }
+}
+
+// Rows that cost about what one does.
+int few_rows(const LinearTask& task) {
+  const Kernels& k = kernels();
+  const bool halves_on_tiles = task.halves.data && k.halves_on_tiles != nullptr && k.halves_on_tiles();
+  return task.quantized || halves_on_tiles ? k.few_rows : kFewRowsFloat;
 }
 
 // Whether a row of this operation reads other rows of its inputs: they must be complete before it begins.
@@ -85,7 +93,7 @@ snello_program::snello_program(snello::Pool& pool, snello::ProgramSpec spec, con
       tail_(plan(facts.gather, static_cast<int>(spec_.ops.size()))) {
   // Rows that an integer product takes have been checked when they were quantized.
   for (const snello_op& op : spec_.ops)
-    if (op.kind == SNELLO_OP_LINEAR) check_outputs_ = !spec_.registers[static_cast<size_t>(op.in[0])].quantized;
+    if (op.kind == SNELLO_OP_LINEAR) check_outputs_ = !quantized(op.in[0]);
   const auto max_rows = static_cast<size_t>(spec_.max_rows);
   not_finite_.resize(max_rows);
   tail_not_finite_.resize(static_cast<size_t>(spec_.head_rows));
@@ -127,9 +135,11 @@ snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
     if (facts.sides[r] == snello::Side::kOutputs)
       count = static_cast<uint64_t>(std::min(spec_.head_rows, spec_.max_rows));
     if (facts.sides[r] == snello::Side::kDispatched) count *= static_cast<uint64_t>(facts.most_active);
-    if (reg.quantized)
-      places[r] = {0, take(count * static_cast<uint64_t>(snello::quantized_stride(reg.width))), take(count * 4),
+    if (reg.rows == SNELLO_ROWS_INT8)
+      places[r] = {0, take(count * static_cast<uint64_t>(snello::byte_stride(reg.width))), take(count * 4),
                    take(count * (width / snello::kSumColumns) * 4)};
+    else if (reg.rows == SNELLO_ROWS_BF16)
+      places[r].rows = take(count * static_cast<uint64_t>(snello::half_stride(reg.width)) * 2);
     else
       places[r].rows = take(count * static_cast<uint64_t>(snello::row_stride(reg.width)) * 4);
   };
@@ -146,10 +156,12 @@ snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
     if (facts.sides[r] == snello::Side::kUnused) continue;
     const snello_register& reg = spec_.registers[r];
     uint8_t* data = arena.data();
-    if (reg.quantized)
-      memory_[r].quant = {
-          reinterpret_cast<int8_t*>(data + places[r].q), reinterpret_cast<float*>(data + places[r].scale),
-          reinterpret_cast<int32_t*>(data + places[r].sums), reg.width, snello::quantized_stride(reg.width)};
+    if (reg.rows == SNELLO_ROWS_INT8)
+      memory_[r].quant = {reinterpret_cast<int8_t*>(data + places[r].q),
+                          reinterpret_cast<float*>(data + places[r].scale),
+                          reinterpret_cast<int32_t*>(data + places[r].sums), reg.width, snello::byte_stride(reg.width)};
+    else if (reg.rows == SNELLO_ROWS_BF16)
+      memory_[r].halves = {reinterpret_cast<uint16_t*>(data + places[r].rows), snello::half_stride(reg.width)};
     else
       memory_[r].rows = {reinterpret_cast<float*>(data + places[r].rows), snello::row_stride(reg.width)};
   }
@@ -417,11 +429,12 @@ snello::TransformTask snello_program::transform_task(const snello_op& o, const R
           o.i[0],
           rows(o.out),
           memory_[out].quant,
-          spec_.registers[out].quantized != 0,
+          quantized(o.out),
           width(o.out),
           r.not_finite,
           o.f[0],
-          vector(o.tensor[1])};
+          vector(o.tensor[1]),
+          memory_[out].halves};
 }
 
 // ---- products ----
@@ -432,11 +445,14 @@ LinearTask snello_program::linear_task(const snello_op& o, const Rows& r) const 
   return {tensor(o.tensor[0]),
           memory_[in].quant,
           memory_[in].rows,
-          spec_.registers[in].quantized != 0,
+          quantized(o.in[0]),
           {out.data + o.i[1], out.stride},
           vector(o.tensor[1]),
           o.i[0] == 1,
-          r.count};
+          r.count,
+          nullptr,
+          0,
+          memory_[in].halves};
 }
 
 // Products that run at once, as one job. Its unit is as many panels as belong together.
@@ -493,6 +509,8 @@ void snello_program::add_group(Linears* job, LinearTask task, const snello_tenso
     task.quant.q = quant.row(group.begin);
     task.quant.scale = quant.scale + group.begin;
     task.quant.sums = quant.row_sums(group.begin);
+  } else if (task.halves.data) {
+    task.halves.data = task.halves.row(group.begin);
   } else {
     task.input.data = task.input.row(group.begin);
   }
@@ -508,8 +526,7 @@ void snello_program::run_linears(const Part& part, const Stage& stage, const Row
     for (int a = stage.begin; a < stage.end; ++a) add_linear(&job, op(part.actions[static_cast<size_t>(a)].op), r);
   if (shares_.empty()) return;
   // Few rows are bound by memory, which is read fastest in long runs; many by arithmetic, which is shared in pieces.
-  const int limit = shares_.front().task.quantized ? snello::kernels().few_rows : snello::kFewRowsFloat;
-  const bool few = job.most_rows <= limit;
+  const bool few = job.most_rows <= snello::few_rows(shares_.front().task);
   const bool by_channel = job.by_channel();
   const int panels = few ? snello::kernels().few_panels : snello::kernels().group_panels;
   job.divide(by_channel ? std::max(panels, snello::kSlabPanels) : panels);

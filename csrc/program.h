@@ -63,10 +63,11 @@ struct Part {
   std::vector<Stage> stages, single_stages;  // single: one action each, for measuring
 };
 
-// One register's memory: FP32 rows, or INT8 rows with scales and sums.
+// One register's memory: FP32 rows, INT8 rows with scales and sums, or BF16 rows.
 struct RegisterMemory {
   FloatRows rows{};
   QuantRows quant{};
+  HalfRows halves{};
 };
 
 // Rows [begin, end) that take the matrices of one expert, or of one adapter; none is empty.
@@ -124,6 +125,7 @@ struct snello_program {
   }
   const float* vector(int index) const { return index < 0 ? nullptr : static_cast<const float*>(tensor(index)->data); }
   int width(int reg) const { return spec_.registers[static_cast<size_t>(reg)].width; }
+  bool quantized(int reg) const { return spec_.registers[static_cast<size_t>(reg)].rows == SNELLO_ROWS_INT8; }
   const snello::FloatRows& rows(int reg) const { return memory_[static_cast<size_t>(reg)].rows; }
 
   snello::Part plan(int begin, int end) const;

@@ -69,10 +69,10 @@ class Checker {
     for (size_t r = 0; r < spec_.registers.size(); ++r) {
       const snello_register& reg = spec_.registers[r];
       if (reg.width < 1 || reg.width > (1 << 24)) return fail("register %zu: width %d", r, reg.width), false;
-      if (reg.quantized != 0 && reg.quantized != 1)
-        return fail("register %zu: quantized is %d", r, reg.quantized), false;
-      if (reg.quantized && reg.width % kBlock != 0)
-        return fail("register %zu: the width of a quantized register must be a multiple of %d, not %d", r, kBlock,
+      if (reg.rows < SNELLO_ROWS_F32 || reg.rows > SNELLO_ROWS_BF16)
+        return fail("register %zu: rows of kind %d", r, reg.rows), false;
+      if (reg.rows != SNELLO_ROWS_F32 && reg.width % kBlock != 0)
+        return fail("register %zu: the width of a rounded register must be a multiple of %d, not %d", r, kBlock,
                     reg.width),
                false;
     }
@@ -92,14 +92,16 @@ class Checker {
   // ---- registers ----
 
   int width(int reg) const { return spec_.registers[static_cast<size_t>(reg)].width; }
-  bool quantized(int reg) const { return spec_.registers[static_cast<size_t>(reg)].quantized != 0; }
+  int kind(int reg) const { return spec_.registers[static_cast<size_t>(reg)].rows; }
+  bool quantized(int reg) const { return kind(reg) == SNELLO_ROWS_INT8; }
 
   bool exists(int reg, const char* what) const {
     if (reg >= 0 && reg < static_cast<int>(spec_.registers.size())) return true;
     return bad("%s is register %d of %zu", what, reg, spec_.registers.size());
   }
   bool is_float(int reg, const char* what) const {
-    return !quantized(reg) || bad("%s (register %d) is quantized", what, reg);
+    return kind(reg) == SNELLO_ROWS_F32 ||
+           bad("%s (register %d) is %s", what, reg, quantized(reg) ? "quantized" : "BF16");
   }
   bool belongs(int reg, Side side) {
     Side& have = facts_->sides[static_cast<size_t>(reg)];
@@ -275,16 +277,25 @@ class Checker {
     return multipliers && writes(op_->out, 0, to);
   }
 
+  // Whether in0's rows are of a kind and a width that the matrix takes.
+  bool multiplies(int id) const {
+    const int in = op_->in[0];
+    const snello_tensor& t = spec_.tensors[static_cast<size_t>(id)];
+    if (quantized(in) && !integer(t))
+      return bad("in0 (register %d) is quantized, but tensor %d is a float matrix", in, id);
+    const bool halves = kind(in) == SNELLO_ROWS_BF16;
+    if (halves && t.format != SNELLO_BF16) return bad("in0 (register %d) is BF16, but tensor %d is not", in, id);
+    const int columns = halves ? (t.columns + kBlock - 1) / kBlock * kBlock : t.columns;
+    return width(in) == columns || bad("in0 has %d columns, tensor %d has %d", width(in), id, t.columns);
+  }
+
   bool check_linear() {
     if (!reads(op_->in[0], "in0") || !packed(0) || !one_of_flags(0) || !exists(op_->out, "out")) return false;
     if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
     const snello_tensor& t = *tensor(0);
-    if (quantized(op_->in[0]) && !integer(t))
-      return bad("in0 (register %d) is quantized, but tensor %d is a float matrix", op_->in[0], op_->tensor[0]);
+    if (!multiplies(op_->tensor[0])) return false;
     if (by_channel(t.format) && !quantized(op_->in[0]))
       return bad("tensor %d is stored by channel, but in0 (register %d) is float", op_->tensor[0], op_->in[0]);
-    if (width(op_->in[0]) != t.columns)
-      return bad("in0 has %d columns, tensor %d has %d", width(op_->in[0]), op_->tensor[0], t.columns);
     const int begin = op_->i[1];
     if (begin < 0 || begin > width(op_->out) - t.rows)
       return bad("tensor %d has %d rows: they do not fit in out at column %d of %d", op_->tensor[0], t.rows, begin,
@@ -411,7 +422,7 @@ class Checker {
   bool check_dispatch() {
     if (!before_gather() || !reads(op_->in[0], "in0") || !routes(op_->in[1], "in1") || !exists(op_->out, "out"))
       return false;
-    if (width(op_->in[0]) != width(op_->out) || quantized(op_->in[0]) != quantized(op_->out))
+    if (width(op_->in[0]) != width(op_->out) || kind(op_->in[0]) != kind(op_->out))
       return bad("in0 and out (registers %d and %d) are not alike", op_->in[0], op_->out);
     for (size_t r = 0; r < written_.size(); ++r)  // rows of an earlier dispatch are not these rows
       if (facts_->sides[r] == Side::kDispatched) written_[r].assign(written_[r].size(), false);
@@ -448,11 +459,8 @@ class Checker {
       if (t.rows != first.rows || t.columns != first.columns)
         return bad("tensor %d is %d x %d, the first expert's %d x %d", id, t.rows, t.columns, first.rows,
                    first.columns);
-      if (quantized(op_->in[0]) && !integer(t))
-        return bad("in0 (register %d) is quantized, but tensor %d is a float matrix", op_->in[0], id);
+      if (!multiplies(id)) return false;
     }
-    if (width(op_->in[0]) != first.columns)
-      return bad("in0 has %d columns, tensor %d has %d", width(op_->in[0]), op_->tensor[0], first.columns);
     const int begin = op_->i[1];
     if (begin < 0 || begin > width(op_->out) - first.rows)
       return bad("tensor %d has %d rows: they do not fit in out at column %d of %d", op_->tensor[0], first.rows, begin,

@@ -35,13 +35,15 @@ void snello_program::dispatch(const snello_op& o, int m0, int m1) {
   const int columns = width(o.out);
   for (int m = m0; m < m1; ++m) {
     const int64_t source = source_[static_cast<size_t>(m)];
-    if (!spec_.registers[static_cast<size_t>(o.out)].quantized) {
+    if (quantized(o.out)) {
+      std::copy_n(from.quant.row(source), columns, to.quant.row(m));
+      std::copy_n(from.quant.row_sums(source), columns / snello::kSumColumns, to.quant.row_sums(m));
+      to.quant.scale[m] = from.quant.scale[source];
+    } else if (to.halves.data) {
+      std::copy_n(from.halves.row(source), columns, to.halves.row(m));
+    } else {
       std::copy_n(from.rows.row(source), columns, to.rows.row(m));
-      continue;
     }
-    std::copy_n(from.quant.row(source), columns, to.quant.row(m));
-    std::copy_n(from.quant.row_sums(source), columns / snello::kSumColumns, to.quant.row_sums(m));
-    to.quant.scale[m] = from.quant.scale[source];
   }
 }
 

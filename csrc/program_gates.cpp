@@ -33,7 +33,7 @@ int snello_program::gate_of(const Part& part, const Stage& stage, const Stage& n
   const snello_tensor &a = *tensor(gate.tensor[0]), &b = *tensor(up.tensor[0]);
   const bool alike = a.format == b.format && a.rows == b.rows && a.columns == b.columns && a.group_size == b.group_size;
   if (!alike || snello::by_channel(a.format) || a.rows != width(activate.out)) return -1;
-  if (!spec_.registers[static_cast<size_t>(gate.in[0])].quantized) return -1;
+  if (!quantized(gate.in[0])) return -1;
   for (const snello_op* o : {&gate, &up})
     if (o->i[0] == 1 || o->i[1] != 0 || o->tensor[1] >= 0) return -1;
   for (const int reg : {gate.out, up.out})

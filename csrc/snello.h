@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 7
+#define SNELLO_ABI_VERSION 8
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
@@ -60,6 +60,8 @@ SNELLO_API const char* snello_isa_available(void);
 /* AMX on this machine: "absent", "refused" (by the operating system), "failed" (products were wrong, or faulted) or
  * "trusted". The first call takes some 40 ms where there is AMX. */
 SNELLO_API const char* snello_amx(void);
+/* 1: AMX is trusted, and multiplies BF16 with the bits that docs/numerics.md states. */
+SNELLO_API int32_t snello_amx_bf16(void);
 
 /* ---- packing ---- */
 
@@ -114,12 +116,18 @@ SNELLO_API void* snello_cache_page(snello_cache* cache, int32_t page);
 
 /* ---- programs ---- */
 
-/* A register holds one row per batch row: `width` FP32 values, or, if quantized, `width` INT8 values with the row's
- * scale and its sums per 32 columns. Widths of quantized registers are multiples of 64. What DISPATCH writes, and what
- * is made from that, holds one row per batch row and chosen expert instead, sorted by expert, then by row. */
+enum snello_rows {
+  SNELLO_ROWS_F32 = 0,
+  SNELLO_ROWS_INT8 = 1, /* with a scale, and sums per 32 columns */
+  SNELLO_ROWS_BF16 = 2
+};
+
+/* A register holds one row of `width` values per batch row. Widths of INT8 and BF16 registers are multiples of 64. What
+ * DISPATCH writes, and what is made from that, holds one row per batch row and chosen expert instead, sorted by expert,
+ * then by row. */
 typedef struct snello_register {
   int32_t width;
-  int32_t quantized; /* 0 or 1 */
+  int32_t rows; /* enum snello_rows */
 } snello_register;
 
 enum snello_op_kind {
@@ -134,13 +142,14 @@ enum snello_op_kind {
    * f1 added to the gain (Gemma: 1). in0 may be out. */
   SNELLO_OP_NORM = 1,
   /* out = hadamard(in0 * tensor[0]), zero-padded to the width of out.  tensor[0] multiplier vector (Hadamard's
-   * normalization inside) or -1.  i0 rotate block 0, 64, 128.  A quantized out is rounded to INT8.  f0: the scale of
-   * every row, or 0: each row has its own, absmax / 127.  i1: of dispatched rows, 1 says that each expert has a
-   * multiplier of its own: tensor[0] + its number.  tensor[1] thresholds [width of out] or -1: a quantized value is 0
+   * normalization inside) or -1.  i0 rotate block 0, 64, 128.  An INT8 or BF16 out is rounded to that.  f0, of INT8:
+   * the scale of every row, or 0: each row has its own, absmax / 127.  i1: of dispatched rows, 1 says that each expert
+   * has a multiplier of its own: tensor[0] + its number.  tensor[1] thresholds [width of out] or -1: an INT8 value is 0
    * where the magnitude before rounding is below its column's. */
   SNELLO_OP_TRANSFORM = 2,
-  /* out[:, i1 : i1 + rows] = or += in0 * tensor[0]^T + tensor[1].  Quantized in0 needs an integer matrix; a float in0
-   * takes any that is not stored by channel.  tensor[1] bias or -1.  i0: 1 adds into out (the residual). */
+  /* out[:, i1 : i1 + rows] = or += in0 * tensor[0]^T + tensor[1].  INT8 in0 needs an integer matrix; FP32 in0 takes
+   * any that is not stored by channel; BF16 in0, of the matrix's columns padded to 64, needs a BF16 one.  tensor[1]
+   * bias or -1.  i0: 1 adds into out (the residual). */
   SNELLO_OP_LINEAR = 3,
   /* Rotary embedding in place on in0 == out.  i0 heads, i1 head_dim, i2 rotary dims (the first of each head),
    * i3: 0 halves, 1 interleaved pairs.  tensor[0] cosines, tensor[1] sines, each a plain FP32 matrix
@@ -164,7 +173,7 @@ enum snello_op_kind {
    * largest logits (ties: the lowest number), as numbers in ascending order, then their weights: of a softmax over all
    * (i1 = 0) or over the chosen (i1 = 1). */
   SNELLO_OP_ROUTE = 10,
-  /* out = rows of in0, one for each expert that in1 (what ROUTE wrote) chose.  in0 may be quantized; out is the same.
+  /* out = rows of in0, one for each expert that in1 (what ROUTE wrote) chose.  out holds values of the same kind.
    */
   SNELLO_OP_DISPATCH = 11,
   /* LINEAR of dispatched rows in0, each by its own expert's matrix: tensor[0] + its number, so the experts' matrices
@@ -265,7 +274,8 @@ SNELLO_API int32_t snello_compare(const float* a, const float* b, int32_t rows, 
 
 /* GB/s (1e9) of reading `bytes` of resident memory with all threads of the pool, the best of `repeats`. */
 SNELLO_API double snello_probe_bandwidth(snello_pool* pool, uint64_t bytes, int32_t repeats);
-/* 1e9 multiply-adds x 2 a second of this format's inner loop on cached operands, all threads. */
+/* 1e9 multiply-adds x 2 a second of this format's inner loop on cached operands, all threads: integers and BF16 times
+ * rows of INT8 and BF16, F32 and F16 times FP32 rows. */
 SNELLO_API double snello_probe_compute(snello_pool* pool, int32_t format, int32_t repeats);
 
 #ifdef __cplusplus

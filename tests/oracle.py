@@ -94,7 +94,11 @@ class GroupedMatrix:
 
 
 def pack_float(values: NDArray[Any]) -> Bytes:
-    """F32, F16 (as float16) or BF16 (as uint16): panels of [K][16], each padded to 64 bytes."""
+    """F32, F16 (as float16): panels of [K][16], each padded to 64 bytes; BF16 (as uint16): panels of [K / 2][16][2]."""
+    if values.dtype == np.uint16:
+        values = pad(values, LANES, 2, 0)
+        panels = values.reshape(-1, LANES, values.shape[1] // 2, 2).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(panels).view(np.uint8).ravel()
     panels = pad(values, LANES, 1, 0).reshape(-1, LANES, values.shape[1]).transpose(0, 2, 1)
     raw = np.ascontiguousarray(panels).view(np.uint8).reshape(panels.shape[0], -1)
     return pad(raw, 1, BLOCK, 0).ravel()
@@ -216,6 +220,20 @@ def chain(x: F32, w: F32) -> F32:
 def linear_float(x: F32, w: F32, bias: F32 | None = None, onto: F32 | None = None) -> F32:
     """FP32 activations and float weights, widened to FP32."""
     return finish(chain(x, w), bias, onto)
+
+
+def to_half(x: F32) -> F32:
+    """As BF16 rows: what lies below 2^-56 is 0."""
+    return from_bf16(to_bf16(np.where(np.abs(x) < np.float32(2.0**-56), np.float32(0), x).astype(np.float32)))
+
+
+def linear_halves(x: F32, w: F32, bias: F32 | None = None, onto: F32 | None = None) -> F32:
+    """BF16 activations and weights (as FP32): of each 32 columns, a chain over the even ones plus one over the odd."""
+    x, acc = to_half(x), np.zeros((x.shape[0], w.shape[0]), np.float32)
+    for k in range(0, x.shape[1], 32):
+        block, weights = x[:, k : k + 32], w[:, k : k + 32]
+        acc = acc + (chain(block[:, ::2], weights[:, ::2]) + chain(block[:, 1::2], weights[:, 1::2]))
+    return finish(acc, bias, onto)
 
 
 def linear_weight_only(

@@ -130,6 +130,14 @@ def test_doctor_tells_machine_kernels_and_environment(home: Path) -> None:
     assert "hf_secret" not in secret.stdout and "set (environment)" in secret.stdout
 
 
+def test_doctor_says_where_bf16_is_multiplied() -> None:
+    from snello.cli.doctor import HALVES, kernels
+
+    assert "tiles" in kernels("amx", bf16_on_tiles=True)[HALVES]
+    assert "multiply-add" in kernels("amx", bf16_on_tiles=False)[HALVES]
+    assert HALVES not in kernels("avx2", bf16_on_tiles=False)
+
+
 def test_explain_is_the_manual(home: Path) -> None:
     document = result(snello(home, "explain", "quantize", "--json"))
     assert {"--weights", "--method"} <= {option["flag"] for option in document["options"]}

@@ -1,5 +1,6 @@
-// The kernels on AMX INT8: quantized products of many rows on tiles, all else as on AVX-512 with VNNI. Compiled with
-// those flags, so nothing here may have external linkage but the table and the test of the tiles.
+// The kernels on AMX: products of quantized rows on tiles, of BF16 rows too where the processor has AMX BF16, all else
+// as on AVX-512 with VNNI. Compiled with those flags, so nothing here may have external linkage but the table and the
+// tests of the tiles.
 #include <immintrin.h>
 #include <time.h>
 
@@ -11,6 +12,8 @@ namespace amx {
 namespace {
 #include "lanes/avx512.h"
 #include "lanes/tiles_amx.h"
+
+inline bool halves_on_tiles() { return trust_in_bf16_tiles(); }
 
 #include "kernels/table.inl"
 #include "kernels/tiles.inl"
@@ -42,8 +45,59 @@ bool product_holds(const int8_t (*rows)[kTileColumns], const int8_t (*weights)[k
   }
   return true;
 }
+
+// BF16 of any sign and mantissa, of exponents that the core's products take: 2^-56 and up, zeros among them.
+uint16_t some_half(uint32_t random) {
+  const uint32_t exponent = 71 + (random >> 8) % 110;
+  return random % 16 == 0 ? 0 : static_cast<uint16_t>((random >> 16 & 0x807f) | exponent << 7);
+}
+
+// Two tiles of products on top of some sums, and the same on vectors.
+bool bf16_product_agrees(uint32_t* state) {
+  constexpr int kSteps = 2;
+  alignas(64) uint16_t rows[kSteps][kTileRows][kHalfColumns], weights[kSteps][kTileRows][kHalfColumns];
+  alignas(64) float sums[kTileRows][kPanel];
+  for (auto* half = &rows[0][0][0]; half != &rows[0][0][0] + kSteps * kTileRows * kHalfColumns; ++half)
+    *half = some_half(*state = *state * 1664525 + 1013904223);
+  for (auto* half = &weights[0][0][0]; half != &weights[0][0][0] + kSteps * kTileRows * kHalfColumns; ++half)
+    *half = some_half(*state = *state * 1664525 + 1013904223);
+  begin_tiles(kTileRows, 0);
+  zero_tile<0>();
+  for (int step = 0; step < kSteps; ++step) {
+    load_tile<4>(rows[step], kTileColumns);
+    load_tile<6>(weights[step], kTileColumns);
+    dot_tiles_bf16<0, 4, 6>();
+  }
+  store_tile<0>(sums, kPanel * sizeof(float));
+  end_tiles();
+  for (int m = 0; m < kTileRows; ++m) {
+    F32 sum = set1(0.0f);
+    for (int step = 0; step < kSteps; ++step) {
+      HalfSums<1, 1> part;
+      for (int line = 0; line < kTileRows; ++line) {
+        int32_t two;
+        __builtin_memcpy(&two, rows[step][m] + 2 * line, sizeof two);
+        const I32 x = set1(two), w = load(reinterpret_cast<const int32_t*>(weights[step][line]));
+        part.even[0][0] = fma(low_bf16(x), low_bf16(w), part.even[0][0]);
+        part.odd[0][0] = fma(high_bf16(x), high_bf16(w), part.odd[0][0]);
+      }
+      sum = add(sum, part.sum(0, 0));
+    }
+    float expected[kPanel];
+    store(expected, sum);
+    if (__builtin_memcmp(expected, sums[m], sizeof expected) != 0) return false;
+  }
+  return true;
+}
 }  // namespace
 }  // namespace amx
+
+bool bf16_tiles_agree() {
+  uint32_t state = 1;
+  for (int i = 0; i < 64; ++i)
+    if (!amx::bf16_product_agrees(&state)) return false;
+  return true;
+}
 
 bool tiles_hold(double seconds) {
   alignas(64) int8_t rows[kTileRows][kTileColumns], weights[kTileRows][kTileColumns];

@@ -9,6 +9,8 @@ namespace {
 #include "lanes/scalar.h"
 #include "lanes/tiles_emulated.h"
 
+inline bool halves_on_tiles() { return true; }
+
 #include "kernels/table.inl"
 #include "kernels/tiles.inl"
 #include "kernels/attention_tiles.inl"

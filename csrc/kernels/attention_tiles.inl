@@ -90,7 +90,9 @@ inline void attend_on_tiles(const AttentionTask& task, int h, int m0, int m1, vo
 
 constexpr Kernels with_tiles(Kernels kernels) {
   kernels.linear = linear_on_tiles;
-  kernels.multiply = multiply_in_cache;
+  kernels.multiply = multiply_in_cache<TileInt8>;
+  kernels.multiply_halves = multiply_in_cache<TileHalves>;
+  kernels.halves_on_tiles = halves_on_tiles;
   kernels.attend = attend_on_tiles;
   kernels.few_rows = kTileBlockRows;
   kernels.few_panels = kTilePair;

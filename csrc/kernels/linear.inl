@@ -418,11 +418,12 @@ struct SourceF16 {
   }
 };
 struct SourceBf16 {
-  static constexpr int kStep = 1;
+  static constexpr int kStep = 2;
   const uint16_t* at;
   template <int i>
   LANES F32 column(int k) const {
-    return load_bf16(at + static_cast<int64_t>(k) * kPanel);
+    const I32 pairs = load(reinterpret_cast<const int32_t*>(at + static_cast<int64_t>(k) * kPanel));
+    return i == 0 ? low_bf16(pairs) : high_bf16(pairs);
   }
 };
 struct SourceInt8 {
@@ -483,14 +484,16 @@ LANES void multiply_column(FloatSums<rows, panels>& acc, const Source (&w)[panel
 template <class Source, int rows, int panels>
 LANES void multiply_columns(FloatSums<rows, panels>& acc, const Source (&w)[panels], const float* x, int64_t stride,
                             int count) {
-  for (int k = 0; k < count; k += Source::kStep) {
+  int k = 0;
+  for (; k + Source::kStep <= count; k += Source::kStep) {
     multiply_column<0>(acc, w, x, stride, k);
+    if constexpr (Source::kStep > 1) multiply_column<1>(acc, w, x, stride, k);
     if constexpr (Source::kStep == 4) {
-      multiply_column<1>(acc, w, x, stride, k);
       multiply_column<2>(acc, w, x, stride, k);
       multiply_column<3>(acc, w, x, stride, k);
     }
   }
+  if (k < count) multiply_column<0>(acc, w, x, stride, k);  // the last of an odd number
 }
 
 template <int half, int rows, int panels>
@@ -574,8 +577,8 @@ template <class Source>
 LANES void widen_columns(const Source& source, int count, float* out) {
   for (int k = 0; k < count; k += Source::kStep, out += kPanel * Source::kStep) {
     store(out, source.template column<0>(k));
+    if constexpr (Source::kStep > 1) store(out + kPanel, source.template column<1>(k));
     if constexpr (Source::kStep == 4) {
-      store(out + kPanel, source.template column<1>(k));
       store(out + 2 * kPanel, source.template column<2>(k));
       store(out + 3 * kPanel, source.template column<3>(k));
     }
@@ -636,7 +639,16 @@ inline void copy_row(const float* from, int count, float* to) {
   for (int j = 0; j < count; j += kLanes) store_columns(to, load_columns(from, j, count), j, count);
 }
 
-inline void blocked_float(const LinearTask& task, int m0, int rows, int p, int panels) {
+struct FloatInput {
+  static constexpr int kRows = kRowBlock;
+  using Tile = FloatTile;
+  static void copy(const LinearTask& task, int m, int k, int count, float* to) {
+    copy_row(task.input.row(m) + k, count, to);
+  }
+};
+
+template <class Input>
+inline void blocked(const LinearTask& task, int m0, int rows, int p, int panels) {
   FloatScratch scratch;
   for (int m = 0; m < rows; ++m)
     for (int i = 0; i < panels; ++i) store(scratch.sums[m][i], set1(0.0f));
@@ -646,10 +658,10 @@ inline void blocked_float(const LinearTask& task, int m0, int rows, int p, int p
     for (int i = 0; i < panels; ++i)
       weights[i] = widen_panel(panel_at(*task.weights, p + i), k, count, scratch.weights[i]);
     for (int m = 0, size; m < rows; m += size) {
-      size = tile_rows(rows - m, kRowBlock);
-      for (int r = 0; r < size; ++r) copy_row(task.input.row(m0 + m + r) + k, count, scratch.rows[r]);
+      size = tile_rows(rows - m, Input::kRows);
+      for (int r = 0; r < size; ++r) Input::copy(task, m0 + m + r, k, count, scratch.rows[r]);
       for (int i = 0; i < panels; i += kPanelBlock)
-        with_rows<kRowBlock>(size, FloatTile{scratch, weights, m, i, panels - i, count});
+        with_rows<Input::kRows>(size, typename Input::Tile{scratch, weights, m, i, panels - i, count});
     }
   }
   for (int i = 0; i < panels; ++i) {
@@ -658,21 +670,29 @@ inline void blocked_float(const LinearTask& task, int m0, int rows, int p, int p
   }
 }
 
+template <class Input>
+inline void blocked(const LinearTask& task, int p0, int p1) {
+  for (int p = p0; p < p1; p += kGroupPanels) {
+    const int panels = p1 - p < kGroupPanels ? p1 - p : kGroupPanels;
+    for (int m = 0, size; m < task.num_rows; m += size) {
+      size = tile_rows(task.num_rows - m, kSuperRows);
+      blocked<Input>(task, m, size, p, panels);
+    }
+  }
+}
+
+#include "kernels/halves.inl"
+
 // ---- the operation ----
 
 inline void linear(const LinearTask& task, int p0, int p1) {
   if (task.num_rows <= 0) return;
+  if (task.halves.data) return linear_halves(task, p0, p1);
   if (by_channel(task.weights->format) && task.num_rows <= kDirectRowsChannels)
     return with_rows<kDirectRowsChannels>(task.num_rows, DirectChannels{task, p0, p1});
   if (task.quantized && few_integer_rows(task)) return direct_integer(task, p0, p1);
   if (!task.quantized && task.num_rows <= kDirectRowsFloat)
     return with_rows<kDirectRowsFloat>(task.num_rows, DirectFloat{task, p0, p1});
   if (task.quantized) return blocked_integer(task, p0, p1);
-  for (int p = p0; p < p1; p += kGroupPanels) {
-    const int panels = p1 - p < kGroupPanels ? p1 - p : kGroupPanels;
-    for (int m = 0, size; m < task.num_rows; m += size) {
-      size = tile_rows(task.num_rows - m, kSuperRows);
-      blocked_float(task, m, size, p, panels);
-    }
-  }
+  blocked<FloatInput>(task, p0, p1);
 }

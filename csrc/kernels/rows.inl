@@ -35,11 +35,14 @@ inline void gather_row(const snello_tensor& w, int row, int k0, int n, float* ou
     return;
   }
   if (w.format == SNELLO_F16 || w.format == SNELLO_BF16) {
-    const uint16_t* values = reinterpret_cast<const uint16_t*>(panel) + lane;
+    const uint16_t* values = reinterpret_cast<const uint16_t*>(panel);
     for (int i = 0; i < n; i += kLanes) {
       const int some = n - i < kLanes ? n - i : kLanes;
       uint16_t halves[kLanes] = {};
-      for (int j = 0; j < some; ++j) halves[j] = values[static_cast<int64_t>(k0 + i + j) * kPanel];
+      for (int j = 0; j < some; ++j) {
+        const int64_t k = k0 + i + j;
+        halves[j] = values[w.format == SNELLO_F16 ? k * kPanel + lane : (k / 2 * kPanel + lane) * 2 + k % 2];
+      }
       store_partial(out + i, w.format == SNELLO_F16 ? load_f16(halves) : load_bf16(halves), some);
     }
     return;

@@ -30,6 +30,8 @@ constexpr Kernels table(const char* name) {
       .store_state = store_state,
       .linear = linear,
       .multiply = nullptr,
+      .multiply_halves = nullptr,
+      .halves_on_tiles = nullptr,
       .store_kv = store_kv,
       .attend = attend,
       .softmax_stats = softmax_stats,

@@ -30,10 +30,47 @@ struct TileScratch {
 
 // ---- where a tile of weights comes from ----
 //
-// unpack() writes 64 columns of a panel as 16 lines to `out`, unless they are used in place, and fetches what lies at
-// `fetch`. kBytes: of a tile in the panel.
+// unpack() writes the columns of a tile, as 16 lines, to `out`, unless they are used in place, and fetches what lies at
+// `fetch`. kBytes: of a tile in the panel. What differs between integers and BF16 is in the two bases: the columns of a
+// tile, the rows that it multiplies, the product, and what a sum is.
 
-struct TileInt8 {
+struct TileIntegers {
+  static constexpr int kColumns = kBlock;
+  LANES static const int8_t* row(const LinearTask& task, int m) { return task.quant.row(m); }
+  LANES static int64_t stride(const LinearTask& task) { return task.quant.stride; }
+  template <int sums, int rows, int weights>
+  LANES static void dot() {
+    dot_tiles<sums, rows, weights>();
+  }
+  LANES static F32 row_scale(const Panel& panel) { return load(panel.row_scale()); }
+  // What finish_integer() does before there is a bias.
+  LANES static F32 value(const LinearTask& task, int m, F32 scale, const int32_t* sums) {
+    return mul(to_float(load(sums)), mul(set1(task.quant.scale[m]), scale));
+  }
+};
+
+struct TileHalves {
+  static constexpr int kColumns = kHalfColumns, kBytes = kTileBytes;
+  static constexpr bool kInPlace = true;
+  LANES static const int8_t* row(const LinearTask& task, int m) {
+    return reinterpret_cast<const int8_t*>(task.halves.row(m));
+  }
+  LANES static int64_t stride(const LinearTask& task) { return task.halves.stride * int64_t{sizeof(uint16_t)}; }
+  template <int sums, int rows, int weights>
+  LANES static void dot() {
+    dot_tiles_bf16<sums, rows, weights>();
+  }
+  LANES static F32 row_scale(const Panel&) { return set1(1.0f); }
+  LANES static F32 value(const LinearTask&, int, F32, const int32_t* sums) {
+    return load(reinterpret_cast<const float*>(sums));
+  }
+  static LANES void unpack(const Panel&, int, const uint8_t* fetch, uint8_t*) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kBytes; i += kLineBytes) prefetch(fetch + i);
+  }
+};
+
+struct TileInt8 : TileIntegers {
   static constexpr int kBytes = kTileBytes;
   static constexpr bool kInPlace = true;
   static LANES void unpack(const Panel&, int, const uint8_t* fetch, uint8_t*) {
@@ -43,7 +80,7 @@ struct TileInt8 {
 };
 
 template <int group>
-struct TileInt4 {
+struct TileInt4 : TileIntegers {
   static constexpr int kBytes = kTileBytes / 2;
   static constexpr bool kInPlace = false;
   static LANES NibbleScale scale(const Panel& panel, int k) {
@@ -62,7 +99,7 @@ struct TileInt4 {
   }
 };
 
-struct TileInt3 {
+struct TileInt3 : TileIntegers {
   static constexpr int kBytes = kTileBytes * 3 / 8;
   static constexpr bool kInPlace = false;
   static LANES void unpack(const Panel& panel, int step, const uint8_t* fetch, uint8_t* out) {
@@ -72,7 +109,7 @@ struct TileInt3 {
   }
 };
 
-struct TileChannels {
+struct TileChannels : TileIntegers {
   static constexpr int kBytes = 0;
   static constexpr bool kInPlace = false;
   static LANES void unpack(const Panel& panel, int step, const uint8_t*, uint8_t* out) {
@@ -93,7 +130,7 @@ template <class Source, int panels>
 class TileReader {
  public:
   LANES TileReader(const LinearTask& task, const Panel (&panel)[panels], int first) : panel_(panel), step_(first) {
-    const int steps = task.weights->columns / kBlock;
+    const int steps = task.weights->columns / Source::kColumns;
     skip_ = panels == 2 && !task.up ? panel[1].base - panel[0].base : 0;
     for (int i = 0; i < panels; ++i) {
       fetch_[i] = panel[i].lines + static_cast<int64_t>(first) * Source::kBytes + kTileFetchBytes;
@@ -152,31 +189,31 @@ LANES void load_operand(const void* p, int64_t stride) {
 }
 
 // The sums of two tiles of rows (one, if not `bottom`) and one or two tiles of weights, plus their products.
-template <bool once, bool bottom, int panels>
+template <class Source, bool once, bool bottom, int panels>
 LANES void multiply_tiles(const uint8_t* const (&weights)[panels], int64_t at, const int8_t* rows, int64_t stride) {
   load_operand<once, 6>(weights[0] + at, kLineBytes);
   load_operand<once, 4>(rows, stride);
-  dot_tiles<0, 4, 6>();
+  Source::template dot<0, 4, 6>();
   if constexpr (panels == 2) {
     load_operand<once, 7>(weights[1] + at, kLineBytes);
-    dot_tiles<1, 4, 7>();
+    Source::template dot<1, 4, 7>();
   }
   if constexpr (bottom) {
     load_operand<once, 5>(rows + kTileRows * stride, stride);
-    dot_tiles<2, 5, 6>();
-    if constexpr (panels == 2) dot_tiles<3, 5, 7>();
+    Source::template dot<2, 5, 6>();
+    if constexpr (panels == 2) Source::template dot<3, 5, 7>();
   }
 }
 
 // ---- rows times panels ----
 
 // Results that are summed and not yet written.
-template <int panels>
+template <class Source, int panels>
 class TileResults {
  public:
   LANES TileResults(const LinearTask& task, const Panel (&panel)[panels], int p) : task_(task), panel_(panel), p_(p) {
     plain_ = !task.bias && task.weights->rows >= (p + (task.up ? 1 : panels)) * kPanel;
-    for (int i = 0; i < panels; ++i) scale_[i] = load(panel[i].row_scale());
+    for (int i = 0; i < panels; ++i) scale_[i] = Source::row_scale(panel[i]);
   }
 
   LANES void take(const TileSums* sums, int m, int rows) {
@@ -191,7 +228,7 @@ class TileResults {
       } else if (plain_) {
         write_plain();
       } else {
-        for (int i = 0; i < panels; ++i) finish_integer(task_, m_, p_ + i, panel_[i], load(*sums_ + i * kPanel));
+        for (int i = 0; i < panels; ++i) write_output(task_, m_, p_ + i, result(i));
       }
     }
   }
@@ -202,10 +239,8 @@ class TileResults {
   }
 
  private:
-  LANES F32 result(int i) const {
-    return mul(to_float(load(*sums_ + i * kPanel)), mul(set1(task_.quant.scale[m_]), scale_[i]));
-  }
-  // What finish_integer() does, where there is no bias and no column is missing.
+  LANES F32 result(int i) const { return Source::value(task_, m_, scale_[i], *sums_ + i * kPanel); }
+  // What write_output() does, where there is no bias and no column is missing.
   LANES void write_plain() const {
     float* out = task_.output.row(m_) + p_ * kPanel;
     for (int i = 0; i < panels; ++i, out += kPanel)
@@ -237,20 +272,20 @@ class TileProduct {
   // At most 32 rows: a tile of weights is forgotten when it was used.
   template <bool bottom>
   LANES void run_few() {
-    const int steps = task_.weights->columns / kBlock;
+    const int steps = task_.weights->columns / Source::kColumns;
     zero_sums<bottom, panels>();
     multiply_first<bottom, kTileRing>(0, 0, steps);
     store_sums<bottom, panels>(scratch_.sums);
-    TileResults<panels> results(task_, panel_, p_);
+    TileResults<Source, panels> results(task_, panel_, p_);
     results.take(scratch_.sums, 0, task_.num_rows);
     results.write(task_.num_rows);
   }
 
   // Rows [m0, m1), at most kTileSuperRows of them.
   void run(int m0, int m1) {
-    const int all = task_.weights->columns / kBlock;
+    const int all = task_.weights->columns / Source::kColumns;
     const bool parked = all > kTileMostSteps;
-    TileResults<panels> results(task_, panel_, p_);
+    TileResults<Source, panels> results(task_, panel_, p_);
     for (int first = 0; first < all; first += kTileMostSteps) {
       const int steps = all - first < kTileMostSteps ? all - first : kTileMostSteps;
       for (int m = m0; m < m1; m += kTileBlockRows) {
@@ -278,7 +313,7 @@ class TileProduct {
   }
 
   template <bool bottom>
-  LANES void multiply(TileResults<panels>& results, TileSums* sums, int m0, int m, int first, int steps) {
+  LANES void multiply(TileResults<Source, panels>& results, TileSums* sums, int m0, int m, int first, int steps) {
     if (first == 0) {
       zero_sums<bottom, panels>();
     } else {
@@ -295,7 +330,7 @@ class TileProduct {
   template <bool bottom, int ring>
   LANES void multiply_first(int m, int first, int steps) {
     TileReader<Source, panels> reader(task_, panel_, first);
-    const int8_t* x = task_.quant.row(m) + first * kBlock;
+    const int8_t* x = Source::row(task_, m) + first * kTileColumns;
     const uint8_t* weights[panels];
     set_weights(weights, first);
     constexpr int kLead = Source::kInPlace ? 0 : kTileLead;
@@ -303,21 +338,21 @@ class TileProduct {
     for (int step = 0; step < steps; ++step, x += kTileColumns) {
       const int ahead = step + kLead, place = Source::kInPlace ? step : step % ring;
       if (ahead < steps) reader.next(scratch_, int64_t{ahead % ring} * kTileBytes);
-      multiply_tiles<false, bottom, panels>(weights, int64_t{place} * kTileBytes, x, task_.quant.stride);
+      multiply_tiles<Source, false, bottom, panels>(weights, int64_t{place} * kTileBytes, x, Source::stride(task_));
     }
   }
 
   template <bool bottom>
-  LANES void multiply_next(TileResults<panels>& results, int m, int first, int steps) {
+  LANES void multiply_next(TileResults<Source, panels>& results, int m, int first, int steps) {
     const int each = (kTileBlockRows + steps - 1) / steps;
     const int rows = bottom ? kTileBlockRows : kTileRows;
-    const int8_t* x = task_.quant.row(m) + first * kBlock;
+    const int8_t* x = Source::row(task_, m) + first * kTileColumns;
     const uint8_t* weights[panels];
     set_weights(weights, first);
     for (int step = 0; step < steps; ++step, x += kTileColumns) {
       if (step < rows) results.fetch(m + step);
       results.write(each);
-      multiply_tiles<true, bottom, panels>(weights, int64_t{step} * kTileBytes, x, task_.quant.stride);
+      multiply_tiles<Source, true, bottom, panels>(weights, int64_t{step} * kTileBytes, x, Source::stride(task_));
     }
   }
 
@@ -348,7 +383,7 @@ inline void on_tiles(const LinearTask& task, int p0, int p1) {
   TileScratch scratch;
   if (task.num_rows <= kTileRows) return few_rows_on_tiles<Source, false>(task, scratch, p0, p1);
   if (task.num_rows <= kTileBlockRows) return few_rows_on_tiles<Source, true>(task, scratch, p0, p1);
-  const int64_t fit = kTileSuperBytes / task.quant.stride;
+  const int64_t fit = kTileSuperBytes / Source::stride(task);
   const int most = fit > kTileSuperRows   ? kTileSuperRows
                    : fit < kTileBlockRows ? kTileBlockRows
                                           : static_cast<int>(fit);
@@ -365,8 +400,11 @@ inline void on_tiles(const LinearTask& task, int p0, int p1) {
 
 inline void linear_on_tiles(const LinearTask& task, int p0, int p1) {
   const snello_tensor& w = *task.weights;
-  if (!task.quantized || task.num_rows <= 0) return linear(task, p0, p1);
-  if (by_channel(w.format)) {
+  const bool halves = task.halves.data && w.columns % kHalfColumns == 0 && halves_on_tiles();
+  if (task.num_rows <= 0 || (!task.quantized && !halves)) return linear(task, p0, p1);
+  if (halves) {
+    on_tiles<TileHalves>(task, p0, p1);
+  } else if (by_channel(w.format)) {
     if (task.num_rows <= kDirectRowsChannels) return linear(task, p0, p1);
     on_tiles<TileChannels>(task, p0, p1);
   } else if (w.format == SNELLO_INT8) {
@@ -385,6 +423,7 @@ inline void linear_on_tiles(const LinearTask& task, int p0, int p1) {
 
 // Two tiles of rows times two of weights, over as many columns as the first cache holds with room to spare. Operands
 // are numbers like any: products of zeros take less power, and a processor clocks higher for them.
+template <class Source>
 inline int64_t multiply_in_cache(int passes) {
   constexpr int kSteps = 8;
   alignas(64) uint8_t rows[kTileBlockRows * kSteps * kTileColumns], weights[kTilePair][kSteps * kTileBytes];
@@ -392,6 +431,8 @@ inline int64_t multiply_in_cache(int passes) {
   uint32_t state = 1;
   const auto fill = [&state](uint8_t* to, int64_t count) {
     for (int64_t i = 0; i < count; ++i) to[i] = static_cast<uint8_t>((state = state * 1664525 + 1013904223) >> 24);
+    if constexpr (Source::kColumns == kHalfColumns)  // sign and mantissa at random, magnitudes near 1
+      for (int64_t i = 1; i < count; i += 2) to[i] = static_cast<uint8_t>((to[i] & 0x80) | 0x3f);
   };
   fill(rows, sizeof rows);
   fill(weights[0], sizeof weights);
@@ -400,10 +441,10 @@ inline int64_t multiply_in_cache(int passes) {
   zero_sums<true, kTilePair>();
   for (int pass = 0; pass < passes; ++pass)
     for (int step = 0; step < kSteps; ++step)
-      multiply_tiles<false, true, kTilePair>(panels, int64_t{step} * kTileBytes,
-                                             reinterpret_cast<const int8_t*>(rows) + step * kTileColumns,
-                                             kSteps * kTileColumns);
+      multiply_tiles<Source, false, true, kTilePair>(panels, int64_t{step} * kTileBytes,
+                                                     reinterpret_cast<const int8_t*>(rows) + step * kTileColumns,
+                                                     kSteps * kTileColumns);
   store_sums<true, kTilePair>(sums);
   end_tiles();
-  return 2 * int64_t{kTileBlockRows} * kTilePair * kPanel * kTileColumns * kSteps * passes;
+  return 2 * int64_t{kTileBlockRows} * kTilePair * kPanel * Source::kColumns * kSteps * passes;
 }

@@ -1,4 +1,4 @@
-// What happens to a linear's input: a multiplier per column, a block Hadamard transform, and rounding to INT8.
+// What happens to a linear's input: a multiplier per column, a block Hadamard transform, and rounding to INT8 or BF16.
 //
 // A block of up to 128 columns lives in registers from the load to the store, so the form that finds its own scale
 // simply computes it twice (once for the row's largest magnitude, once to round) instead of keeping a row of FP32.
@@ -209,12 +209,32 @@ inline bool quantize_transformed_row(const TransformTask& task, int m) {
   return given ? magnitude.scale().finite : found.finite;
 }
 
+// To BF16: a magnitude below 2^-56 becomes 0, and a product of two such numbers, or a sum of such products, is never
+// subnormal: they are all multiples of 2^-126.
+LANES void round_half(F32 x, uint16_t* out) { store_bf16(out, select(less(abs(x), set1(0x1p-56f)), set1(0.0f), x)); }
+
+template <int vectors, bool rotate>
+inline bool halve_row(const TransformTask& task, int m) {
+  const float* row = task.input.row(m);
+  uint16_t* out = task.halves.row(m);
+  Magnitude magnitude;
+  for (int at = 0; at < task.width; at += kLanes * vectors) {
+    const Columns<vectors> x = transformed<vectors, rotate>(task, row, at);
+    for (int i = 0; i < vectors; ++i) {
+      magnitude.see(x.v[i]);
+      round_half(x.v[i], out + at + kLanes * i);
+    }
+  }
+  return magnitude.scale().finite;
+}
+
 template <int vectors, bool rotate>
 inline void transform_rows(const TransformTask& task, int m0, int m1) {
   for (int m = m0; m < m1; ++m) {
-    const bool finite = !task.quantized ? transform_row<vectors, rotate>(task, m)
-                        : task.step > 0 ? quantize_transformed_row<vectors, rotate, true>(task, m)
-                                        : quantize_transformed_row<vectors, rotate, false>(task, m);
+    const bool finite = task.halves.data  ? halve_row<vectors, rotate>(task, m)
+                        : !task.quantized ? transform_row<vectors, rotate>(task, m)
+                        : task.step > 0   ? quantize_transformed_row<vectors, rotate, true>(task, m)
+                                          : quantize_transformed_row<vectors, rotate, false>(task, m);
     if (!finite && task.not_finite) task.not_finite[m] = 1;
   }
 }

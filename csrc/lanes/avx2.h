@@ -77,6 +77,13 @@ LANES F32 load_f16(const uint16_t* p) {
 }
 LANES __m256 widen_bf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 LANES F32 load_bf16(const uint16_t* p) { return {widen_bf16(load_quarter(p)), widen_bf16(load_quarter(p + 8))}; }
+LANES F32 low_bf16(I32 pairs) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(pairs.lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(pairs.hi, 16))};
+}
+LANES F32 high_bf16(I32 pairs) {
+  const __m256i high = _mm256_set1_epi32(-0x10000);
+  return {_mm256_castsi256_ps(_mm256_and_si256(pairs.lo, high)), _mm256_castsi256_ps(_mm256_and_si256(pairs.hi, high))};
+}
 LANES F32 load_f16_partial(const uint16_t* p, int n) { return load_f16(Tail<uint16_t>(p, n, 0).values); }
 LANES F32 load_bf16_partial(const uint16_t* p, int n) { return load_bf16(Tail<uint16_t>(p, n, 0).values); }
 LANES void store_f16(uint16_t* p, F32 x) {

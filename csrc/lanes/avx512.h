@@ -51,6 +51,8 @@ LANES __m256i load_16bit(const uint16_t* p) { return _mm256_loadu_si256(reinterp
 LANES F32 widen_bf16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
 LANES F32 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(load_16bit(p))}; }
 LANES F32 load_bf16(const uint16_t* p) { return widen_bf16(load_16bit(p)); }
+LANES F32 low_bf16(I32 pairs) { return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs.v, 16))}; }
+LANES F32 high_bf16(I32 pairs) { return {_mm512_castsi512_ps(_mm512_and_si512(pairs.v, _mm512_set1_epi32(-0x10000)))}; }
 LANES F32 load_f16_partial(const uint16_t* p, int n) {
   return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_bits(n), p))};
 }

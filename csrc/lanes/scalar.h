@@ -9,6 +9,7 @@
 //   I16           32 values of 16 bits, see pack
 //   load, store, load_partial, store_partial (the first n of 16; the rest reads as `fill` and is not written)
 //   load_/store_ f16, bf16 (nearest even), s8 (saturating), each with _partial; store_s8 also 64 at once; load_u8
+//   low_bf16, high_bf16: of pairs of BF16, the first (in the low bits) and the second
 //   set1  add  sub  mul  div  fma(a, b, c) = a * b + c  fms: a * b - c  min  max  sqrt  abs  negate  round_even
 //   times_power(a, n) = a * 2^n for integral n in -126..127
 //   min(a, b) = a < b ? a : b, max(a, b) = a > b ? a : b: the second operand wins ties and NaN
@@ -139,6 +140,12 @@ inline F32 load_f16_partial(const uint16_t* p, int n) {
 }
 inline F32 load_bf16_partial(const uint16_t* p, int n) {
   return each<F32>([=](int i) { return i < n ? widen_bf16(p[i]) : 0; });
+}
+inline F32 low_bf16(I32 pairs) {
+  return each<F32>([&](int i) { return float_of(wrap(pairs.v[i]) << 16); });
+}
+inline F32 high_bf16(I32 pairs) {
+  return each<F32>([&](int i) { return float_of(wrap(pairs.v[i]) & 0xffff0000u); });
 }
 inline F32 load_f16(const uint16_t* p) { return load_f16_partial(p, kLanes); }
 inline F32 load_bf16(const uint16_t* p) { return load_bf16_partial(p, kLanes); }

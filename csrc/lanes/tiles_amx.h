@@ -42,6 +42,10 @@ LANES void dot_tiles() {
   __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(rows), "i"(weights) : "memory");
 }
 template <int sums, int rows, int weights>
+LANES void dot_tiles_bf16() {
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(rows), "i"(weights) : "memory");
+}
+template <int sums, int rows, int weights>
 LANES void dot_tiles_us() {
   __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(rows), "i"(weights) : "memory");
 }

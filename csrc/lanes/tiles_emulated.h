@@ -8,6 +8,8 @@
 //   zero_tile<t>()  load_tile<t>(from, stride)  store_tile<t>(to, stride): the stride is in bytes
 //   dot_tiles<c, a, b>(): c[m][n] += sum over the 64 columns k of a[m][k] * b[k / 4][4 n + k % 4], signed bytes
 //   dot_tiles_us<c, a, b>(): the same, a unsigned
+//   dot_tiles_bf16<c, a, b>(): c[m][n] += the sum over even columns k plus that over odd ones, each a chain of fused
+//     multiply-adds of a[m][k] * b[k / 2][2 n + k % 2], BF16, over the 32 columns; operands and sums are not subnormal
 #pragma once
 
 struct Tile {
@@ -59,6 +61,23 @@ template <int sums, int rows, int weights>
 inline void dot_tiles() {
   Tile(&t)[8] = tiles().tile;
   dot_emulated(t[sums], t[rows], t[weights], [](I32 sum, Quads a, Quads b) { return dot_ss(sum, b, a); });
+}
+template <int sums, int rows, int weights>
+inline void dot_tiles_bf16() {
+  Tile& c = tiles().tile[sums];
+  const Tile &a = tiles().tile[rows], &b = tiles().tile[weights];
+  for (int m = 0; m < c.rows; ++m) {
+    F32 even = set1(0.0f), odd = set1(0.0f);
+    for (int line = 0; line < kTileRows; ++line) {
+      int32_t two;
+      __builtin_memcpy(&two, a.bytes[m] + 4 * line, sizeof two);
+      const I32 x = set1(two), w = load(reinterpret_cast<const int32_t*>(b.bytes[line]));
+      even = fma(low_bf16(x), low_bf16(w), even);
+      odd = fma(high_bf16(x), high_bf16(w), odd);
+    }
+    float* sum = reinterpret_cast<float*>(c.bytes[m]);
+    store(sum, add(load(sum), add(even, odd)));
+  }
 }
 template <int sums, int rows, int weights>
 inline void dot_tiles_us() {

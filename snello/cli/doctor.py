@@ -28,9 +28,11 @@ AMX = {
     "failed": "on this processor, but products went wrong while others ran: not used",
     "trusted": "tried under load: every product was right",
 }
+HALVES = "bf16 linears with bf16 inputs"
 KERNELS = {  # instruction set -> (operation, how)
     "amx": (
         ("int3, int4 and int8 linears", "AMX tiles, 32 rows and 32 outputs at once"),
+        (HALVES, "AMX tiles, as above"),
         ("fp32, fp16, bf16 linears", "AVX-512 fused multiply-add, widened exactly"),
         ("attention, int8 keys and values", "AMX tiles; VNNI dot products where a head is not a multiple of 64"),
         ("attention, float keys and values", "AVX-512 fused multiply-add"),
@@ -89,10 +91,11 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     ]
     speeds = [(f"reading {_binary(size)}", f"{speed / 1e9:.1f} GB/s") for size, speed in here.bandwidth]
     speeds += [(f"{name} products", f"{speed / 1e9:,.0f} GOP/s") for name, speed in here.compute.items()]
+    how = kernels(here.isa, bf16_on_tiles=core.bf16_on_tiles())
     sections = {
         "this machine": facts,
         f"ceilings, {here.threads} threads, measured {_age(here.age_seconds)}": speeds,
-        "kernels": list(KERNELS.get(here.isa, ())),
+        "kernels": list(how.items()),
         "environment": [(name, _variable(name)) for name in VARIABLES],
         "extras": [(name, _extra(name)) for name in EXTRAS],
     }
@@ -104,10 +107,18 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         "machine": here.to_json(),
         "isa_available": list(available),
         "amx": core.amx_status(),
-        "kernels": dict(KERNELS.get(here.isa, ())),
+        "kernels": how,
         "environment": {name: _variable(name) for name in VARIABLES},
         "extras": {name: _extra(name) for name in EXTRAS},
     }
+
+
+def kernels(isa: str, *, bf16_on_tiles: bool) -> dict[str, str]:
+    """Operation -> how it is done."""
+    found = dict(KERNELS.get(isa, ()))
+    if HALVES in found and not bf16_on_tiles:
+        found[HALVES] = "AVX-512 fused multiply-add: tiles of BF16 are not there, or gave other bits when tried"
+    return found
 
 
 def _variable(name: str) -> str:

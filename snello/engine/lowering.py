@@ -28,11 +28,13 @@ from snello.models.spec import (
     ShortConvolution,
     Spec,
     input_name,
+    is_router,
     linear_shape,
 )
 from snello.native import core
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "tanh": 5}
+ROWS: dict[str, core.RowKind] = {"float": "fp32", "bf16": "bf16", "int8": "int8", "int8-static": "int8"}
 BLOCK = 64  # integer matrices pad their columns to this
 PARTS = {core.OpKind.TRANSFORM: "rotate, round"}  # what an op is called in a profile, where its name does not say it
 JOINED = {  # of one input
@@ -95,16 +97,16 @@ class _Builder:
         self.positions = positions
         self.lowered = Lowered()
         self._tensor_ids: dict[str, int] = {}
-        self._register_ids: dict[tuple[str, int, bool], int] = {}
+        self._register_ids: dict[tuple[str, int, core.RowKind], int] = {}
         self._prepared: dict[tuple[str, str, bool, bool, float], int] = {}
 
     # ---- registers and tensors
 
-    def register(self, name: str, width: int, *, quantized: bool = False) -> int:
-        key = (name, width, quantized)
+    def register(self, name: str, width: int, rows: core.RowKind = "fp32") -> int:
+        key = (name, width, rows)
         if key not in self._register_ids:
             self._register_ids[key] = len(self.lowered.registers)
-            self.lowered.registers.append(core.Register(width=width, quantized=quantized))
+            self.lowered.registers.append(core.Register(width=width, rows=rows))
         return self._register_ids[key]
 
     def tensor(self, name: str, make: Callable[[], core.Tensor]) -> int:
@@ -314,7 +316,7 @@ class _Builder:
 
     def like(self, name: str, register: int) -> int:
         given = self.lowered.registers[register]
-        return self.register(name, given.width, quantized=given.quantized)
+        return self.register(name, given.width, given.rows)
 
     def prepare_hidden(self, experts: list[str], x: int) -> int:
         """As `prepare`, of dispatched rows: each expert has an input scale of its own."""
@@ -328,7 +330,7 @@ class _Builder:
         block = _rotate_block(padded) if fmt.rotate else 0
         ids = [self.multiplier(f"{expert}.hidden", fmt, padded, width) for expert in experts]
         assert ids[0] < 0 or ids == list(range(ids[0], ids[0] + len(ids)))
-        out = self.register("prepared experts", padded, quantized=fmt.activations != "float")
+        out = self.register("prepared experts", padded, ROWS[fmt.activations])
         self.op(core.OpKind.TRANSFORM, x, out=out, tensors=(ids[0],), i=(block, int(ids[0] >= 0)), f=(0.0,))
         return out
 
@@ -416,14 +418,13 @@ class _Builder:
         """The register that `linear` reads: x itself, or x transformed, rotated or rounded, made once per input."""
         fmt, source = self.spec.format(linear), input_name(linear)
         width = linear_shape(self.spec, linear)[1]
-        if not _needs_preparing(fmt, width):
+        if is_router(linear) or not _needs_preparing(fmt, width):
             return x
         key = (source, fmt.activations, fmt.rotate, fmt.equalize, fmt.skip)
         if key not in self._prepared:
             padded = _padded(width)
-            quantized = fmt.activations != "float"
             stage = "answers" if linear.startswith("head") else "rows"  # registers belong to one side of the gather
-            out = self.register(f"prepared {stage}", padded, quantized=quantized)
+            out = self.register(f"prepared {stage}", padded, ROWS[fmt.activations])
             step = self.step(source, fmt)
             block = _rotate_block(padded) if fmt.rotate else 0
             multiplier = self.multiplier(source, fmt, padded, width)
@@ -450,7 +451,7 @@ class _Builder:
         """The tensor of thresholds (padded K) below which this input is 0, or -1."""
         if not fmt.skip:
             return -1
-        if fmt.activations == "float":
+        if ROWS[fmt.activations] != "int8":
             raise Unsupported(f"{source} skips values, and its activations are float", "quantize them to int8")
         threshold = self.weights.input_threshold(source)
         assert threshold is not None, f"no thresholds of {source}"
@@ -480,7 +481,9 @@ class _Builder:
 
 
 def _needs_preparing(fmt: Format, width: int) -> bool:
-    return _integer(fmt) and (fmt.activations != "float" or fmt.rotate or fmt.equalize or width != _padded(width))
+    if fmt.activations != "float":
+        return True
+    return _integer(fmt) and (fmt.rotate or fmt.equalize or width != _padded(width))
 
 
 def _integer(fmt: Format) -> bool:

@@ -17,10 +17,11 @@ import numpy as np
 from snello.engine.native import NativeExecutor
 from snello.measure.machine import Machine
 from snello.measure.sizes import attention_operations, cache_bytes
-from snello.models.spec import INTEGER, Experts
+from snello.models.spec import Experts
 from snello.native.core import Op, OpKind, Tensor
 
 PRODUCTS = (OpKind.LINEAR, OpKind.EXPERTS)
+VALUE_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +204,7 @@ class _Costs:
         """Of one row of the batch, which is there once for each expert that it goes to."""
         one = self.lowered.registers[register]
         copies = self._mixture.num_active if register in self.lowered.dispatched else 1
-        return copies * one.width * (1 if one.quantized else 4)
+        return copies * one.width * VALUE_BYTES[one.rows]
 
     def operations(self, index: int) -> float:
         op = self.lowered.ops[index]
@@ -243,5 +244,5 @@ class _Costs:
         if op.kind not in PRODUCTS:
             return "fp32"
         form = self.matrix(op).format
-        quantized = self.lowered.registers[op.inputs[0]].quantized
-        return form if quantized or form not in INTEGER else "fp32"
+        rounded = self.lowered.registers[op.inputs[0]].rows != "fp32"
+        return form if rounded or form == "fp16" else "fp32"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from snello.models.sizes import channel_weights, packed_bytes
 from snello.models.spec import (
     BITS,
-    INTEGER,
     Attention,
     CacheFormat,
     Format,
@@ -108,5 +107,5 @@ def attention_operations(spec: Spec, context: float) -> float:
 
 
 def arithmetic(form: Format) -> str:
-    """Which inner loop a linear of this format runs: its own integers, or FP32."""
-    return "fp32" if form.weights in INTEGER and form.activations == "float" else form.weights
+    """Which inner loop a linear of this format runs: of its own type, or FP32's."""
+    return "fp32" if form.activations == "float" and form.weights != "fp16" else form.weights

@@ -19,7 +19,7 @@ from snello.models.families.resolve import with_type
 from snello.models.files import read_json
 from snello.models.model import FLOAT_FORMATS, Floats, Loadable, StoredTensor
 from snello.models.parameters import matrix_names, parameter_shapes
-from snello.models.spec import Format, Spec
+from snello.models.spec import Spec, own_format
 from snello.models.tensor_file import open_tensor_file, release_pages
 
 WEIGHTS = "model.safetensors"
@@ -218,7 +218,7 @@ def _with_stored_types(spec: Spec, found: Found) -> Spec:
     types = {name: FLOAT_FORMATS.get(found[name].dtype, "fp32") for name in matrix_names(spec)}
     typed = with_type(spec, types.pop("embedding.tokens.weight"))
     linears = {
-        name.removesuffix(".weight"): Format(weights=weights)
+        name.removesuffix(".weight"): own_format(weights)
         for name, weights in types.items()
         if not name.startswith("embedding.") and weights != typed.default_format.weights
     }

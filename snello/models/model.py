@@ -13,20 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from snello.errors import Unsupported
-from snello.models.spec import Spec
+from snello.models.spec import FloatFormat, Spec
 
 if TYPE_CHECKING:
     from snello.models.tokenizer import Tokenizer
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-FloatFormat = Literal["fp32", "fp16", "bf16"]
 
 # Every number type that the safetensors format names, and its size. Only the float ones can be weights here; the others
 # are read so that an error can name them.

@@ -24,7 +24,7 @@ from snello.models.spec import Format, Spec, input_name, linear_names, read_shar
 from snello.models.tensor_file import open_tensor_file, release_pages
 from snello.native import core
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "2.0"
 HEADER_ALIGNMENT = 1 << 16
 ALIGNMENT = 64
 VECTOR = "vector"  # plain FP32 values, not packed

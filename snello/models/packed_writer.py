@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from snello.errors import SnelloError
-from snello.models.model import FLOAT_FORMATS, FloatFormat, StoredTensor
+from snello.models.model import FLOAT_FORMATS, StoredTensor
 from snello.models.packed import (
     ALIGNMENT,
     FORMAT_VERSION,
@@ -29,13 +29,15 @@ from snello.models.packed import (
     VECTOR,
     Layout,
     layouts,
+    matrix_format,
     packed_bytes,
 )
-from snello.models.spec import BITS, Spec
+from snello.models.spec import BITS, FloatFormat, Spec
 from snello.native import core
 
 _ELSEWHERE = "{}choose another folder (--output, or SNELLO_CACHE for the cache)"
 PIECE_BYTES = 1 << 25  # of FP32 values packed at a time
+LEAST_HALF = (127 - 56) << 7  # the bits of 2^-56 in BF16
 
 
 class PackedWriter:
@@ -49,6 +51,7 @@ class PackedWriter:
 
     def __init__(self, path: Path, spec: Spec, metadata: Mapping[str, str] | None = None) -> None:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self._spec = spec
         self._layouts = layouts(spec)
         self._metadata = {**(metadata or {}), "format_version": FORMAT_VERSION, "spec": spec.digest}
         self._entries: dict[str, dict[str, Any]] = {}
@@ -86,13 +89,17 @@ class PackedWriter:
     # ---- tensors
 
     def add_float(self, name: str, tensor: StoredTensor | npt.NDArray[Any], format: FloatFormat) -> None:
-        """A matrix (N, K) of any float type, packed as `format`."""
+        """A matrix (N, K) of any float type, packed as `format`.
+
+        What meets BF16 inputs has no values between 0 and 2^-56 (docs/numerics.md): they become 0.
+        """
         layout = self._begin(name, format, tensor.shape)
         stored = tensor if isinstance(tensor, StoredTensor) else StoredTensor.of(tensor)
         if stored.dtype not in FLOAT_FORMATS:
             stored = StoredTensor.of(stored.float32())
-        pieces = self._pieces(layout)
-        self._write(name, (core.pack_float(format, *_plain(stored.rows(a, b))).data for a, b in pieces))
+        meets_bf16 = matrix_format(self._spec, name).activations == "bf16"
+        packed = (core.pack_float(format, *_plain(stored.rows(a, b))) for a, b in self._pieces(layout))
+        self._write(name, (_without_least(piece.data) if meets_bf16 else piece.data for piece in packed))
 
     def add_int8(self, name: str, q: npt.NDArray[np.int8], row_scale: npt.NDArray[np.float32]) -> None:
         """q (N, K or padded K) in -127..127, row_scale (N)."""
@@ -213,6 +220,13 @@ def _plain(tensor: StoredTensor) -> tuple[npt.NDArray[Any], FloatFormat]:
     return np.require(tensor.data.view(items).reshape(tensor.shape), requirements=["C", "A"]), FLOAT_FORMATS[
         tensor.dtype
     ]
+
+
+def _without_least(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Packed BF16, magnitudes below `LEAST_HALF` replaced by 0, in place."""
+    bits = packed.view(np.uint16)
+    bits[(bits & 0x7FFF) < LEAST_HALF] = 0
+    return packed
 
 
 def _widen(values: npt.NDArray[Any], columns: int, fill: int) -> npt.NDArray[Any]:

@@ -23,11 +23,11 @@ from snello.models.families.resolve import spec_from_config
 from snello.models.families.sentence import copy_sentence_files, is_sentence_folder, read_sentence_folder
 from snello.models.files import read_json
 from snello.models.lean import move_into_place
-from snello.models.model import FloatFormat, Floats, Model
+from snello.models.model import Floats, Model
 from snello.models.packed_writer import cannot_write
 from snello.models.parameters import matrix_names
 from snello.models.quantized import KEYS as QUANTIZED
-from snello.models.spec import Attention, Spec
+from snello.models.spec import Attention, FloatFormat, Spec
 from snello.models.stored_tensors import stored_tensors
 from snello.models.tensor_writer import write_shards
 from snello.models.tokenizer import TOKENIZER_FILES

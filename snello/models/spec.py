@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 Task: TypeAlias = Literal["causal-lm", "masked-lm", "sequence-classification", "embedding"]
+FloatFormat: TypeAlias = Literal["fp32", "fp16", "bf16"]
 WeightFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8", "int4", "int3"]
 CacheFormat: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 Activation: TypeAlias = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "tanh"]
@@ -32,8 +33,10 @@ class Format:
     """How the weights of one linear are stored, and how its input is prepared (docs/numerics.md).
 
     `group_size` belongs to INT4 and INT3. `activations` int8 quantizes the input per row and needs integer weights;
-    int8-static does so by one scale for all rows, measured before and stored. `rotate` and `equalize` say that the
-    weights are stored in the basis `W diag(input scale) H`; the input is brought there once.
+    int8-static does so by one scale for all rows, measured before and stored; bf16 rounds it and needs BF16 weights.
+    Routers read their input as it is: a rounded row could go to another expert.
+    `rotate` and `equalize` say that the weights are stored in the basis `W diag(input scale) H`; the input is brought
+    there once.
     `skip` above 0: values of the input below their channel's threshold, in that basis, are 0, about this share of them
     on the text that the thresholds were measured on. The weights are then stored by channel, so that what meets only
     zeros is not read. It needs integer activations; linears of one input have one `skip`.
@@ -41,10 +44,15 @@ class Format:
 
     weights: WeightFormat
     group_size: Literal[0, 32, 64, 128] = 0
-    activations: Literal["float", "int8", "int8-static"] = "float"
+    activations: Literal["float", "bf16", "int8", "int8-static"] = "float"
     rotate: bool = False
     equalize: bool = False
     skip: float = field(default=0.0, metadata={LATER: True})
+
+
+def own_format(weights: FloatFormat) -> Format:
+    """Of a matrix that nobody quantized: its input is of its own type too, where the core multiplies that."""
+    return Format(weights=weights, activations="bf16" if weights == "bf16" else "float")
 
 
 @dataclass(frozen=True, kw_only=True)

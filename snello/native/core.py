@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ FORMATS = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "int4": 4, "int3": 5, "in
 GROUP_SCALE = {"int4": np.uint8, "int3": np.int8}  # how scales of groups are stored
 CHANNELS = "-channels"  # stored by channel: inputs that are 0 are not read
 MAX_CHANNELS = 32_768
+RowKind: TypeAlias = Literal["fp32", "int8", "bf16"]  # what a register holds, by its number in the core
 FORMAT_NAMES = {number: name for name, number in FORMATS.items()}
 PANEL_ROWS = 16
 BLOCK_COLUMNS = 64
@@ -47,7 +48,7 @@ PAGE_POSITIONS = 128
 ALIGNMENT = 64
 # Raised whenever the core gives other bits for the same packed model and tokens: what was stored under another number
 # is not used. tests/native/test_version.py notices.
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4
 
 
 class CoreError(RuntimeError):
@@ -104,6 +105,11 @@ def available_isas() -> list[str]:
 def amx_status() -> str:
     """AMX here: "absent", "refused" (by the operating system), "failed" (its trial) or "trusted"."""
     return library().snello_amx().decode()  # type: ignore[no-any-return]
+
+
+def bf16_on_tiles() -> bool:
+    """Whether AMX is trusted with products of BF16: it has them, and a trial gave the bits of docs/numerics.md."""
+    return bool(library().snello_amx_bf16())
 
 
 # ---- matrices
@@ -292,10 +298,10 @@ def _layers(layers: Sequence[CacheLayer]) -> Any:
 
 @dataclass(frozen=True)
 class Register:
-    """`width` values a row: FP32, or INT8 with scale and sums if quantized."""
+    """`width` values a row: FP32, BF16, or INT8 with scale and sums."""
 
     width: int
-    quantized: bool = False
+    rows: RowKind = "fp32"
 
 
 @dataclass(frozen=True)
@@ -367,7 +373,8 @@ class Program:
         self._alive = (pool, tuple(tensors), cache)
         c_ops = (COp * len(ops))(*(op.to_c() for op in ops))
         c_tensors = (CTensor * max(1, len(tensors)))(*(tensor.to_c() for tensor in tensors))
-        c_registers = (CRegister * len(registers))(*(CRegister(r.width, int(r.quantized)) for r in registers))
+        kinds = get_args(RowKind)
+        c_registers = (CRegister * len(registers))(*(CRegister(r.width, kinds.index(r.rows)) for r in registers))
         self.handle = _created(
             library().snello_program_create(
                 pool.handle,
@@ -508,7 +515,10 @@ def probe_bandwidth(pool: Pool, num_bytes: int, repeats: int) -> float:
 
 
 def probe_compute(pool: Pool, format: str, repeats: int) -> float:
-    """1e9 operations a second of this format's inner loop on cached operands, all threads."""
+    """1e9 operations a second of this format's inner loop on cached operands, all threads.
+
+    Integers and BF16 are multiplied with rows of INT8 and BF16, FP32 and FP16 with rows of FP32.
+    """
     return _positive(library().snello_probe_compute(pool.handle, FORMATS[format], repeats))
 
 

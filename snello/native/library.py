@@ -12,7 +12,7 @@ from typing import Any
 
 from snello.errors import SnelloError
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 NAMES = ("libsnello.so", "libsnello.dylib")
 
 I32, U64, F32, PTR = c.c_int32, c.c_uint64, c.c_float, c.c_void_p
@@ -27,7 +27,7 @@ class CCacheLayer(c.Structure):
 
 
 class CRegister(c.Structure):
-    _fields_ = [("width", I32), ("quantized", I32)]
+    _fields_ = [("width", I32), ("rows", I32)]
 
 
 class COp(c.Structure):
@@ -74,6 +74,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "snello_isa_select": (c.c_char_p, [c.c_char_p]),
     "snello_isa_available": (c.c_char_p, []),
     "snello_amx": (c.c_char_p, []),
+    "snello_amx_bf16": (I32, []),
     "snello_packed_bytes": (U64, [I32, I32, I32, I32]),
     "snello_pack_float": (I32, [I32, I32, PTR, I32, I32, PTR]),
     "snello_pack_int8": (I32, [PTR, PTR, I32, I32, PTR]),

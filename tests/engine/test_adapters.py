@@ -278,7 +278,7 @@ def test_a_prompt_is_what_the_reference_reads(tmp_path_factory: pytest.TempPathF
         plain, found = executor.logits(text), executor.logits(text, adapter="it")
         few = executor.logits(text, rows=[0, 7], adapter="it")
         scores, top = executor.score(text, adapter="it"), executor.score_top(text, 1, adapter="it")
-    most = 0.03 if variant.endswith("bf16") else 1e-4
+    most = 0.05 if variant.endswith("bf16") else 1e-4
     assert np.abs(found - expected).max() < most * expected.std()
     assert np.abs(plain - expected).max() > 0.3 * expected.std()
     assert few.tobytes() == found[[0, 7]].tobytes()

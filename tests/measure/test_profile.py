@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from snello.engine.native import NativeExecutor
-from snello.measure.profile import Profile, profile_answer, profile_prompt
+from snello.measure.profile import PRODUCTS, Profile, profile_answer, profile_prompt
 from snello.measure.sizes import attention_operations, cache_bytes, linear_operations
 from snello.models import load
 from snello.models.spec import Deployment
@@ -70,6 +71,15 @@ def test_a_mixture_counts_the_experts_that_rows_go_to(tmp_path: Path) -> None:
     assert more["experts: down"].bytes == pytest.approx(read * few["experts: down"].bytes, rel=1e-3)
     assert more["experts: down"].operations == 4 * few["experts: down"].operations
     assert few["activate"].bytes == len(model.spec.layers) * active * 3 * width * 4
+
+
+def test_routers_alone_read_bf16_models_rows_as_they_are(tmp_path: Path) -> None:
+    model = load(make_checkpoint(tmp_path / "mixtral", "mixtral", dtype=torch.bfloat16))
+    with NativeExecutor(model, Deployment(threads=1)) as opened:
+        lowered = opened.lowered
+    products = [(part, op) for part, op in zip(lowered.parts, lowered.ops, strict=True) if op.kind in PRODUCTS]
+    kinds = {part: lowered.registers[op.inputs[0]].rows for part, op in products}
+    assert kinds.pop("router") == "fp32" and set(kinds.values()) == {"bf16"} and len(kinds) == 5
 
 
 def test_times_add_up(executor: NativeExecutor) -> None:

@@ -115,7 +115,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.update(format_version="2.0"), "format version 2.0, this snello reads 1.0"),
+        (lambda table: table.update(format_version="1.0"), "format version 1.0, this snello reads 2.0"),
         (lambda table: table.pop("format_version"), "format version None"),
         (lambda table: table.update(colour=1), "unknown key 'colour'"),
         (lambda table: table.pop("history"), "missing key 'history'"),

@@ -116,6 +116,20 @@ def test_narrow_floats_are_kept_as_they_are(dtype: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(weights.values(name), value.float().numpy(), err_msg=name)
 
 
+def test_what_meets_bf16_inputs_has_nothing_next_to_zero(tmp_path: Path) -> None:
+    """Of both signs, below 2^-56 and from there on; NaN is nobody's to hide."""
+    spec = float_spec("bfloat16")
+    values = random_values(spec)
+    least = np.float32(2.0**-56)
+    some = np.array([least, -least, least * 0.999, least / 2, -least / 2, 1e-40, -0.0, 0.0, np.nan], np.float32)
+    values["layers.0.ffn.up.weight"][3, : len(some)] = some
+    kept = write_floats(tmp_path / "x", spec, values).values("layers.0.ffn.up.weight")[3, : len(some)]
+    np.testing.assert_array_equal(kept, [least, -least, least, 0, 0, 0, 0, 0, np.nan])
+    exact = dataclasses.replace(spec, default_format=Format(weights="bf16"))
+    kept = write_floats(tmp_path / "y", exact, values).values("layers.0.ffn.up.weight")[3, : len(some)]
+    assert kept[3] == least / 2 and kept[5] > 0
+
+
 def test_an_unaligned_source_and_a_wide_one_are_packed_too(tmp_path: Path, spec: Spec) -> None:
     values = random_values(spec)
     with PackedWriter(tmp_path / "x", spec) as writer:
@@ -270,7 +284,7 @@ def test_the_library_reads_it_and_everything_is_aligned(path: Path, spec: Spec) 
         metadata = file.metadata()
         assert sorted(file.keys()) == sorted(parameter_shapes(spec))
         table = json.loads(metadata["tensors"])
-        assert (metadata["format_version"], metadata["spec"]) == ("1.0", spec.digest)
+        assert (metadata["format_version"], metadata["spec"]) == ("2.0", spec.digest)
         for name in file.keys():  # noqa: SIM118 - not a dict
             assert table[name]["crc32"] == f"{zlib.crc32(file.get_tensor(name).tobytes()):08x}"
         assert table["layers.0.ffn.up.weight"] | {"crc32": ""} == {
@@ -315,8 +329,8 @@ def in_table(edit: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, An
     ("edit", "message"),
     [
         (
-            lambda header: header["__metadata__"].update(format_version="2.0"),
-            "format version 2.0, this snello reads 1.0",
+            lambda header: header["__metadata__"].update(format_version="1.0"),
+            "format version 1.0, this snello reads 2.0",
         ),
         (lambda header: header["__metadata__"].pop("format_version"), "is not a packed snello file"),
         (lambda header: header["__metadata__"].update(tensors="["), "table of tensors is broken"),
@@ -337,7 +351,7 @@ def test_a_header_that_does_not_fit(
 
 
 def test_a_newer_minor_version_is_read(path: Path, spec: Spec) -> None:
-    rewrite(path, lambda header: header["__metadata__"].update(format_version="1.7"))
+    rewrite(path, lambda header: header["__metadata__"].update(format_version="2.7"))
     PackedWeights(path, spec).verify()
 
 

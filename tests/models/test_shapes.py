@@ -57,7 +57,7 @@ def test_formats_are_those_that_quantize_plans() -> None:
     assert spec.format("layers.0.ffn.down") == body
     assert spec.format("head") == Format(weights="int8", activations="int8", rotate=True, equalize=True)
     assert spec.format("embedding") == Format(weights="int8")
-    assert spec.default_format == Format(weights="bf16")
+    assert spec.default_format == Format(weights="bf16", activations="bf16")
     tied = spec_of_shape("llama-3.2-1b", "int8")
     assert {tied.format(linear).weights for linear in linear_names(tied)} == {"int8"}
 

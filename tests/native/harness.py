@@ -35,6 +35,7 @@ FORMATS = {"f32": 0, "f16": 1, "bf16": 2, "int8": 3, "int4": 4, "int3": 5}
     CONVOLVE,
 ) = range(15)
 PAGE = 128
+INT8_ROWS, BF16_ROWS = 1, 2
 
 
 LIB = library()
@@ -130,19 +131,19 @@ def packed(format_: str, values: F32, group_size: int = 128) -> Tensor:
     padded = -(-columns // 64) * 64 if code >= 3 else columns
     group_size = group_size if code > 3 else 0
     data = aligned(np.zeros(LIB.snello_packed_bytes(code, rows, padded, group_size), np.uint8))
-    limit = {3: 127, 4: 7, 5: 3}.get(code, 1)
+    if code < 3:
+        source = np.ascontiguousarray(values, np.float32)
+        checked(LIB.snello_pack_float(code, 0, pointer(source), rows, columns, pointer(data)))
+        return Tensor(data, code, rows, columns, 0)
+    limit = {3: 127, 4: 7, 5: 3}[code]
     scale = (np.abs(values).max(axis=1) / limit).astype(np.float16).astype(np.float32)
     scale[scale == 0] = 1
     q = np.zeros((rows, padded), np.int8)
-    if code >= 3:
-        q[:, :columns] = np.clip(np.rint(values / scale[:, None]), -limit, limit)
+    q[:, :columns] = np.clip(np.rint(values / scale[:, None]), -limit, limit)
     if code == 3:
         checked(LIB.snello_pack_int8(pointer(q), pointer(scale), rows, padded, pointer(data)))
-    elif code > 3:
-        _pack_grouped(code, q, scale, group_size, data)
     else:
-        source = np.ascontiguousarray(values, np.float32)
-        checked(LIB.snello_pack_float(code, 0, pointer(source), rows, columns, pointer(data)))
+        _pack_grouped(code, q, scale, group_size, data)
     return Tensor(data, code, rows, padded, group_size)
 
 
@@ -182,8 +183,9 @@ class Builder:
     tensors: list[Tensor] = field(default_factory=list)
     ops: list[COp] = field(default_factory=list)
 
-    def register(self, width: int, quantized: bool = False) -> int:
-        self.registers.append((width, int(quantized)))
+    def register(self, width: int, rows: int = 0) -> int:
+        """`rows`: FP32, or INT8_ROWS, or BF16_ROWS."""
+        self.registers.append((width, int(rows)))
         return len(self.registers) - 1
 
     def tensor(self, tensor: Tensor) -> int:

@@ -10,10 +10,12 @@ import pytest
 from snello.models.spec import INTEGER
 from tests.native.harness import (
     ACTIVATE,
+    BF16_ROWS,
     COMBINE,
     DISPATCH,
     EXPERTS,
     F32,
+    INT8_ROWS,
     LINEAR,
     PRODUCT_ISAS,
     ROUTE,
@@ -31,7 +33,7 @@ from tests.native.harness import (
 from tests.oracle_rows import exp, lane_sum
 
 ROWS, WIDTH, INNER, COUNT = 37, 128, 192, 6
-FORMATS = ("f32", "bf16", "int8", "int4", "int3")
+FORMATS = ("f32", "bf16", "bf16-rows", "int8", "int4", "int3")  # bf16-rows: BF16 that meets rounded rows
 f32 = np.float32
 
 
@@ -92,13 +94,15 @@ class Mixture:
     def __init__(self, format_: str, logits: F32, active: int) -> None:
         self.format, self.logits, self.active = format_, logits, active
         self.x = random(len(logits), WIDTH, seed=1)
-        gate, up = (packed_all(format_, INNER, WIDTH, seed) for seed in (2, 3))
-        self.matrices = {"gate": gate, "up": up, "down": packed_all(format_, WIDTH, INNER, 4)}
+        stored = format_.removesuffix("-rows")
+        gate, up = (packed_all(stored, INNER, WIDTH, seed) for seed in (2, 3))
+        self.matrices = {"gate": gate, "up": up, "down": packed_all(stored, WIDTH, INNER, 4)}
         self.multipliers = [plain(np.exp2(random(INNER, seed=5 + e)).astype(f32)) for e in range(COUNT)]
 
     @property
-    def integer(self) -> bool:
-        return self.format in INTEGER
+    def kind(self) -> int:
+        """Of the rows that the experts read."""
+        return INT8_ROWS if self.format in INTEGER else BF16_ROWS if self.format == "bf16-rows" else 0
 
     def first(self, b: Builder, part: str) -> int:
         first, *_ = [b.tensor(matrix) for matrix in self.matrices[part]]
@@ -107,15 +111,15 @@ class Mixture:
     def program(self, threads: int = 1) -> Program:
         b = Builder()
         x = b.table(self.x)
-        rows = b.op(TRANSFORM, [x], b.register(WIDTH, True), i=[128]) if self.integer else x
+        rows = b.op(TRANSFORM, [x], b.register(WIDTH, self.kind), i=[128]) if self.kind else x
         routes = b.op(ROUTE, [b.table(self.logits)], b.register(2 * self.active), i=[self.active, 1])
-        given = b.op(DISPATCH, [rows, routes], b.register(WIDTH, self.integer))
+        given = b.op(DISPATCH, [rows, routes], b.register(WIDTH, self.kind))
         gate = b.op(EXPERTS, [given], b.register(INNER), [self.first(b, "gate")])
         up = b.op(EXPERTS, [given], b.register(INNER), [self.first(b, "up")])
         hidden = b.op(ACTIVATE, [gate, up], gate, i=[0])
-        if self.integer:
+        if self.kind:
             multipliers = [b.tensor(one) for one in self.multipliers]
-            hidden = b.op(TRANSFORM, [hidden], b.register(INNER, True), [multipliers[0]], [64, 1])
+            hidden = b.op(TRANSFORM, [hidden], b.register(INNER, self.kind), [multipliers[0]], [64, 1])
         answers = b.op(EXPERTS, [hidden], b.register(WIDTH), [self.first(b, "down")])
         b.gather(b.op(COMBINE, [answers, routes], x, i=[1]))
         return b.build(threads=threads)
@@ -124,13 +128,13 @@ class Mixture:
         """What this expert says of every row, by the operations of dense models."""
         b = Builder()
         x = b.table(self.x)
-        rows = b.op(TRANSFORM, [x], b.register(WIDTH, True), i=[128]) if self.integer else x
+        rows = b.op(TRANSFORM, [x], b.register(WIDTH, self.kind), i=[128]) if self.kind else x
         one = {part: b.tensor(matrices[expert]) for part, matrices in self.matrices.items()}
         gate, up = (b.op(LINEAR, [rows], b.register(INNER), [one[part]]) for part in ("gate", "up"))
         hidden = b.op(ACTIVATE, [gate, up], gate, i=[0])
-        if self.integer:
+        if self.kind:
             multiplier = b.tensor(self.multipliers[expert])
-            hidden = b.op(TRANSFORM, [hidden], b.register(INNER, True), [multiplier], [64])
+            hidden = b.op(TRANSFORM, [hidden], b.register(INNER, self.kind), [multiplier], [64])
         b.gather(b.op(LINEAR, [hidden], b.register(WIDTH), [one["down"]]))
         return run_rows(b.build(), len(self.x))
 

@@ -13,7 +13,9 @@ import pytest
 
 from snello.native import core
 from tests.native.harness import (
+    BF16_ROWS,
     EMBED,
+    INT8_ROWS,
     ISAS,
     LINEAR,
     PRODUCT_ISAS,
@@ -33,6 +35,7 @@ from tests.oracle import (
     from_bf16,
     hadamard,
     linear_float,
+    linear_halves,
     linear_integer,
     linear_weight_only,
     quantize,
@@ -98,14 +101,14 @@ def extras(n: int, rng: np.random.Generator) -> Iterator[tuple[F32 | None, F32 |
     yield rng.standard_normal(n).astype(np.float32), rng.standard_normal((MOST, n)).astype(np.float32)
 
 
-def product(case: Case, rows: int, quantized: bool, threads: int = 1) -> F32:
+def product(case: Case, rows: int, prepared: int, threads: int = 1) -> F32:
     """The core's outputs for the first rows, two columns into a wider register."""
     b = Builder()
     n = case.weights.rows
     width = case.weights.columns
     x = b.table(case.x[:rows])
-    if case.weights.format >= 3:
-        x = b.op(TRANSFORM, [x], b.register(width, quantized))
+    if case.weights.format >= 3 or prepared:
+        x = b.op(TRANSFORM, [x], b.register(-(-width // 64) * 64, prepared))
     around = np.zeros((rows, n + 4), np.float32)
     if case.onto is not None:
         around[:, 2:-2] = case.onto[:rows]
@@ -118,7 +121,7 @@ def product(case: Case, rows: int, quantized: bool, threads: int = 1) -> F32:
     return np.ascontiguousarray(outputs[:, 2:-2])
 
 
-def check(case: Case, quantized: bool) -> None:
+def check(case: Case, quantized: int) -> None:
     for name in PRODUCT_ISAS:
         with isa(name):
             for rows in ROWS:
@@ -136,6 +139,39 @@ def test_float_weights(format_: str, n: int, k: int) -> None:
     weights = Tensor(t.data, core.FORMATS[format_], n, k)
     for bias, onto in extras(n, rng):
         check(Case(weights, x, bias, onto, linear_float(x, exact, bias, onto)), quantized=False)
+
+
+def halves_packed(w: F32) -> Tensor:
+    t = core.pack_float("bf16", w, "fp32")
+    return Tensor(t.data, core.FORMATS["bf16"], t.rows, t.columns)
+
+
+@pytest.mark.parametrize("n,k", [(1, 1), (17, 37), (40, 192), (96, 512), (250, 577)])
+def test_bf16_rows_times_bf16_weights(n: int, k: int) -> None:
+    """Magnitudes from below what counts as 0 to 1e9, so that the order of sums and what is dropped are seen."""
+    rng = np.random.default_rng([n, k])
+    w, x = (rng.standard_normal((rows, k)).astype(np.float32) for rows in (n, MOST))
+    x *= np.float32(10) ** rng.integers(-20, 10, x.shape).astype(np.float32)
+    x[:, ::7] = 1e-44
+    for bias, onto in extras(n, rng):
+        wanted = linear_halves(x, from_bf16(to_bf16(w)), bias, onto)
+        check(Case(halves_packed(w), x, bias, onto, wanted), BF16_ROWS)
+
+
+def test_bf16_rows_are_no_longer_than_they_say() -> None:
+    """What lies behind the last column is 0 whatever was in the register before."""
+    rng = np.random.default_rng(5)
+    w, x = rng.standard_normal((32, 37)).astype(np.float32), rng.standard_normal((9, 37)).astype(np.float32)
+    long = np.full((9, 64), 1e30, np.float32)
+    wanted = linear_halves(x, from_bf16(to_bf16(w)))
+    for name in PRODUCT_ISAS:
+        with isa(name):
+            b = Builder()
+            halves = b.register(64, BF16_ROWS)
+            b.op(TRANSFORM, [b.table(long)], halves)
+            b.op(TRANSFORM, [b.table(x)], halves)
+            b.gather(b.op(LINEAR, [halves], b.register(32), [b.tensor(halves_packed(w))]))
+            assert run_rows(b.build(), 9).tobytes() == wanted.tobytes(), name
 
 
 @pytest.mark.parametrize("n,k", SHAPES)
@@ -242,17 +278,18 @@ def test_transform_by_a_given_scale(columns: int, width: int, block: int, step: 
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize(("quantized", "step"), [(False, 0.0), (True, 0.0), (True, 0.5)])
-def test_a_row_that_is_not_finite_is_named(bad: float, quantized: bool, step: float) -> None:
+@pytest.mark.parametrize(("kind", "step"), [(0, 0.0), (INT8_ROWS, 0.0), (INT8_ROWS, 0.5), (BF16_ROWS, 0.0)])
+def test_a_row_that_is_not_finite_is_named(bad: float, kind: int, step: float) -> None:
     x = np.ones((5, 64), np.float32)
     x[3, 63] = bad
     for name in ISAS:
         with isa(name):
             b = Builder()
-            out = b.op(TRANSFORM, [b.table(x)], b.register(64, quantized), f=[step])
-            if quantized:
+            out = b.op(TRANSFORM, [b.table(x)], b.register(64, kind), f=[step])
+            if kind:
                 unit = Int8Matrix(np.eye(64, dtype=np.int8), np.ones(64, np.float32))
-                out = b.op(LINEAR, [out], b.register(64), [b.tensor(packed(unit))])
+                matrix = packed(unit) if kind == INT8_ROWS else halves_packed(np.eye(64, dtype=np.float32))
+                out = b.op(LINEAR, [out], b.register(64), [b.tensor(matrix)])
             b.gather(out)
             result, outputs = b.build().step(Batch([([row], 0, 1, []) for row in range(5)]))
             assert result == 1 + 3

@@ -11,6 +11,7 @@ from tests.native.harness import (
     ACTIVATE,
     ADD,
     ATTENTION,
+    BF16_ROWS,
     EMBED,
     F32,
     GATHER,
@@ -269,6 +270,18 @@ def quantized_into_float_matrix(b: Builder) -> None:
     b.op(LINEAR, [q], b.register(64), [b.tensor(weight())])
 
 
+def bf16_into(weights: Tensor, width: int = 64) -> Callable[[Builder], None]:
+    def make(b: Builder) -> None:
+        b.op(LINEAR, [b.op(TRANSFORM, [start(b)], b.register(width, BF16_ROWS))], b.register(64), [b.tensor(weights)])
+
+    return make
+
+
+def bf16_added(b: Builder) -> None:
+    half = b.op(TRANSFORM, [start(b)], b.register(64, BF16_ROWS))
+    b.op(ADD, [half, half], b.register(64), f=[1.0])
+
+
 def quantized_norm(b: Builder) -> None:
     q = b.op(TRANSFORM, [start(b)], b.register(64, True))
     b.op(NORM, [q], b.register(64), f=[1e-5])
@@ -288,6 +301,11 @@ REFUSALS: list[tuple[Callable[[Builder], None], str]] = [
     (refuse_linear(0, 64, changed(weight(64, 64, "int8"), columns=60), []), r"integer matrix of 60 columns"),
     (quantized_into_float_matrix, r"quantized, but tensor 1 is a float matrix"),
     (quantized_norm, r"in0 \(register 1\) is quantized"),
+    (bf16_into(weight()), r"in0 \(register 1\) is BF16, but tensor 1 is not"),
+    (bf16_into(weight(64, 64, "int8")), r"is BF16, but tensor 1 is not"),
+    (bf16_into(weight(64, 128, "bf16")), r"in0 has 64 columns, tensor 1 has 128"),
+    (bf16_into(weight(64, 64, "bf16"), 96), r"register 1: the width of a rounded register must be a multiple of 64"),
+    (bf16_added, r"in1 \(register 1\) is BF16|in0 \(register 1\) is BF16"),
     (unaligned, r"not 64-byte aligned"),
     (unwritten, r"in0 \(register 0\) is read before column 0 is written"),
     (half_written, r"read before column 32 is written"),

@@ -14,6 +14,8 @@ from snello.native import core
 from tests.native.harness import (
     ACTIVATE,
     ADD,
+    BF16_ROWS,
+    INT8_ROWS,
     ISAS,
     LINEAR,
     TRANSFORM,
@@ -22,7 +24,7 @@ from tests.native.harness import (
     isa,
     run_rows,
 )
-from tests.native.test_linear import Case, packed, product, random_matrix
+from tests.native.test_linear import Case, halves_packed, packed, product, random_matrix
 from tests.oracle import F32
 
 COUNTS = [*range(1, 68), 96, 511, 512, 513, 700]
@@ -31,14 +33,14 @@ TILED = ["amx-emulated", *(name for name in ISAS if name == "amx")]
 OTHER = next(name for name in ISAS if name != "amx")
 
 
-def compare(case: Case, counts: list[int]) -> None:
+def compare(case: Case, counts: list[int], rows: int = INT8_ROWS) -> None:
     """Every way over tiles against an instruction set without, which the oracle has checked."""
     for count in counts:
         with isa(OTHER):
-            wanted = product(case, count, True, threads=2)
+            wanted = product(case, count, rows, threads=2)
         for name in TILED:
             with isa(name):
-                assert product(case, count, True, threads=2).tobytes() == wanted.tobytes(), (name, count)
+                assert product(case, count, rows, threads=2).tobytes() == wanted.tobytes(), (name, count)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,18 @@ def test_every_number_of_rows(format_: str, group_size: int) -> None:
     x = rng.standard_normal((max(COUNTS), 2112)).astype(np.float32)
     onto = rng.standard_normal((max(COUNTS), 300)).astype(np.float32)
     compare(Case(weights, x, rng.standard_normal(300).astype(np.float32), onto, x), COUNTS)
+
+
+@pytest.mark.parametrize(("n", "k", "most"), [(300, 2112, 700), (96, 128, 513), (48, 128 * 32 + 96, 150)])
+def test_bf16_rows(n: int, k: int, most: int) -> None:
+    """With and without a bias, whole panels and not, and longer than a panel keeps: parked sums are FP32."""
+    rng = np.random.default_rng(n)
+    weights = halves_packed(rng.standard_normal((n, k)).astype(np.float32))
+    x = rng.standard_normal((most, k)).astype(np.float32) * np.float32(10) ** rng.integers(-6, 6, (most, k))
+    x, counts = x.astype(np.float32), [count for count in COUNTS if count <= most]
+    onto = rng.standard_normal((most, n)).astype(np.float32)
+    compare(Case(weights, x, None, None, x), counts, BF16_ROWS)
+    compare(Case(weights, x, rng.standard_normal(n).astype(np.float32), onto, x), counts, BF16_ROWS)
 
 
 @pytest.mark.parametrize(("format_", "group_size"), [("int8", 0), ("int4", 128)])

@@ -18,6 +18,7 @@ DIGESTS = {
     1: "29dff0ecad31b9336912d244f6ed9a2219d0a8107d3cf7a0df1340d26a6ada1a",
     2: "9bc24150a56739a77850a240891c56e169bef4f02c250efdbe7d1668671f7126",
     3: "d9b678a130fbe84fac2a4574ec1e70f78cceac645748ad5e46e092efb467e691",
+    4: "e9cd1e1606abe9cbcf373a9e2c3dfa88280c637f4f3a25f6ebce67ac239c4517",
 }
 WAYS: list[tuple[shapes.RandomWeights, CacheFormat]] = [("bf16", "bf16"), ("int8", "int8"), ("int4-all", "fp32")]
 

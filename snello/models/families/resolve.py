@@ -14,9 +14,8 @@ from snello.errors import Unsupported
 from snello.models.families import FAMILIES, convolutions
 from snello.models.families.config import Config, token_ids
 from snello.models.families.family import Family
-from snello.models.model import FloatFormat
 from snello.models.quantized import KEYS, scheme_of
-from snello.models.spec import Format, Head, Spec, Task
+from snello.models.spec import FloatFormat, Head, Spec, Task, own_format
 
 TORCH_TYPES: dict[str, FloatFormat] = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -56,8 +55,8 @@ def spec_from_config(
 
 
 def with_type(spec: Spec, weights: FloatFormat) -> Spec:
-    """The same model with all weights, keys and values in this type."""
-    return dataclasses.replace(spec, default_format=Format(weights=weights), cache_format=weights, formats=())
+    """The same model with all weights, keys and values in this type, and linears' inputs where it is BF16."""
+    return dataclasses.replace(spec, default_format=own_format(weights), cache_format=weights, formats=())
 
 
 def _family(values: Mapping[str, Any]) -> tuple[Family, Task]:

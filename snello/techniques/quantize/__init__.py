@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from snello.errors import SnelloError, Unsupported
-from snello.models.spec import INTEGER, Format, Spec, linear_names, linear_shape
+from snello.models.spec import INTEGER, Format, Spec, linear_names, linear_shape, own_format
 from snello.techniques.quantize.size import parse_budget, plan_budget
 from snello.techniques.units import body_linears, check_plain_blocks
 
@@ -53,8 +53,8 @@ class Quantize:
     lets later columns repair the errors of earlier ones on calibration text; `awq` searches the s that loses least.
     `hqq` moves r and s[n, g] to lessen the sum of |error|^0.7 instead of its square, without text; `smoothquant`, for
     INT8, takes s = max|X|^alpha / max|W|^(1 - alpha) per channel, from calibration text. Static activations have one
-    scale per input, the largest magnitude in calibration text / 127. bf16 and fp16 are casts. Experts are calibrated on
-    the rows that the router sends them.
+    scale per input, the largest magnitude in calibration text / 127. bf16 and fp16 are casts; inputs of BF16 linears
+    are rounded to BF16 too, but with float activations. Experts are calibrated on the rows that the router sends them.
 
     When it hurts: small models and narrow layers have little room, INT4 without calibration costs them most; tasks that
     hang on exact recall suffer before the average loss shows it; INT3 loses more than INT4. HQQ trades
@@ -165,8 +165,9 @@ class Quantize:
         _check_spec(spec)
         check_plain_blocks(spec, "quantize", self._without_experts(), convolutions=True)
         spec = dataclasses.replace(spec, cache_format=self.cache) if self.cache else spec
-        if self.weights in ("bf16", "fp16"):
-            return dataclasses.replace(spec, default_format=Format(weights=self.weights))
+        if self.weights == "bf16" or self.weights == "fp16":
+            plain = Format(weights=self.weights) if self.activations == "float" else own_format(self.weights)
+            return dataclasses.replace(spec, default_format=plain)
         ladder = self.ladder(spec)
         formats = dict.fromkeys(body_linears(spec), ladder[0])
         planned = spec.with_formats(formats | self._head_formats(spec))

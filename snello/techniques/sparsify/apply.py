@@ -27,7 +27,8 @@ from snello.techniques.sparsify.sparsegpt import sparsegpt
 from snello.techniques.units import Unit, body_linears, units
 
 if TYPE_CHECKING:
-    from snello.models.model import FloatFormat, Model
+    from snello.models.model import Model
+    from snello.models.spec import FloatFormat
     from snello.techniques.base import Context
     from snello.techniques.sparsify import Sparsify
 

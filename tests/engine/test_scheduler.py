@@ -99,6 +99,23 @@ def test_many_random_worlds(**options: Any) -> None:
     live(**options)
 
 
+def test_who_gives_way_may_be_back_in_the_same_step() -> None:
+    """Its last page was wanted, and with a window what is known of it needs fewer than it held."""
+    live(
+        num_pages=5,
+        max_rows=16,
+        max_num_seqs=5,
+        step_ms=50.0,
+        window=40,
+        sinks=0,
+        takes_back=14,
+        busy=0.09400685392147029,
+        cancel=0.0,
+        guess=0.0,
+        seed=4,
+    )
+
+
 def test_a_long_run_comes_through_preemption_hits_and_guesses() -> None:
     """Thousands of steps in one world, which must really meet what it is for."""
     w = world(num_pages=10, max_rows=32, max_num_seqs=10, step_ms=20.0, seed=5)

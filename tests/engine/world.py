@@ -95,8 +95,10 @@ class World:
         preemptions = self.scheduler.counters.preemptions
         step = self.scheduler.schedule(cost)
         assert step.pieces or not self.scheduler.has_work, "there is work and nothing runs"
-        self._forget_preempted()
-        self._check_limits(step, decoding, self.scheduler.counters.preemptions > preemptions)
+        preempted = self.scheduler.counters.preemptions > preemptions
+        if preempted:
+            self._forget_preempted()
+        self._check_limits(step, decoding, preempted)
         self._execute(step)
         for id in list(self.scheduler.sequences):
             if self.random.random() < cancel:
@@ -120,8 +122,10 @@ class World:
             self.scheduler.propose(sequence.id, guesses)
 
     def _forget_preempted(self) -> None:
-        for id in list(self.next_row):
-            if not self.scheduler.sequences[id].running:
+        """Who gave its pages back begins anew, in the same step if what is known of it leaves it room after all."""
+        for id, row in list(self.next_row.items()):
+            sequence = self.scheduler.sequences[id]
+            if not sequence.running or sequence.num_computed < row:
                 del self.next_row[id]
 
     def _execute(self, step: Step) -> None:

@@ -94,20 +94,12 @@ struct HalfTile {
         }
     }
   }
-  // Every other column of [first, end).
+  // From 0 over every other column of [first, end).
   template <int rows, int panels>
   LANES void chain(F32 (&acc)[rows][panels], int first, int end) const {
     for (int r = 0; r < rows; ++r)
       for (int p = 0; p < panels; ++p) acc[r][p] = set1(0.0f);
-    for (int k = first; k < end; k += 2) {
-      F32 w[panels];
-      for (int p = 0; p < panels; ++p) w[p] = load(weights[panel + p] + k * kPanel);
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        const F32 x = set1(scratch.rows[r][k]);
-        for (int p = 0; p < panels; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
-      }
-    }
+    multiply_unpacked<2>(acc, weights + panel, scratch, first, end);
   }
 };
 

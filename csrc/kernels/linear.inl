@@ -607,6 +607,21 @@ inline const float* widen_panel(const Panel& panel, int k, int count, float* out
   return out;
 }
 
+// acc[r][p] = fma(x[r][k], w[p][k], acc[r][p]) over every `step`th column k of [first, end).
+template <int step, int rows, int panels>
+LANES void multiply_unpacked(F32 (&acc)[rows][panels], const float* const* weights, const FloatScratch& scratch,
+                             int first, int end) {
+  for (int k = first; k < end; k += step) {
+    F32 w[panels];
+    for (int p = 0; p < panels; ++p) w[p] = load(weights[p] + k * kPanel);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const F32 x = set1(scratch.rows[r][k]);
+      for (int p = 0; p < panels; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
+    }
+  }
+}
+
 struct FloatTile {
   FloatScratch& scratch;
   const float* const* weights;  // per panel of the group
@@ -621,15 +636,7 @@ struct FloatTile {
     F32 acc[rows][panels];
     for (int r = 0; r < rows; ++r)
       for (int p = 0; p < panels; ++p) acc[r][p] = load(scratch.sums[row + r][panel + p]);
-    for (int k = 0; k < count; ++k) {
-      F32 w[panels];
-      for (int p = 0; p < panels; ++p) w[p] = load(weights[panel + p] + k * kPanel);
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        const F32 x = set1(scratch.rows[r][k]);
-        for (int p = 0; p < panels; ++p) acc[r][p] = fma(x, w[p], acc[r][p]);
-      }
-    }
+    multiply_unpacked<1>(acc, weights + panel, scratch, 0, count);
     for (int r = 0; r < rows; ++r)
       for (int p = 0; p < panels; ++p) store(scratch.sums[row + r][panel + p], acc[r][p]);
   }

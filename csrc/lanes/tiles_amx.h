@@ -1,4 +1,4 @@
-// Tiles (see lanes/tiles_emulated.h) on AMX INT8. Every instruction says that it touches memory: a compiler that does
+// Tiles (see lanes/tiles_emulated.h) on AMX. Every instruction says that it touches memory: a compiler that does
 // not know tiles would otherwise move ordinary stores past the loads that need them.
 #pragma once
 

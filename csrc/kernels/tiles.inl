@@ -1,12 +1,13 @@
-// Matrix products of quantized and of BF16 rows on tiles: what instruction sets with two-dimensional registers put in the
-// place of linear.inl's and halves.inl's, at every number of rows. Integer sums are exact, and those of BF16 have the
-// order in which tiles add, so they are the same to the last bit.
+// Matrix products of quantized and of BF16 rows on tiles: what instruction sets with two-dimensional registers put in
+// the place of linear.inl's and halves.inl's, at every number of rows. Integer sums are exact, and those of BF16 have
+// the order in which tiles add, so they are the same to the last bit.
 //
-// 64 columns of a panel, unpacked, or 32 of BF16, are one tile of weights; 16 rows' 64 bytes are one tile of rows, used where they
-// are. Two tiles of rows times two panels share four tiles of sums, which stay in registers over all columns. The first
-// 32 rows unpack the panels as they go, a few tiles ahead of the multiplications, so that memory, vectors and tiles are
-// busy at once: up to there a product takes the time of reading its weights. Rows that follow find the panels unpacked
-// in the second cache, and write the block of results before theirs between two of their own steps.
+// 64 columns of a panel, unpacked, or 32 of BF16, are one tile of weights; 16 rows' 64 bytes are one tile of rows, used
+// where they are. Two tiles of rows times two panels share four tiles of sums, which stay in registers over all
+// columns. The first 32 rows unpack the panels as they go, a few tiles ahead of the multiplications, so that memory,
+// vectors and tiles are busy at once: up to there a product takes the time of reading its weights. Rows that follow
+// find the panels unpacked in the second cache, and write the block of results before theirs between two of their own
+// steps.
 #pragma once
 
 constexpr int kTileBytes = kTileRows * kTileColumns;

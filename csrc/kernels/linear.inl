@@ -7,9 +7,9 @@
 #pragma once
 
 constexpr int kLineBytes = 64;
-// How far ahead weights are fetched into L2. One row reads as fast as memory gives and the hardware sees it coming:
-// there a long distance only fights it. With more rows the reading pauses, and the hardware loses the thread.
-constexpr int kPrefetchBytes = 8192, kPrefetchBytesOneRow = 1024;
+// How far ahead weights are fetched. One row needs them as fast as memory gives: a page ahead, into L1, where the
+// hardware stops at the end of a page and nothing else asks in time. With more rows there is time: L2, further ahead.
+constexpr int kPrefetchBytes = 8192, kPrefetchBytesOneRow = 4096;
 constexpr int kSuperRows = 96;        // rows whose partial sums are parked at once
 constexpr int kGroupPanels = 4;       // panels unpacked at once
 constexpr int kIntegerColumns = 256;  // columns unpacked at once, for INT8 and for FP32 operands
@@ -19,19 +19,23 @@ constexpr int kRowGap = 64;  // bytes between copied rows, so that they do not s
 // One panel of a packed matrix: where its parts are (docs/numerics.md, Layout).
 struct Panel {
   const uint8_t* base;
-  const uint8_t* lines;    // weights
-  const uint8_t* scales;   // of groups
-  int format, group_size;  // format: of the integers, however they are stored
+  const uint8_t* lines;   // weights
+  const uint8_t* scales;  // of groups
+  int format;             // of the integers, however they are stored
+  int group_shift;        // groups of 2^group_shift columns
   int64_t scale_stride;
   int64_t stride;  // bytes from channel to channel where the matrix is stored by channel, else 0
   int part;        // then: which 16 rows of the lines
   const float* row_scale() const { return reinterpret_cast<const float*>(base); }
-  const uint8_t* group_scale(int column) const { return scales + column / group_size * scale_stride; }
+  const uint8_t* group_scale(int column) const { return scales + (column >> group_shift) * scale_stride; }
 };
 
 LANES ChannelLayout channel_layout_of(const snello_tensor& w) {
   return channel_layout(w.format, w.rows, w.columns, w.group_size);
 }
+
+// 31, which is one group, where there are none.
+LANES int group_shift(const snello_tensor& w) { return __builtin_ctz(static_cast<unsigned>(w.group_size) | 1u << 31); }
 
 inline Panel panel_by_channel(const snello_tensor& w, int p) {
   const ChannelLayout layout = channel_layout_of(w);
@@ -43,7 +47,7 @@ inline Panel panel_by_channel(const snello_tensor& w, int p) {
           base + block.lines + slab % kBlockSlabs * kSlabBytes,
           base + block.scales + in_block,
           integers_of(w.format),
-          w.group_size,
+          group_shift(w),
           block.rows,
           block.stride,
           static_cast<int>(row % layout.slab_rows / kPanel)};
@@ -59,10 +63,16 @@ inline Panel panel_at(const snello_tensor& w, int p) {
     const int groups = (w.columns + w.group_size - 1) / w.group_size;
     header = kLineBytes + (groups * kPanel + kLineBytes - 1) / kLineBytes * kLineBytes;
   }
-  return {base, base + header, base + kLineBytes, w.format, w.group_size, kPanel, 0, 0};
+  return {base, base + header, base + kLineBytes, w.format, group_shift(w), kPanel, 0, 0};
 }
 
 LANES void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+// A line of weights that `rows` rows will use.
+template <int rows>
+LANES void prefetch_direct(const uint8_t* line) {
+  if constexpr (rows == 1) return __builtin_prefetch(line + kPrefetchBytesOneRow, 0, 3);
+  prefetch(line + kPrefetchBytes);
+}
 
 // Calls tile.run<n>() for the n in 1..most that equals `rows`.
 template <int most, class Tile>
@@ -124,7 +134,7 @@ inline void direct_int8(const LinearTask& task, int p) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const uint8_t* at = panel.lines + static_cast<int64_t>(line + i) * kLineBytes;
-      prefetch(at + (rows == 1 ? kPrefetchBytesOneRow : kPrefetchBytes));
+      prefetch_direct<rows>(at);
       const Quads w = as_weights(load_quads(at));
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) {
@@ -175,8 +185,7 @@ inline void direct_codes(const LinearTask& task, int p) {
   for (int k = 0; k < task.weights->columns; k += kBlock) {
     const uint8_t* at = panel.lines + static_cast<int64_t>(k / kBlock) * Codes::kLines * kLineBytes;
 #pragma GCC unroll 8
-    for (int i = 0; i < Codes::kLines; ++i)
-      prefetch(at + (rows == 1 ? kPrefetchBytesOneRow : kPrefetchBytes) + kLineBytes * i);
+    for (int i = 0; i < Codes::kLines; ++i) prefetch_direct<rows>(at + kLineBytes * i);
     const Codes block = Codes::at(at);
     const I32 low_scale = Codes::scale(panel.group_scale(k));
     const I32 high_scale = halves ? Codes::scale(panel.group_scale(k + kSumColumns)) : low_scale;
@@ -190,7 +199,10 @@ inline void direct_codes(const LinearTask& task, int p) {
         acc[r] = add(acc[r], add(mul(low, low_scale), mul(high, high_scale)));
       } else {
         const I32 low = block.template dot<0>(set1(-Codes::kOffset * (sum[0] + sum[1])), x);
-        acc[r] = add(acc[r], mul(block.template dot<1>(low, x + kSumColumns), low_scale));
+        // Halves that do not wait for each other, where there are registers for it and nothing else to do meanwhile.
+        const I32 both = rows <= 2 ? add(low, block.template dot<1>(set1(0), x + kSumColumns))
+                                   : block.template dot<1>(low, x + kSumColumns);
+        acc[r] = add(acc[r], mul(both, low_scale));
       }
     }
   }

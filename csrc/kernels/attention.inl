@@ -474,29 +474,38 @@ inline void weigh_values_float(AttentionScratch& s, int v, const uint8_t* block,
   add_spans<Keeps, R>(s, v, s.rest + v, block, head_dim);
 }
 
+// R vectors times the values of D panels of dimensions, from the `panel`-th on.
+template <int R, int D>
+inline void weigh_value_panels(AttentionScratch& s, int v, const uint8_t* values, int panel, Span span) {
+  I32 sum[R][D];
+  for (auto& row : sum)
+    for (I32& value : row) value = set1(0);
+  const uint8_t* at = values + static_cast<int64_t>(panel) * kPage * kLanes + span.begin / 4 * 64;
+  for (int j = span.begin / 4 * 4; j < span.end; j += 4, at += 64) {
+    Quads x[D];
+    for (int c = 0; c < D; ++c) {
+      fetch_ahead(at + c * kPage * kLanes, s.ahead);
+      x[c] = load_quads(at + c * kPage * kLanes);
+    }
+    for (int r = 0; r < R; ++r) {
+      const Quads weights = set1_quad(s.p8[v + r] + j);
+      for (int c = 0; c < D; ++c) sum[r][c] = dot_us(sum[r][c], weights, x[c]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < D; ++c)
+      store(s.tile_o[v + r] + (panel + c) * kLanes, mul(to_float(sum[r][c]), set1(s.p_scale[v + r])));
+}
+
 template <int R>
 inline void weigh_values_int8(AttentionScratch& s, int v, const uint8_t* block, int head_dim, Span span) {
-  const int first_quad = span.begin / 4, end_quad = (span.end + 3) / 4;
-  for (int d = 0; d < head_dim; d += kLanes) {
-    const uint8_t* values = block + kPage * 4 + static_cast<int64_t>(d) * kPage;
-    I32 even[R], odd[R];  // two chains: the sum is exact in any order
-    for (int r = 0; r < R; ++r) even[r] = odd[r] = set1(0);
-    int quad = first_quad;
-    for (; quad + 2 <= end_quad; quad += 2) {
-      fetch_ahead(values + quad * 64, s.ahead);
-      fetch_ahead(values + quad * 64 + 64, s.ahead);
-      const Quads x = load_quads(values + quad * 64), y = load_quads(values + quad * 64 + 64);
-      for (int r = 0; r < R; ++r) {
-        even[r] = dot_us(even[r], set1_quad(s.p8[v + r] + 4 * quad), x);
-        odd[r] = dot_us(odd[r], set1_quad(s.p8[v + r] + 4 * quad + 4), y);
-      }
-    }
-    if (quad < end_quad) {
-      const Quads x = load_quads(values + quad * 64);
-      for (int r = 0; r < R; ++r) even[r] = dot_us(even[r], set1_quad(s.p8[v + r] + 4 * quad), x);
-    }
-    for (int r = 0; r < R; ++r) store(s.tile_o[v + r] + d, mul(to_float(add(even[r], odd[r])), set1(s.p_scale[v + r])));
-  }
+  const uint8_t* values = block + kPage * 4;
+  constexpr int D = micro_panels(R);
+  const int panels = padded_head(head_dim) / kLanes;
+  int panel = 0;
+  for (; panel + D <= panels; panel += D) weigh_value_panels<R, D>(s, v, values, panel, span);
+  for (; D > 2 && panel + 2 <= panels; panel += 2) weigh_value_panels<R, 2>(s, v, values, panel, span);
+  for (; panel < panels; ++panel) weigh_value_panels<R, 1>(s, v, values, panel, span);
 }
 
 template <int R>

@@ -13,6 +13,7 @@ MEMORY = 0.98  # weight of an observation after the next one
 PRIOR_WEIGHT = 0.02
 FEW_ROWS = 64
 STEP_WEIGHT = 0.1  # of the newest step with as many rows
+WELL_KNOWN = 5  # steps with as many rows; until then their mean counts
 STALE = 1024  # steps after which a figure is forgotten
 REFRESH = 64  # steps after which figures that were not seen are drawn anew
 QUANTILE, PACE = 0.95, 0.05  # of overruns; how much of itself it moves with one of them
@@ -92,6 +93,7 @@ class StepTimes:
     def __init__(self, line: LearnedCost) -> None:
         self._line = line
         self._seen: dict[int, float] = {}  # rows -> milliseconds without reads, smoothed
+        self._times: dict[int, int] = {}  # rows -> so many observations
         self._when: dict[int, int] = {}  # observation that came last
         self._table: list[float] = []
         self._read_ms = 0.0
@@ -104,13 +106,16 @@ class StepTimes:
         return self._table[rows] + self._read_ms * reads
 
     def observe(self, rows: int, reads: int, milliseconds: float) -> None:
-        """A step took so long. What is far over the figure so far is something else on this machine."""
+        """A step took so long. What is far over a figure that is known well is something else on this machine."""
         if rows > FEW_ROWS:
             return
         took = max(milliseconds - self._read_ms * reads, 0.0)
         before = self._seen.get(rows)
+        times = self._times[rows] = self._times.get(rows, 0) + 1
         if before is None:
-            self._seen[rows] = min(took, 3 * self._table[rows]) if self._table else took
+            self._seen[rows] = took  # the line knows prompts, whose rows may be several times cheaper
+        elif times <= WELL_KNOWN:
+            self._seen[rows] = before + (took - before) / times
         else:
             self._seen[rows] = before + STEP_WEIGHT * (min(took, 2 * before) - before)
         self._observed += 1
@@ -136,7 +141,7 @@ class StepTimes:
         """The line, raised or lowered to what was seen. What was seen long ago is to be seen anew."""
         self._read_ms = self._line.read_ms()
         for rows in [rows for rows in self._seen if self.age(rows) > STALE]:
-            del self._seen[rows], self._when[rows]
+            del self._seen[rows], self._when[rows], self._times[rows]
         known = sorted(self._seen)
         offsets = [self._seen[rows] - self._line(rows, 0) for rows in known]
         lines = [self._line(rows, 0) for rows in range(FEW_ROWS + 1)]

@@ -37,7 +37,7 @@ from snello.models.tokenizer import Tokenizer
 from snello.native.core import NotFinite
 
 OBSERVE_EVERY = 16  # steps without a prompt: they hardly differ
-PLAIN_OBSERVE_EVERY = 4  # where guesses are around, which are compared with them
+PLAIN_OBSERVE_EVERY = 8  # where guesses are around, which are compared with them
 PLAIN_EVERY = 64  # steps with guesses, then one without: what they are compared with
 FIRST_GUESS_GB_PER_S = 15.0
 
@@ -276,8 +276,10 @@ class Engine:
             self._keep(step)
             self._scheduler.advance(step, drawn)
             self._end_finished(step)
+            took = (time.perf_counter() - started) * 1e3
+            self._observe(step, took)
             if alone and together - alone > self._scheduler.limits.step_ms / 2:
-                self._overrun.observe(together - alone, (time.perf_counter() - started) * 1e3 - alone)
+                self._overrun.observe(together - alone, took - alone)
         elif self._scheduler.has_work:
             raise SnelloError(
                 f"the cache is full: sessions hold {self._executor.pages.num_held} of its pages and nothing can run",
@@ -302,16 +304,12 @@ class Engine:
     def _run(self, step: Step) -> tuple[np.ndarray, Step]:
         """Logits, and the step that gave them: without the sequences that failed."""
         while True:
-            started = time.perf_counter()
             try:
-                logits = self._executor.run(step)
+                return self._executor.run(step), step
             except NotFinite as error:
                 piece = step.piece_of(error.row)
                 self._fail(piece.sequence.id, error)
                 step = step.without(piece)
-                continue
-            self._observe(step, (time.perf_counter() - started) * 1e3)
-            return logits, step
 
     def _draw(self, step: Step, logits: np.ndarray) -> dict[int, list[int]]:
         """Each answer takes the tokens after its rows."""
@@ -379,10 +377,14 @@ class Engine:
         decoding = [sequence for sequence in self._scheduler.running if sequence.decoding]
         if not decoding or self._times.age(len(decoding)) >= PLAIN_EVERY:
             return
-        reads = sum(self._scheduler.retention.reads(sequence.num_computed, 1) for sequence in decoding)
-        if not self.governor.begin(Load(len(decoding), reads, self._times, bool(self._scheduler.waiting))):
+        asks = [self._ask(sequence) for sequence in decoding if self.governor.may_guess(sequence.id)]
+        if not asks:
             return
-        for number, guesses in drafter.draft([self._ask(sequence) for sequence in decoding], self.governor).items():
+        reads = sum(self._scheduler.retention.reads(sequence.num_computed, 1) for sequence in decoding)
+        load = Load(len(decoding), reads, self._times, bool(self._scheduler.waiting))
+        if not self.governor.begin(load, {ask.id: ask.remaining for ask in asks}):
+            return
+        for number, guesses in drafter.draft(asks, self.governor).items():
             self._scheduler.propose(number, guesses)
         self.governor.pay((time.perf_counter() - started) * 1e3)
 
@@ -397,7 +399,11 @@ class Engine:
         return Ask(sequence.id, answer.history, sequence.salt, most, remaining, answer.ends, answer.guess)
 
     def _observe(self, step: Step, milliseconds: float) -> None:
-        """Learns from every step with prompts or guesses, and now and then from one without."""
+        """Learns from every step with prompts or guesses, and now and then from one without.
+
+        The time is that of a whole step, since a saved one saves what scheduling and drawing take as well; of a small
+        model that is as much as its rows.
+        """
         rows, number = step.num_rows, self._scheduler.counters.steps
         if self._drafter is not None:
             self.governor.earn(milliseconds)
@@ -405,20 +411,19 @@ class Engine:
             return
         retention = self._scheduler.retention
         reads = sum(retention.reads(piece.start, len(piece.tokens)) for piece in step.pieces)
-        if rows > len(step.pieces) or number % OBSERVE_EVERY == 0:
+        if step.has_prompts or number % OBSERVE_EVERY == 0:
             self._cost.observe(rows, reads, milliseconds)
         if self._drafter is None:
             return
-        guesses = sum(piece.num_drafts for piece in step.pieces)
-        if rows - guesses == len(step.pieces):
+        if not step.has_prompts:
             self._times.observe(rows, reads, milliseconds)
-        if guesses:
+        if guesses := step.num_drafts:
             own = sum(retention.reads(piece.end - piece.num_drafts, piece.num_drafts) for piece in step.pieces)
             self.governor.ran(self._times, rows, reads, guesses, own)
 
     def _predicted(self, step: Step) -> tuple[float, float]:
-        """Milliseconds of a step's next tokens alone, 0 without any, and of all its rows; 0 if those are all."""
-        if step.num_rows == len(step.pieces):
+        """Milliseconds of a step's next tokens alone, 0 without any, and of all its rows; 0 without prompts."""
+        if not step.has_prompts:
             return 0.0, 0.0
         retention = self._scheduler.retention
         reads = {piece.sequence.id: retention.reads(piece.start, len(piece.tokens)) for piece in step.pieces}
@@ -428,7 +433,7 @@ class Engine:
 
     def _is_due(self, rows: int, number: int) -> bool:
         """Whether to learn from a step with next tokens alone."""
-        if self._drafter is None:
+        if self._drafter is None or self.governor.overdrawn:
             return number % OBSERVE_EVERY == 0
         return number % PLAIN_OBSERVE_EVERY == 0 or self._times.age(rows) >= PLAIN_EVERY
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from snello.engine.governor import MOST, Governor, Source
 from snello.engine.speculate import Ask
@@ -23,6 +25,8 @@ MOST_PLACES = 32  # that are looked at, the latest ones
 MOST_VOTES = 8  # of those that agree with most
 NOTHING = -1  # stands between answers, and where no token is yet
 CAPACITY = 65536  # tokens of past answers, of all salts together
+PAIR_BYTES, FEWEST_PAIRS = 8, 4096  # of the filter: for each token, and at first
+Number = TypeVar("Number", int, npt.NDArray[np.int64])
 BACK = np.arange(DEPTH)
 AHEAD = np.arange(1, MOST + 1)
 # By the bits of a length: 2 and 3 tokens that agree, 4 to 7, 8 to 15, 16. Longer ones are right more often.
@@ -67,9 +71,12 @@ class Lookup:
         own = self._texts.setdefault(ask.id, Text())
         own.catch_up(ask.tokens)
         past = self._past.get(ask.salt)
+        pair = own.newest_pair()
+        texts = [text for text in (own, past) if text is not None and text.may_have(pair)]
+        if not texts:
+            return None
         newest = own.newest()
-        found = [(text, *text.places(newest)) for text in (own, past) if text is not None]
-        best = max(found, key=lambda each: each[1])  # the first of equals: its own
+        best = max(((text, *text.places(newest)) for text in texts), key=lambda each: each[1])  # of equals: its own
         return best if best[1] >= SHORTEST else None
 
     def finished(self, id: int, tokens: Sequence[int], num_prompt: int, salt: str) -> None:
@@ -101,19 +108,23 @@ class Lookup:
 class Text:
     """Tokens that grow, and where in them others occur.
 
-    NOTHING lies on both sides, so that looking back `DEPTH` tokens or ahead `MOST` stays inside.
+    NOTHING lies on both sides, so that looking back `DEPTH` tokens or ahead `MOST` stays inside. Most of the time the
+    two newest tokens have never stood beside each other: a filter of pairs says so without looking (Bloom 1970, with
+    one hash), for eight bytes a token at least.
     """
 
     def __init__(self) -> None:
         self._ids = np.full(DEPTH + 256, NOTHING, np.int32)
         self._end = DEPTH
+        self._pairs = bytearray(FEWEST_PAIRS)
+        self._paired = DEPTH + 1  # pairs that end before it are in the filter
 
     def __len__(self) -> int:
         return self._end - DEPTH
 
     @property
     def memory_bytes(self) -> int:
-        return self._ids.nbytes
+        return self._ids.nbytes + len(self._pairs)
 
     def catch_up(self, tokens: array[int]) -> None:
         """What was known is the beginning of `tokens`."""
@@ -135,6 +146,29 @@ class Text:
         self._ids[DEPTH:] = NOTHING
         self._ids[DEPTH : DEPTH + keep] = kept
         self._end = DEPTH + keep
+        self._pairs, self._paired = bytearray(len(self._pairs)), DEPTH + 1
+
+    def newest_pair(self) -> tuple[int, int]:
+        """The last token but one, and the last; NOTHING where there is none."""
+        first, second = self._ids[self._end - 2 : self._end].tolist()
+        return first, second
+
+    def may_have(self, pair: tuple[int, int]) -> bool:
+        """False if these two never stood beside each other with something behind them."""
+        if self._paired < self._end - 1:
+            self._pair_up()
+        return bool(self._pairs[_hashed(*pair) % len(self._pairs)])
+
+    def _pair_up(self) -> None:
+        """Those that ended since, but for the newest."""
+        if len(self) * PAIR_BYTES > len(self._pairs):
+            self._pairs, self._paired = bytearray(2 * len(self) * PAIR_BYTES), DEPTH + 1
+        if self._paired == self._end - 2:  # one more token, as most of the time
+            self._pairs[_hashed(*self._ids[self._paired - 1 : self._end - 1].tolist()) % len(self._pairs)] = 1
+        else:
+            ids = self._ids[self._paired - 1 : self._end - 1].astype(np.int64)
+            np.frombuffer(self._pairs, np.uint8)[_hashed(ids[:-1], ids[1:]) % len(self._pairs)] = 1
+        self._paired = self._end - 1
 
     def newest(self) -> np.ndarray:
         """The last `DEPTH` tokens, the newest first."""
@@ -159,6 +193,11 @@ class Text:
         if (ahead == ahead[-1]).all() and (ahead[-1] != NOTHING).all():
             return list(ahead[-1].tolist())
         return _voted(ahead[::-1].tolist())
+
+
+def _hashed(first: Number, second: Number) -> Number:
+    """Of a pair of tokens, or of arrays of them: not below 0."""
+    return (first * 0x9E3779B1 + second * 0x85EBCA6B >> 7) & 0x7FFFFFFF
 
 
 def _voted(paths: list[list[int]]) -> list[int]:

@@ -99,6 +99,15 @@ class Step:
     def num_outputs(self) -> int:
         return sum(piece.num_outputs for piece in self.pieces)
 
+    @property
+    def num_drafts(self) -> int:
+        return sum(piece.num_drafts for piece in self.pieces)
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a piece is longer than a next token and its guesses."""
+        return self.num_rows - self.num_drafts > len(self.pieces)
+
     def __bool__(self) -> bool:
         return bool(self.pieces or self.copies)
 

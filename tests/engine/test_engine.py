@@ -180,6 +180,9 @@ class AllThatIsGuessed(Governor):
     def overdrawn(self) -> bool:
         return False
 
+    def may_guess(self, id: int) -> bool:
+        return True
+
     def worth(self, id: int, source: Source, most: int, *, price: float = 0.0, trial: int = 1) -> int:
         super().worth(id, source, most, price=price)
         self._asked[id] = source

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from snello.engine.cost import LearnedCost, StepTimes
 from snello.engine.engine import Engine
@@ -35,7 +37,7 @@ def times(first: float, each: float) -> StepTimes:
     return known
 
 
-FLAT, STEEP = times(10.0, 0.1), times(0.0, 10.0)
+FLAT, STEEP, DEAR = times(10.0, 0.1), times(0.0, 10.0), times(8.0, 2.0)
 
 
 def ask(tokens: list[int], *, id: int = 1, salt: str = "", most: int = 15) -> Ask:
@@ -44,7 +46,7 @@ def ask(tokens: list[int], *, id: int = 1, salt: str = "", most: int = 15) -> As
 
 def governor() -> Governor:
     made = AllThatIsGuessed()
-    made.begin(Load(1, 10, FLAT))
+    made.begin(Load(1, 10, FLAT), dict.fromkeys(range(100), 100))
     return made
 
 
@@ -162,11 +164,31 @@ def test_salts_in_the_engine() -> None:
     assert steps["theirs"] < 0.4 * steps["ours"]
 
 
+@given(st.lists(st.integers(0, 6), min_size=3, max_size=120), st.integers(1, 30))
+@settings(max_examples=60, deadline=None)
+def test_the_filter_of_pairs_never_hides_a_place(tokens: list[int], piece: int) -> None:
+    """Whatever was appended at once, and after the oldest were dropped."""
+    text = Text()
+    for first in range(0, len(tokens), piece):
+        text.append(array("i", tokens[first : first + piece]))
+        length, places = text.places(text.newest())
+        assert not (length >= 2 and len(places)) or text.may_have(text.newest_pair())
+        if len(text) > 60:
+            text.drop_oldest(30)
+
+
+def test_a_pair_that_is_new_is_not_looked_for() -> None:
+    text = Text()
+    text.append(array("i", range(2000)))
+    assert sum(text.may_have((first, 5000 + first)) for first in range(500)) < 100
+    assert all(text.may_have((first, first + 1)) for first in range(1998)) and not text.may_have((1998, 1999))
+
+
 # ---- how many pay ---------------------------------------------------------------------------------------------------
 
 
 def chosen(governor: Governor, id: int, times: StepTimes, most: int = 8, **names: Any) -> int:
-    governor.begin(Load(1, 100, times))
+    governor.begin(Load(1, 100, times), {id: 1000})
     return governor.worth(id, SOURCE, most, **names)
 
 
@@ -216,7 +238,7 @@ def test_a_token_saved_in_a_batch_is_worth_its_row_unless_somebody_waits() -> No
     alone, beside, waited = Load(1, 0, FLAT), Load(4, 0, FLAT), Load(4, 0, FLAT, waiting=True)
     granted = []
     for each in (alone, beside, waited):
-        governor.begin(each)
+        governor.begin(each, {1: 1000})
         granted.append(governor.worth(1, SOURCE, 8))
     assert granted[0] == 8 and granted[1] == 0 and granted[2] >= 4
     found = [each.token_ms() for each in (alone, beside, waited)]
@@ -228,12 +250,12 @@ def test_what_a_right_guess_earns_is_what_it_was_granted_for() -> None:
     governor = Governor()
     seen(governor, 1, 1, 1, 40)
     for _ in range(1000):
-        governor.begin(Load(4, 0, FLAT))
+        governor.begin(Load(4, 0, FLAT), {1: 1000})
         governor._asked[1] = SOURCE
         governor.ran(FLAT, 5, 0, 1, 0)
         governor.pay(0.5)
         governor.observe(1, 1, 1)
-    assert not governor.begin(Load(4, 0, FLAT)), "what drafting took was never earned"
+    assert not governor.begin(Load(4, 0, FLAT), {1: 1000}), "what drafting took was never earned"
 
 
 def test_drafts_that_cost_time_must_be_worth_that_too() -> None:
@@ -248,7 +270,7 @@ def test_nothing_is_guessed_on_credit_and_losses_are_a_share_of_the_time() -> No
     governor, spent, total = Governor(), 0.0, 0.0
     for _ in range(4000):
         total += 10.0
-        if governor.begin(Load(1, 0, FLAT)):
+        if governor.begin(Load(1, 0, FLAT), {1: 1000}):
             governor.pay(5.0)
             spent += 5.0
         governor.earn(10.0)
@@ -260,22 +282,56 @@ def test_past_luck_pays_for_no_long_loss() -> None:
     governor = Governor()
     seen(governor, 1, 8, 8, 2000)
     spent = 0.0
-    while governor.begin(Load(1, 0, FLAT)):
+    while governor.begin(Load(1, 0, FLAT), {1: 1000}):
         governor.pay(5.0)
         spent += 5.0
     assert spent < 40 * FLAT(1, 0)
 
 
+def test_one_answers_luck_does_not_pay_for_the_next_ones_losses() -> None:
+    """Guesses are right for long, then an answer comes of which all are wrong."""
+    governor = Governor()
+    lost = {}
+    for id, right in ((1, True), (2, False), (3, False)):
+        lost[id] = 0.0
+        for _ in range(128):
+            governor.begin(Load(1, 0, DEAR), {id: 128} if governor.may_guess(id) else {})
+            count = governor.worth(id, SOURCE, 15) if governor.may_guess(id) else 0
+            if count:
+                governor.observe(id, count, count if right else 0)
+                governor.ran(DEAR, 1 + count, 0, count, 0)
+                lost[id] += DEAR(1 + count, 0) - DEAR(1, 0)
+            governor.earn(DEAR(1 + count, 0))
+        governor.forget(id)
+    assert lost[1] > 200 * DEAR(1, 0), "all of it is guessed"
+    assert 0 < lost[2] < 12 * DEAR(1, 0), "past luck allows eight times what is allowed without"
+    assert lost[3] < 4 * DEAR(1, 0) and lost[3] < lost[2]
+
+
+def test_who_is_overdrawn_rests_until_there_is_a_step_to_spend() -> None:
+    governor = Governor()
+    governor.begin(Load(1, 0, FLAT), {1: 1000})
+    governor.pay(5 * FLAT(1, 0))
+    rested = 0
+    while governor.overdrawn:
+        governor.earn(FLAT(1, 0))
+        rested += 1
+    assert rested == pytest.approx((1 + 1) / SHARE, abs=2)
+    governor.pay(0.5 * FLAT(1, 0))
+    governor.earn(FLAT(1, 0))
+    assert not governor.overdrawn, "half of it is left"
+
+
 def test_an_investment_is_due_when_its_sequence_ends() -> None:
     governor = Governor()
-    governor.begin(Load(1, 0, FLAT))
+    governor.begin(Load(1, 0, FLAT), {1: 1000, 2: 1000})
     assert governor.affords(1, SOURCE, 20.0, 1000, 0.1)
     governor.pay(300.0, 1)
     governor.pay(301.0)
-    assert governor.begin(Load(1, 0, FLAT)), "1 ms was drafting"
+    assert governor.begin(Load(1, 0, FLAT), {1: 1000}), "1 ms was drafting"
     assert not governor.affords(2, SOURCE, 30.0, 2, 0.1), "nothing left, and too few tokens to earn it back"
     governor.forget(1)
-    assert not governor.begin(Load(1, 0, FLAT))
+    assert not governor.begin(Load(1, 0, FLAT), {1: 1000})
 
 
 def test_step_times_follow_what_was_seen_and_forget_outliers() -> None:
@@ -290,6 +346,9 @@ def test_step_times_follow_what_was_seen_and_forget_outliers() -> None:
     assert known.age(1) == 0 and known.age(3) == float("inf")
     assert known.more(1, 0, 3, 0) == pytest.approx([known(1 + count, 0) - known(1, 0) for count in (1, 2, 3)])
     assert known.more(60, 0, 9, 0)[-1] >= 0
+    for took in (30.0, 40.0, 50.0):
+        known.observe(12, 0, took)
+    assert known._seen[12] == pytest.approx(40.0), "such rows may cost many times what a prompt's do"
 
 
 # ---- in the product -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snello.engine.cost import LearnedCost, StepTimes
+from snello.engine.draft_model import HOPE
 from snello.engine.engine import Engine
 from snello.engine.governor import RETRY_STEPS, SHARE, Governor, Load, Source
 from snello.engine.llm import LLM
@@ -306,6 +307,17 @@ def test_one_answers_luck_does_not_pay_for_the_next_ones_losses() -> None:
     assert lost[1] > 200 * DEAR(1, 0), "all of it is guessed"
     assert 0 < lost[2] < 12 * DEAR(1, 0), "past luck allows eight times what is allowed without"
     assert lost[3] < 4 * DEAR(1, 0) and lost[3] < lost[2]
+
+
+@pytest.mark.parametrize("known", [FLAT, DEAR])
+def test_a_draft_model_that_may_pay_is_tried_in_a_short_answer(known: StepTimes) -> None:
+    """A twentieth of the step for a guess, two steps of its own for the prompt."""
+    governor, price = Governor(), known(1, 0) / 20
+    governor.begin(Load(1, 0, known), {1: 64})
+    source = Source("draft model", HOPE)
+    assert governor.worth(1, source, 15, price=price) >= 2
+    assert governor.affords(1, source, 2 * known(1, 0), 64, price)
+    assert not governor.affords(1, source, 40 * known(1, 0), 64, price)
 
 
 def test_who_is_overdrawn_rests_until_there_is_a_step_to_spend() -> None:

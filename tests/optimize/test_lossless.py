@@ -32,6 +32,7 @@ from snello.optimize.run import optimize
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize
 from tests.checkpoints import make_checkpoint
+from tests.engine.test_engine import AllThatIsGuessed
 
 PROMPTS = ["def area(radius):", "import os\n\nclass", "", "for i in range(", "é ✓ \U0001f600 def", "x" * 200, "# TODO"]
 
@@ -61,6 +62,7 @@ def test_identical_answers_greedy_and_sampled(pair: Path, temperature: float) ->
     names: dict[str, Any] = {"temperature": temperature, "seed": 11, "max_tokens": 48, "n": 1, "top_p": 0.95}
     with LLM("demo") as original, LLM(pair) as both:
         assert both.drafter is not None and both.drafter.name == "draft"
+        both.engine.governor = AllThatIsGuessed()  # the draft is as slow as the original: it would hardly be asked
         expected = original.generate(PROMPTS, **names)
         found = both.generate(PROMPTS, **names)
         assert [one.token_ids for one in found] == [one.token_ids for one in expected]

@@ -3,7 +3,8 @@
 The newest tokens are looked for in the text so far (prompt lookup: Saxena 2023) and, if wanted, in past answers of this
 process (SuffixDecoding: Oliaro et al. 2024, arXiv 2411.04975). The place that agrees with most of them counts; where
 several agree with as many, what followed most often. Tokens lie in plain arrays that are compared whole: 65,536 of them
-take some 15 microseconds and four bytes each, less than an index would take to keep.
+take some 15 microseconds and four bytes each, less than an index would take to keep. A filter of eight to sixteen bytes
+a token says beforehand whether the two newest ever stood beside each other.
 """
 
 from __future__ import annotations
@@ -108,9 +109,8 @@ class Lookup:
 class Text:
     """Tokens that grow, and where in them others occur.
 
-    NOTHING lies on both sides, so that looking back `DEPTH` tokens or ahead `MOST` stays inside. Most of the time the
-    two newest tokens have never stood beside each other: a filter of pairs says so without looking (Bloom 1970, with
-    one hash), for eight bytes a token at least.
+    NOTHING lies on both sides, so that looking back `DEPTH` tokens or ahead `MOST` stays inside. The filter of pairs
+    is that of Bloom (1970) with one hash: it may say yes for no, never no for yes.
     """
 
     def __init__(self) -> None:

@@ -92,7 +92,8 @@ def product(pool: core.Pool, weights: core.Tensor, rows: int) -> Callable[[], fl
         Op(OpKind.EMBED, (), 0, (0,), f=(1.0,)),
         Op(OpKind.TRANSFORM, (0,), 1),
         Op(OpKind.LINEAR, (1,), 2, (1,)),
-        Op(OpKind.GATHER, (2,), 3),
+        Op(OpKind.GATHER, (2,), -1),
+        Op(OpKind.HEAD, (2,), 3),
     ]
     program = Program(pool, ops, [table, weights], registers, None, max_rows=rows, head_rows=1)
     count, first = np.arange(rows, dtype=np.int32), np.zeros(1, np.int32)

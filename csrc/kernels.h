@@ -131,9 +131,17 @@ struct CacheLayer {
   }
 };
 
+struct StoreTask {
+  CacheLayer cache;
+  FloatRows keys, values;
+  const int32_t *positions, *sequences, *page_tables;
+  int32_t pages_per_sequence;
+  uint8_t* not_finite;
+};
+
 struct AttentionTask {
   CacheLayer cache;
-  FloatRows queries, keys, values, output;
+  FloatRows queries, output;
   const int32_t *positions, *sequences, *page_tables, *lengths;
   int32_t pages_per_sequence;
   int32_t num_heads;
@@ -203,7 +211,7 @@ struct Kernels {
   // whether `linear` takes BF16 rows on tiles, so that a few cost what one does; null: no
   bool (*halves_on_tiles)();
   // store keys and values of rows [m0, m1), kv head h
-  void (*store_kv)(const AttentionTask&, int h, int m0, int m1);
+  void (*store_kv)(const StoreTask&, int h, int m0, int m1);
   // rows [m0, m1), the query heads of kv head h; scratch: attention_scratch_bytes() of this worker's own
   void (*attend)(const AttentionTask&, int h, int m0, int m1, void* scratch);
   // log-sum-exp pieces over one row of logits: maximum, sum of exp(x - maximum), and the first index of the maximum

@@ -35,9 +35,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t panels_of(const snello_tensor& weights) { return divide_up(weights.rows, kPanel); }
 
-bool row_like(Action::Kind kind) {
-  return kind == Action::kRow || kind == Action::kStore || kind == Action::kStoreState;
-}
+bool row_like(Action::Kind kind) { return kind == Action::kRow || kind == Action::kStoreState; }
 
 // FP32 rows start at cache lines, and not all in the same cache sets.
 int64_t row_stride(int width) {
@@ -56,7 +54,7 @@ int column_cost(int kind) {
     case SNELLO_OP_TRANSFORM: return 6;
     case SNELLO_OP_ACTIVATE: return 6;
     case SNELLO_OP_EMBED: return 4;
-    case SNELLO_OP_ATTENTION: return 6;  // storing keys and values
+    case SNELLO_OP_STORE: return 12;
     case SNELLO_OP_CONVOLVE: return 6;
     default: return 1;
   }
@@ -89,14 +87,19 @@ snello_program::snello_program(snello::Pool& pool, snello::ProgramSpec spec, con
       sides_(facts.sides),
       memory_(spec_.registers.size()),
       arena_(lay_out(facts)),
-      head_(plan(0, facts.gather)),
-      tail_(plan(facts.gather, static_cast<int>(spec_.ops.size()))) {
+      gather_(facts.gather),
+      over_rows_(plan(0, facts.gather)),
+      over_outputs_(plan(facts.gather + 1, facts.head)),
+      over_blocks_(plan(facts.head, static_cast<int>(spec_.ops.size()))) {
   // Rows that an integer product takes have been checked when they were quantized.
   for (const snello_op& op : spec_.ops)
     if (op.kind == SNELLO_OP_LINEAR) check_outputs_ = !quantized(op.in[0]);
   const auto max_rows = static_cast<size_t>(spec_.max_rows);
   not_finite_.resize(max_rows);
-  tail_not_finite_.resize(static_cast<size_t>(spec_.head_rows));
+  output_not_finite_.resize(max_rows);
+  output_positions_.resize(max_rows);
+  output_sequences_.resize(max_rows);
+  output_adapters_.resize(max_rows);
   zeros_.resize(max_rows);
   blocks_.reserve(max_rows);
   adapted_.reserve(max_rows);
@@ -174,7 +177,6 @@ Part snello_program::plan(int begin, int end) const {
     if (op(i).kind == SNELLO_OP_LINEAR || op(i).kind == SNELLO_OP_EXPERTS || op(i).kind == SNELLO_OP_ADAPT) {
       part.actions.push_back({Action::kLinear, i});
     } else if (op(i).kind == SNELLO_OP_ATTENTION) {
-      part.actions.push_back({Action::kStore, i});
       part.actions.push_back({Action::kAttend, i});
     } else {
       part.actions.push_back({Action::kRow, i});
@@ -263,7 +265,7 @@ int snello_program::score(const snello_batch& batch, const int32_t* targets, flo
   return result;
 }
 
-// All rows, then the output rows block by block: `place(first)` before a block, `treat(rows)` after it.
+// All rows, then the output rows, then these block by block: `place(first)` before a block, `treat(rows)` after it.
 template <typename Place, typename Treat>
 int snello_program::replay(const snello_batch& batch, Place place, Treat treat) {
   const std::lock_guard<std::mutex> lock(pool_.mutex());
@@ -271,16 +273,19 @@ int snello_program::replay(const snello_batch& batch, Place place, Treat treat) 
   pool_.wake();
   begin(batch);
   save_states(batch);
-  run(head_, {0, batch.num_rows, not_finite_.data()});
-  for (int first = 0; first < batch.num_outputs; first += spec_.head_rows) {
-    const Rows rows{first, std::min(spec_.head_rows, batch.num_outputs - first), tail_not_finite_.data()};
-    std::fill_n(tail_not_finite_.begin(), rows.count, uint8_t{0});
-    place(first);
-    run(tail_, rows);
-    treat(rows);
-    for (int m = 0; m < rows.count; ++m)
-      if (tail_not_finite_[static_cast<size_t>(m)]) not_finite_[static_cast<size_t>(batch.output_rows[first + m])] = 1;
+  run(over_rows_, {0, batch.num_rows, not_finite_.data()});
+  if (batch.num_outputs > 0) {
+    gather(batch);
+    run(over_outputs_, {0, batch.num_outputs, output_not_finite_.data()});
   }
+  for (int first = 0; first < batch.num_outputs; first += spec_.head_rows) {
+    const Rows rows{first, std::min(spec_.head_rows, batch.num_outputs - first), output_not_finite_.data() + first};
+    place(first);
+    run(over_blocks_, rows);
+    treat(rows);
+  }
+  for (int i = 0; i < batch.num_outputs; ++i)
+    if (output_not_finite_[static_cast<size_t>(i)]) not_finite_[static_cast<size_t>(batch.output_rows[i])] = 1;
   batch_ = nullptr;
   const int result = spread_not_finite(batch);
   if (result > 0) restore_states();
@@ -288,16 +293,49 @@ int snello_program::replay(const snello_batch& batch, Place place, Treat treat) 
 }
 
 void snello_program::begin(const snello_batch& batch) {
-  batch_ = &batch;
-  blocks_for_ = 0;
-  positions_seen_ = 0;
+  look_at(batch);
   std::fill_n(not_finite_.begin(), batch.num_rows, uint8_t{0});
-  for (int m = 0; m < batch.num_rows; ++m) positions_seen_ += batch.positions[m] + 1;
-  group_by_adapter(batch);
+  std::fill_n(output_not_finite_.begin(), batch.num_outputs, uint8_t{0});
   for (size_t i = 0; i < shifted_positions_.size(); ++i)
     if (!shifted_positions_[i].empty())
       for (int m = 0; m < batch.num_rows; ++m)
         shifted_positions_[i][static_cast<size_t>(m)] = batch.positions[m] + spec_.ops[i].i[1];
+}
+
+// What follows runs over the rows of this batch.
+void snello_program::look_at(const snello_batch& batch) {
+  batch_ = &batch;
+  blocks_for_ = 0;
+  positions_seen_ = 0;
+  for (int m = 0; m < batch.num_rows; ++m) positions_seen_ += batch.positions[m] + 1;
+  group_by_adapter(batch);
+}
+
+void snello_program::gather(const snello_batch& batch) {
+  const int count = batch.num_outputs;
+  if (count == batch.num_rows) return;
+  const auto start = std::chrono::steady_clock::now();
+  for (const int reg : op(gather_).in) {
+    if (reg < 0) continue;
+    const FloatRows& moved = rows(reg);
+    for (int i = 0; i < count; ++i)  // they ascend, so none is overwritten before it has moved
+      if (batch.output_rows[i] != i) std::copy_n(moved.row(batch.output_rows[i]), width(reg), moved.row(i));
+  }
+  for (int i = 0; i < count; ++i) {
+    const int m = batch.output_rows[i];
+    const auto at = static_cast<size_t>(i);
+    output_positions_[at] = batch.positions[m];
+    output_sequences_[at] = batch.sequences[m];
+    if (batch.adapters != nullptr) output_adapters_[at] = batch.adapters[m];
+  }
+  outputs_ = batch;
+  outputs_.num_rows = count;
+  outputs_.tokens = outputs_.types = nullptr;
+  outputs_.positions = output_positions_.data();
+  outputs_.sequences = output_sequences_.data();
+  if (batch.adapters != nullptr) outputs_.adapters = output_adapters_.data();
+  look_at(outputs_);
+  if (profiling_) seconds_[static_cast<size_t>(gather_)] += snello::seconds_since(start);
 }
 
 void snello_program::group_by_adapter(const snello_batch& batch) {
@@ -358,7 +396,7 @@ int64_t snello_program::row_cost(const Part& part, const Stage& stage) const {
   int64_t cost = 0;
   for (int a = stage.begin; a < stage.end; ++a) {
     const snello_op& o = op(part.actions[static_cast<size_t>(a)].op);
-    cost += int64_t{width(o.out)} * snello::column_cost(o.kind);
+    cost += int64_t{width(o.kind == SNELLO_OP_STORE ? o.in[0] : o.out)} * snello::column_cost(o.kind);
   }
   return cost;
 }
@@ -377,15 +415,15 @@ void snello_program::run_rows(const Part& part, const Stage& stage, const Rows& 
 void snello_program::run_row_action(const Action& action, const Rows& r, int m0, int m1) {
   const snello::Kernels& k = snello::kernels();
   const snello_op& o = op(action.op);
+  if (o.kind == SNELLO_OP_STORE) {
+    const snello::StoreTask task = store_task(o, r);
+    for (int h = 0; h < task.cache.num_kv_heads; ++h) k.store_kv(task, h, m0, m1);
+    return;
+  }
   const FloatRows& out = rows(o.out);
   const FloatRows none{};
   const FloatRows& in0 = o.in[0] >= 0 ? rows(o.in[0]) : none;
   const snello_tensor* t = tensor(o.tensor[0]);
-  if (action.kind == Action::kStore) {
-    const snello::AttentionTask task = attention_task(o, r);
-    for (int h = 0; h < o.i[2]; ++h) k.store_kv(task, h, m0, m1);
-    return;
-  }
   if (action.kind == Action::kStoreState) return k.store_state(convolve_task(o), m0, m1);
   switch (o.kind) {
     case SNELLO_OP_CONVOLVE: return k.convolve(convolve_task(o), m0, m1);
@@ -415,8 +453,8 @@ void snello_program::run_row_action(const Action& action, const Rows& r, int m0,
     case SNELLO_OP_ROUTE: return k.route({in0, out, width(o.in[0]), o.i[0], o.i[1] == 1}, m0, m1);
     case SNELLO_OP_DISPATCH: return dispatch(o, m0, m1);
     case SNELLO_OP_COMBINE: return combine(o, r, m0, m1);
-    default:  // GATHER
-      for (int m = m0; m < m1; ++m) std::copy_n(in0.row(batch_->output_rows[r.first + m]), width(o.out), out.row(m));
+    default:  // HEAD
+      for (int m = m0; m < m1; ++m) std::copy_n(in0.row(r.first + m), width(o.out), out.row(m));
   }
 }
 

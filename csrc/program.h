@@ -1,9 +1,9 @@
 // A program: operations over row registers, checked once and replayed for every batch.
 //
-// What comes before GATHER runs over all rows of a batch; what comes after it runs over the batch's output rows, a
-// block at a time. Each part is a list of stages, and a stage is what the threads do between two barriers: adjacent
-// operations that work row by row (each thread takes rows and runs all of them on its rows while they are in its
-// cache), adjacent products that do not depend on each other, or one attention.
+// What comes before GATHER runs over all rows of a batch, what comes after it over the batch's output rows, what comes
+// after HEAD over these a block at a time. Each part is a list of stages, and a stage is what the threads do between
+// two barriers: adjacent operations that work row by row (each thread takes rows and runs all of them on its rows while
+// they are in its cache), adjacent products that do not depend on each other, or one attention.
 //
 // Between DISPATCH and COMBINE a row is there once for each expert that it goes to, sorted by expert: so an expert's
 // rows lie together, and its matrices are read once for all of them. Matrices of experts that nobody chose are not
@@ -30,10 +30,11 @@ struct ProgramSpec {
   int max_rows, head_rows;
 };
 
-// What the checks find out. The side of a register: rows of the batch, rows dispatched to experts, or output rows.
+// What the checks find out. The side of a register: rows of the batch, before GATHER all of them; rows dispatched to
+// experts; or a block of output rows.
 enum class Side : uint8_t { kUnused, kRows, kDispatched, kOutputs };
 struct ProgramFacts {
-  int gather = -1;
+  int gather = -1, head = -1;
   int most_experts = 0, most_active = 0;  // of any layer; active: that a row goes to
   std::vector<Side> sides;
 };
@@ -44,10 +45,10 @@ int check_batch(const ProgramSpec& spec, const snello_batch& batch);
 
 const char* op_name(int kind);
 
-// Part of an operation that one thread can do alone: attention is storing (row by row), a barrier, attending; a
-// convolution is convolving (row by row), a barrier, storing its state.
+// Part of an operation that one thread can do alone: a convolution is convolving (row by row), a barrier, storing its
+// state.
 struct Action {
-  enum Kind : uint8_t { kRow, kStore, kLinear, kAttend, kStoreState };
+  enum Kind : uint8_t { kRow, kLinear, kAttend, kStoreState };
   Kind kind;
   int op;
 };
@@ -109,14 +110,14 @@ struct snello_program {
 
  private:
   struct Linears;
-  // Rows that a part runs over: `count` of them; for the part after GATHER, output rows from `first` on.
+  // Rows that a part runs over: `count` of them; for the part after HEAD, output rows from `first` on.
   struct Rows {
     int first, count;
     uint8_t* not_finite;
   };
 
   bool dispatched(const snello_op& op) const {
-    return sides_[static_cast<size_t>(op.out)] == snello::Side::kDispatched;
+    return op.out >= 0 && sides_[static_cast<size_t>(op.out)] == snello::Side::kDispatched;
   }
   Rows dispatched_rows() { return {0, num_dispatched_, expert_not_finite_.data()}; }
   const snello_op& op(int index) const { return spec_.ops[static_cast<size_t>(index)]; }
@@ -140,6 +141,8 @@ struct snello_program {
   snello::Memory lay_out(const snello::ProgramFacts& facts);
 
   void begin(const snello_batch& batch);
+  void look_at(const snello_batch& batch);
+  void gather(const snello_batch& batch);
   void run(const snello::Part& part, const Rows& rows);
   void run_stage(const snello::Part& part, const snello::Stage& stage, const Rows& rows);
   void run_rows(const snello::Part& part, const snello::Stage& stage, const Rows& rows);
@@ -158,6 +161,7 @@ struct snello_program {
   snello::LinearTask gated_task(const snello::Part& part, const snello::Stage& stage, const Rows& rows) const;
   snello::TransformTask transform_task(const snello_op& op, const Rows& rows) const;
   snello::AttentionTask attention_task(const snello_op& op, const Rows& rows) const;
+  snello::StoreTask store_task(const snello_op& op, const Rows& rows) const;
   snello::ConvolveTask convolve_task(const snello_op& op) const;
   void save_states(const snello_batch& batch);
   void restore_states();
@@ -178,12 +182,16 @@ struct snello_program {
   uint64_t touched_bytes_ = 0;
   uint8_t* scratch_ = nullptr;  // attention's, one per thread
   snello::Memory arena_;
-  snello::Part head_, tail_;
+  int gather_;
+  snello::Part over_rows_, over_outputs_, over_blocks_;
 
-  // Of the step under way; sized once.
+  // Of the step under way; sized once. `batch_` is what was given, and from GATHER on `outputs_`, its output rows, if
+  // these are not all.
   const snello_batch* batch_ = nullptr;
+  snello_batch outputs_{};
+  std::vector<int32_t> output_positions_, output_sequences_, output_adapters_;
   int64_t positions_seen_ = 0;  // by all rows together
-  std::vector<uint8_t> not_finite_, tail_not_finite_;
+  std::vector<uint8_t> not_finite_, output_not_finite_;
   std::vector<int32_t> zeros_;
   std::vector<std::vector<int32_t>> shifted_positions_;  // per op: EMBED of positions + i1
   std::vector<snello::RowBlock> blocks_;

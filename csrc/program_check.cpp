@@ -11,9 +11,9 @@
 namespace snello {
 
 const char* op_name(int kind) {
-  constexpr const char* kNames[] = {"embed",    "norm",    "transform", "linear",  "rope",  "attention",
-                                    "activate", "add",     "gather",    "scale",   "route", "dispatch",
-                                    "experts",  "combine", "adapt",     "convolve"};
+  constexpr const char* kNames[] = {"embed",    "norm",    "transform", "linear",   "rope",  "attention",
+                                    "activate", "add",     "gather",    "scale",    "route", "dispatch",
+                                    "experts",  "combine", "adapt",     "convolve", "head",  "store"};
   return kind >= 0 && kind < static_cast<int>(std::size(kNames)) ? kNames[kind] : "unknown";
 }
 
@@ -30,18 +30,19 @@ class Checker {
     written_.resize(spec.registers.size());
     for (size_t r = 0; r < spec.registers.size(); ++r)
       written_[r].assign(size_t(width(int(r)) > 0 ? width(int(r)) : 0), false);
-    layer_used_.assign(spec.cache ? spec.cache->layers.size() : 0, false);
+    layers_.assign(spec.cache ? spec.cache->layers.size() : 0, Layer::kFree);
   }
 
   bool check() {
-    if (!check_limits() || !find_gather()) return false;
+    if (!check_limits() || !find(SNELLO_OP_GATHER, &facts_->gather) || !find(SNELLO_OP_HEAD, &facts_->head))
+      return false;
     for (index_ = 0; index_ < static_cast<int>(spec_.ops.size()); ++index_) {
       op_ = &spec_.ops[static_cast<size_t>(index_)];
       if (!check_op()) return false;
     }
     const int output = spec_.ops.back().out;
     index_ = static_cast<int>(spec_.ops.size()) - 1;
-    if (facts_->sides[static_cast<size_t>(output)] != Side::kOutputs) return bad("the last op must come after gather");
+    if (facts_->sides[static_cast<size_t>(output)] != Side::kOutputs) return bad("the last op must come after head");
     return is_float(output, "the output");
   }
 
@@ -79,14 +80,14 @@ class Checker {
     return true;
   }
 
-  bool find_gather() {
+  // The one operation of this kind.
+  bool find(int kind, int* index) const {
     for (size_t i = 0; i < spec_.ops.size(); ++i) {
-      if (spec_.ops[i].kind != SNELLO_OP_GATHER) continue;
-      if (facts_->gather >= 0) return fail("ops %d and %zu are both gather", facts_->gather, i), false;
-      facts_->gather = static_cast<int>(i);
+      if (spec_.ops[i].kind != kind) continue;
+      if (*index >= 0) return fail("ops %d and %zu are both %s", *index, i, op_name(kind)), false;
+      *index = static_cast<int>(i);
     }
-    if (facts_->gather < 0) return fail("the program has no gather"), false;
-    return true;
+    return *index >= 0 || (fail("the program has no %s", op_name(kind)), false);
   }
 
   // ---- registers ----
@@ -109,11 +110,11 @@ class Checker {
     if (have == side) return true;
     if (have == Side::kDispatched || side == Side::kDispatched)
       return bad("register %d would hold rows of the batch and rows of experts", reg);
-    return bad("register %d is used on both sides of gather", reg);
+    return bad("register %d is used on both sides of head", reg);
   }
   // Where this op's registers are; what works on dispatched rows as on others goes where its input is.
   Side side() const {
-    if (index_ >= facts_->gather) return Side::kOutputs;
+    if (index_ >= facts_->head) return Side::kOutputs;
     const bool either = op_->kind == SNELLO_OP_TRANSFORM || op_->kind == SNELLO_OP_ACTIVATE;
     const int in = op_->in[0];
     const bool known = either && in >= 0 && in < static_cast<int>(spec_.registers.size());
@@ -227,11 +228,14 @@ class Checker {
       case SNELLO_OP_COMBINE: return check_combine();
       case SNELLO_OP_ADAPT: return check_adapt();
       case SNELLO_OP_CONVOLVE: return check_convolve();
+      case SNELLO_OP_HEAD: return check_head();
+      case SNELLO_OP_STORE: return check_store();
       default: return bad("kind %d", op_->kind);
     }
   }
 
-  bool before_gather() const { return side() == Side::kRows || bad("it must come before gather"); }
+  bool before_gather() const { return index_ < facts_->gather || bad("it must come before gather"); }
+  bool before_head() const { return index_ < facts_->head || bad("it must come before head"); }
 
   bool check_embed() {
     if (!before_gather() || !packed(0) || !one_of_flags(2)) return false;
@@ -306,7 +310,7 @@ class Checker {
   }
 
   bool check_rope() {
-    if (!before_gather() || !reads_float(op_->in[0], "in0") || !one_of_flags(3)) return false;
+    if (!before_head() || !reads_float(op_->in[0], "in0") || !one_of_flags(3)) return false;
     if (op_->in[0] != op_->out) return bad("it works in place: in0 is %d, out is %d", op_->in[0], op_->out);
     const int heads = op_->i[0], head_dim = op_->i[1], rotary = op_->i[2];
     if (heads < 1 || head_dim < 1 || int64_t{heads} * head_dim != width(op_->out))
@@ -319,20 +323,26 @@ class Checker {
     return plain(0, positions, rotary / 2, "the cosines") && plain(1, positions, rotary / 2, "the sines");
   }
 
-  // The cache layer i0 exists and belongs to this op alone.
-  bool owns_cache_layer() {
+  // Whether a layer of the cache was stored by this program, and attended to.
+  enum class Layer : uint8_t { kFree, kStored, kUsed };
+
+  // The cache layer i0 exists and is as far as it must be; then it is one further.
+  bool takes_layer(Layer from, Layer to) {
     const int layer = op_->i[0];
     if (spec_.cache == nullptr) return bad("the program has no cache");
-    if (layer < 0 || layer >= static_cast<int>(spec_.cache->layers.size()))
-      return bad("cache layer %d of %zu", layer, spec_.cache->layers.size());
-    if (layer_used_[static_cast<size_t>(layer)]) return bad("cache layer %d is another op's too", layer);
-    layer_used_[static_cast<size_t>(layer)] = true;
+    if (layer < 0 || layer >= static_cast<int>(layers_.size()))
+      return bad("cache layer %d of %zu", layer, layers_.size());
+    Layer& have = layers_[static_cast<size_t>(layer)];
+    if (have == Layer::kFree && from == Layer::kStored) return bad("nothing was stored in cache layer %d", layer);
+    if (have != from) return bad("cache layer %d is another op's too", layer);
+    have = to;
     return true;
   }
+  const CacheLayer& layer() const { return spec_.cache->layers[static_cast<size_t>(op_->i[0])]; }
 
   bool check_convolve() {
-    if (!before_gather() || !owns_cache_layer()) return false;
-    const CacheLayer& have = spec_.cache->layers[static_cast<size_t>(op_->i[0])];
+    if (!before_gather() || !takes_layer(Layer::kFree, Layer::kUsed)) return false;
+    const CacheLayer& have = layer();
     if (have.state_rows == 0) return bad("cache layer %d holds keys and values", op_->i[0]);
     if (op_->i[1] < 1 || op_->i[1] > have.state_rows)
       return bad("a kernel of %d over a state of %d rows", op_->i[1], have.state_rows);
@@ -350,25 +360,32 @@ class Checker {
     return writes_float(op_->out);
   }
 
+  bool check_store() {
+    if (!before_gather() || !takes_layer(Layer::kFree, Layer::kStored)) return false;
+    if (layer().state_rows != 0) return bad("cache layer %d holds the state of a convolution", op_->i[0]);
+    if (op_->out != -1) return bad("out is register %d: it writes none", op_->out);
+    const int columns = layer().num_kv_heads * layer().head_dim;
+    for (int i = 0; i < 2; ++i) {
+      if (!reads_float(op_->in[i], i == 0 ? "in0" : "in1")) return false;
+      if (width(op_->in[i]) != columns) return bad("in%d has %d columns, not %d", i, width(op_->in[i]), columns);
+    }
+    return true;
+  }
+
   bool check_attention() {
-    const int layer = op_->i[0], heads = op_->i[1], kv_heads = op_->i[2], head_dim = op_->i[3];
-    if (!before_gather() || !one_of_flags(6) || !owns_cache_layer()) return false;
-    const CacheLayer& have = spec_.cache->layers[static_cast<size_t>(layer)];
-    if (have.state_rows != 0) return bad("cache layer %d holds the state of a convolution", layer);
+    const int heads = op_->i[1], kv_heads = op_->i[2], head_dim = op_->i[3];
+    if (!before_head() || !one_of_flags(6) || !takes_layer(Layer::kStored, Layer::kUsed)) return false;
+    const CacheLayer& have = layer();
     if (have.num_kv_heads != kv_heads || have.head_dim != head_dim)
-      return bad("cache layer %d has %d kv heads of %d, not %d of %d", layer, have.num_kv_heads, have.head_dim,
+      return bad("cache layer %d has %d kv heads of %d, not %d of %d", op_->i[0], have.num_kv_heads, have.head_dim,
                  kv_heads, head_dim);
     if (heads < 1 || heads % kv_heads != 0) return bad("%d heads over %d kv heads", heads, kv_heads);
-    if (!reads_float(op_->in[0], "in0") || !reads_float(op_->in[1], "in1") || !reads_float(op_->in[2], "in2"))
-      return false;
-    const int expected[] = {heads * head_dim, kv_heads * head_dim, kv_heads * head_dim};
-    for (int i = 0; i < 3; ++i) {
-      if (width(op_->in[i]) != expected[i])
-        return bad("in%d has %d columns, not %d", i, width(op_->in[i]), expected[i]);
-      if (op_->in[i] == op_->out) return bad("in%d and out are both register %d", i, op_->out);
-    }
+    if (!reads_float(op_->in[0], "in0")) return false;
+    const int columns = heads * head_dim;
+    if (width(op_->in[0]) != columns) return bad("in0 has %d columns, not %d", width(op_->in[0]), columns);
+    if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
     if (!exists(op_->out, "out")) return false;
-    if (width(op_->out) != expected[0]) return bad("out has %d columns, not %d", width(op_->out), expected[0]);
+    if (width(op_->out) != columns) return bad("out has %d columns, not %d", width(op_->out), columns);
     if (op_->i[4] < 0 || op_->i[5] < 0) return bad("a window of %d with %d sinks", op_->i[4], op_->i[5]);
     if (op_->i[5] > 0 && op_->i[4] == 0) return bad("sinks need a window");
     if (!(op_->f[0] > 0.0f)) return bad("the scale of scores is %g", static_cast<double>(op_->f[0]));
@@ -398,8 +415,7 @@ class Checker {
   // ---- experts: route, dispatch, then experts, transform and activate as often as need be, and combine
 
   bool check_route() {
-    if (!before_gather() || !reads_float(op_->in[0], "in0") || !exists(op_->out, "out") || !one_of_flags(1))
-      return false;
+    if (!before_head() || !reads_float(op_->in[0], "in0") || !exists(op_->out, "out") || !one_of_flags(1)) return false;
     const int experts = width(op_->in[0]), active = op_->i[0];
     if (experts > kMaxExperts) return bad("%d experts: at most %d", experts, kMaxExperts);
     if (active < 1 || active > experts) return bad("%d of %d experts for each row", active, experts);
@@ -420,7 +436,7 @@ class Checker {
   }
 
   bool check_dispatch() {
-    if (!before_gather() || !reads(op_->in[0], "in0") || !routes(op_->in[1], "in1") || !exists(op_->out, "out"))
+    if (!before_head() || !reads(op_->in[0], "in0") || !routes(op_->in[1], "in1") || !exists(op_->out, "out"))
       return false;
     if (width(op_->in[0]) != width(op_->out) || kind(op_->in[0]) != kind(op_->out))
       return bad("in0 and out (registers %d and %d) are not alike", op_->in[0], op_->out);
@@ -446,7 +462,7 @@ class Checker {
   }
 
   bool check_experts() {
-    if (!before_gather() || !after_dispatch() || !reads(op_->in[0], "in0", Side::kDispatched)) return false;
+    if (!before_head() || !after_dispatch() || !reads(op_->in[0], "in0", Side::kDispatched)) return false;
     if (!exists(op_->out, "out")) return false;
     if (!tensor_exists(0) || !experts_exist(0) || !is_float(op_->out, "out")) return false;
     if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
@@ -470,7 +486,7 @@ class Checker {
   }
 
   bool check_combine() {
-    if (!before_gather() || !after_dispatch() || !reads(op_->in[0], "in0", Side::kDispatched)) return false;
+    if (!before_head() || !after_dispatch() || !reads(op_->in[0], "in0", Side::kDispatched)) return false;
     if (!is_float(op_->in[0], "in0")) return false;
     if (!routes(op_->in[1], "in1") || !exists(op_->out, "out") || !one_of_flags(0)) return false;
     if (op_->in[1] == op_->out) return bad("in1 and out are both register %d", op_->out);
@@ -482,8 +498,7 @@ class Checker {
 
   // What rows without an adapter, or columns that an adapter does not have, hold in a new out is nobody's affair.
   bool check_adapt() {
-    if (!before_gather() || !reads_float(op_->in[0], "in0") || !one_of_flags(0) || !exists(op_->out, "out"))
-      return false;
+    if (!before_head() || !reads_float(op_->in[0], "in0") || !one_of_flags(0) || !exists(op_->out, "out")) return false;
     if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
     const int first = op_->tensor[0], count = op_->i[2], begin = op_->i[1];
     if (count < 1 || (num_adapters_ > 0 && count != num_adapters_))
@@ -510,6 +525,19 @@ class Checker {
   }
 
   bool check_gather() {
+    if (facts_->head < index_) return bad("it must come before head");
+    if (op_->out != -1) return bad("out is register %d: it works in place", op_->out);
+    const char* names[] = {"in0", "in1", "in2"};
+    for (int i = 0; i < 3; ++i)
+      if (op_->in[i] != -1 && !reads_float(op_->in[i], names[i])) return false;
+    for (size_t r = 0; r < written_.size(); ++r)
+      if (std::find(std::begin(op_->in), std::end(op_->in), static_cast<int>(r)) == std::end(op_->in))
+        written_[r].assign(written_[r].size(), false);
+    routed_ = dispatched_ = {};
+    return true;
+  }
+
+  bool check_head() {
     if (!reads(op_->in[0], "in0", Side::kRows) || !is_float(op_->in[0], "in0") || !exists(op_->out, "out"))
       return false;
     if (width(op_->in[0]) != width(op_->out))
@@ -520,7 +548,7 @@ class Checker {
   const ProgramSpec& spec_;
   ProgramFacts* facts_;
   std::vector<std::vector<bool>> written_;  // columns, per register
-  std::vector<bool> layer_used_;
+  std::vector<Layer> layers_;
   struct Routed {
     int routes = -1, experts = 0;
   };

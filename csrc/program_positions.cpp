@@ -18,12 +18,23 @@ constexpr int64_t kAttendPiece = 1 << 17;  // multiply-adds of a piece of shared
 
 // ---- attention ----
 
+snello::StoreTask snello_program::store_task(const snello_op& o, const Rows& r) const {
+  snello::StoreTask task{};
+  task.cache = spec_.cache->layers[static_cast<size_t>(o.i[0])];
+  task.keys = rows(o.in[0]);
+  task.values = rows(o.in[1]);
+  task.positions = batch_->positions;
+  task.sequences = batch_->sequences;
+  task.page_tables = batch_->page_tables;
+  task.pages_per_sequence = batch_->pages_per_sequence;
+  task.not_finite = r.not_finite;
+  return task;
+}
+
 AttentionTask snello_program::attention_task(const snello_op& o, const Rows& r) const {
   AttentionTask task{};
   task.cache = spec_.cache->layers[static_cast<size_t>(o.i[0])];
   task.queries = rows(o.in[0]);
-  task.keys = rows(o.in[1]);
-  task.values = rows(o.in[2]);
   task.output = rows(o.out);
   task.positions = batch_->positions;
   task.sequences = batch_->sequences;

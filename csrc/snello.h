@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 8
+#define SNELLO_ABI_VERSION 9
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
@@ -155,17 +155,18 @@ enum snello_op_kind {
    * i3: 0 halves, 1 interleaved pairs.  tensor[0] cosines, tensor[1] sines, each a plain FP32 matrix
    * [positions, rotary dims / 2] (format F32, rows positions). */
   SNELLO_OP_ROPE = 4,
-  /* Stores keys in1 and values in2 of these rows in the cache, then out = attention(in0).  i0 cache layer, i1 heads,
-   * i2 kv heads, i3 head_dim, i4 window (0: none; row p sees positions > p - window), i5 sinks (first positions always
-   * seen; with a window only), i6: 1 causal, 0 sees all positions < lengths[sequence].  f0 score scale, f1 soft cap
-   * (0: none).  i7: only rows at positions < i7 attend and are written, over an out that has been written; 0: all. */
+  /* out = attention(in0) to what is stored: STORE comes before it.  i0 cache layer, i1 heads, i2 kv heads, i3 head_dim,
+   * i4 window (0: none; row p sees positions > p - window), i5 sinks (first positions always seen; with a window only),
+   * i6: 1 causal, 0 sees all positions < lengths[sequence].  f0 score scale, f1 soft cap (0: none).  i7: only rows at
+   * positions < i7 attend and are written, over an out that has been written; 0: all. */
   SNELLO_OP_ATTENTION = 5,
   /* out = activation(in0) * in1, or activation(in0) where in1 is -1.  i0: 0 SiLU, 1 GELU tanh, 2 GELU erf, 3 ReLU,
    * 4 ReLU squared, 5 tanh.  in0 may be out. */
   SNELLO_OP_ACTIVATE = 6,
   /* out = in0 + in1 * f0. in0 may be out. */
   SNELLO_OP_ADD = 7,
-  /* From here on the rows are the batch's output rows: out = in0[output_rows].  Exactly one in a program. */
+  /* From here on the rows are the batch's output rows: those of in0, in1 and in2 (float registers, -1: none), in place.
+   * What other registers hold means nothing any more. out: -1. Exactly one in a program. */
   SNELLO_OP_GATHER = 8,
   /* out = f1 == 0 ? in0 * f0 : f1 * tanh(in0 * f0 / f1).  Logit scale and soft cap. */
   SNELLO_OP_SCALE = 9,
@@ -184,13 +185,18 @@ enum snello_op_kind {
   SNELLO_OP_COMBINE = 13,
   /* Of rows with an adapter: out[:, i1 : i1 + rows] = or += (i0 = 1) in0 * matrix^T. The matrix is the adapter's own,
    * of i2 float matrices from tensor[0] on, which may differ in rows and columns; it takes the first columns of in0.
-   * One without rows and data: that adapter does nothing here. Nothing else of out is written. Before GATHER only. */
+   * One without rows and data: that adapter does nothing here. Nothing else of out is written. */
   SNELLO_OP_ADAPT = 14,
   /* Gated short convolution: u = in0 * in1, y[p] = sum over k of tensor[0][k] * u[p - i1 + 1 + k], and
    * out = (y + tensor[1]) * in2; u before position 0 is 0.  i0 cache layer, which keeps u, i1 kernel: 1 to state_rows.
    * tensor[0] taps, a plain FP32 matrix [i1, width], tensor[1] bias [width] or -1.  A step begins where the sequence
    * ended, or at most state_rows - i1 + 1 positions before that on the same page, or at a page's first position. */
-  SNELLO_OP_CONVOLVE = 15
+  SNELLO_OP_CONVOLVE = 15,
+  /* From here on the rows are output rows, at most head_rows of them at a time: out = in0. Exactly one in a program,
+   * after GATHER; registers belong to one side of it. */
+  SNELLO_OP_HEAD = 16,
+  /* Keys in0 and values in1 of these rows go into cache layer i0, which has one STORE. out: -1. Before GATHER. */
+  SNELLO_OP_STORE = 17
 };
 
 typedef struct snello_op {
@@ -204,7 +210,8 @@ typedef struct snello_op {
 
 typedef struct snello_program snello_program;
 /* The last op's `out` register is the program's output. max_rows: rows of one step. head_rows: output rows that the ops
- * after GATHER treat at once (they are replayed block by block, so logits of many rows are never all in memory). */
+ * after HEAD treat at once (they are replayed block by block, so logits of many rows are never all in memory). What
+ * lies between GATHER and HEAD treats all output rows at once: the end of the last layer, which no other row needs. */
 SNELLO_API snello_program* snello_program_create(snello_pool* pool, const snello_op* ops, int32_t num_ops,
                                                  const snello_tensor* tensors, int32_t num_tensors,
                                                  const snello_register* registers, int32_t num_registers,

@@ -71,7 +71,8 @@ LANES float rotation_factor(int block) {
   return block == 16 ? 0.25f : block == 32 ? 0.17677669529663687f : block == 64 ? 0.125f : 0.08838834764831845f;
 }
 
-LANES const uint8_t* head_block(const AttentionTask& task, int sequence, int tile, int h) {
+template <class Task>
+LANES const uint8_t* head_block(const Task& task, int sequence, int tile, int h) {
   const int64_t page = task.page_tables[static_cast<int64_t>(sequence) * task.pages_per_sequence + tile];
   return task.cache.data + page * task.cache.page_stride + h * task.cache.head_stride;
 }
@@ -96,7 +97,7 @@ inline bool quantize_head(const float* x, int head_dim, bool rotate, int8_t* pad
 // ---- storing ----
 
 template <class Keeps>
-inline void store_kv_float(const AttentionTask& task, uint8_t* block, const float* key, const float* value, int slot) {
+inline void store_kv_float(const StoreTask& task, uint8_t* block, const float* key, const float* value, int slot) {
   using Element = typename Keeps::Element;
   const int head_dim = task.cache.head_dim;
   Element* keys =
@@ -111,7 +112,7 @@ inline void store_kv_float(const AttentionTask& task, uint8_t* block, const floa
   }
 }
 
-inline bool store_kv_int8(const AttentionTask& task, uint8_t* block, const float* key, const float* value, int slot) {
+inline bool store_kv_int8(const StoreTask& task, uint8_t* block, const float* key, const float* value, int slot) {
   const int head_dim = task.cache.head_dim, padded = padded_head(head_dim), lane = slot % kPanel;
   alignas(64) int8_t q[kHeadStride];
   float scale;
@@ -128,7 +129,7 @@ inline bool store_kv_int8(const AttentionTask& task, uint8_t* block, const float
   return finite;
 }
 
-inline void store_kv(const AttentionTask& task, int h, int m0, int m1) {
+inline void store_kv(const StoreTask& task, int h, int m0, int m1) {
   const int head_dim = task.cache.head_dim;
   for (int m = m0; m < m1; ++m) {
     const int position = task.positions[m], slot = position % kPage;

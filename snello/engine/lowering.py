@@ -36,7 +36,11 @@ from snello.native import core
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "relu2": 4, "tanh": 5}
 ROWS: dict[str, core.RowKind] = {"float": "fp32", "bf16": "bf16", "int8": "int8", "int8-static": "int8"}
 BLOCK = 64  # integer matrices pad their columns to this
-PARTS = {core.OpKind.TRANSFORM: "rotate, round"}  # what an op is called in a profile, where its name does not say it
+PARTS = {  # what an op is called in a profile, where its name does not say it
+    core.OpKind.TRANSFORM: "rotate, round",
+    core.OpKind.STORE: "store keys, values",
+    core.OpKind.HEAD: "gather",
+}
 JOINED = {  # of one input
     **dict.fromkeys(("q", "k", "v", *GLOBAL), "q, k, v"),
     **dict.fromkeys(("b", "c", "x"), "b, c, x"),
@@ -125,7 +129,7 @@ class _Builder:
         self,
         kind: core.OpKind,
         *inputs: int,
-        out: int,
+        out: int = -1,
         tensors: tuple[int, ...] = (),
         i: tuple[int, ...] = (),
         f: tuple[float, ...] = (),
@@ -140,6 +144,8 @@ class _Builder:
         hidden = self.embed()
         for index, layer in enumerate(self.spec.layers):
             self.block(index, layer, hidden)
+        if not self.spec.layers:
+            self.gather(hidden)
         self.head(hidden)
         return self.lowered
 
@@ -217,7 +223,20 @@ class _Builder:
         taps, bias = self.vector(f"{name}.taps.weight"), self.vector(f"{name}.taps.bias") if mixer.bias else -1
         numbers = (self.cache_layer(_state_layer(self.spec)), mixer.kernel)
         self.op(core.OpKind.CONVOLVE, b, given, c, out=mixed, tensors=(taps, bias), i=numbers)
+        self.meet(index, mixed)
         self.linear(f"{name}.o", mixed, out, bias=mixer.bias, accumulate=self.accumulates(index))
+
+    def meet(self, index: int, *registers: int) -> None:
+        """Where positions meet for the last time. What follows is computed only of rows whose answer is wanted."""
+        if index < len(self.spec.layers) - 1:
+            return
+        width = self.spec.hidden_size
+        hidden, parallel = self.register("hidden", width), self.spec.layers[index].norms == "parallel"
+        self.gather(hidden, *registers, *([self.register("normed too", width)] if parallel else []))
+
+    def gather(self, *registers: int) -> None:
+        self.op(core.OpKind.GATHER, *registers)
+        self._prepared.clear()
 
     def cache_layer(self, layer: core.CacheLayer) -> int:
         self.lowered.cache_layers.append(layer)
@@ -237,22 +256,31 @@ class _Builder:
         self.rope(mixer, q, mixer.num_heads)
         self.rope(mixer, k, mixer.num_kv_heads)
         mixed = self.register("mixed", mixer.num_heads * mixer.head_dim)
-        self.attend(mixer, q, k, v, mixed)
+        layer = self.store(mixer, k, v)
+        if not mixer.global_rows:
+            self.meet(index, q)
+        self.attend(layer, mixer, q, mixed)
         if mixer.global_rows:
             for part, register in zip(GLOBAL, (q, k, v), strict=True):
                 self.linear(f"{name}.{part}", x, register, bias=mixer.qkv_bias)
             everywhere = replace(mixer, window=None, sinks=0)
-            self.attend(everywhere, q, k, v, mixed, rows=mixer.global_rows)
+            self.attend(self.store(mixer, k, v), everywhere, q, mixed, rows=mixer.global_rows)
+            self.meet(index, mixed)
         self.linear(f"{name}.o", mixed, out, bias=mixer.out_bias, accumulate=self.accumulates(index))
         self.adapt(name, mixed, {"o": out})
 
-    def attend(self, mixer: Attention, q: int, k: int, v: int, mixed: int, *, rows: int = 0) -> None:
-        """`rows`: only the first of each sequence are written; 0: all."""
+    def store(self, mixer: Attention, k: int, v: int) -> int:
+        """Which layer of the cache it is."""
         layer = self.cache_layer(_kv_layer(self.spec, mixer))
+        self.op(core.OpKind.STORE, k, v, i=(layer,))
+        return layer
+
+    def attend(self, layer: int, mixer: Attention, q: int, mixed: int, *, rows: int = 0) -> None:
+        """`rows`: only the first of each sequence are written; 0: all."""
         heads = (layer, mixer.num_heads, mixer.num_kv_heads, mixer.head_dim)
         numbers = (*heads, mixer.window or 0, mixer.sinks, int(mixer.causal), rows)
         scale = (mixer.score_scale, mixer.soft_cap or 0.0)
-        self.op(core.OpKind.ATTENTION, q, k, v, out=mixed, i=numbers, f=scale)
+        self.op(core.OpKind.ATTENTION, q, out=mixed, i=numbers, f=scale)
 
     def feed_forward(self, index: int, layer: Layer, x: int, out: int) -> None:
         name, ffn = f"layers.{index}.ffn", layer.feed_forward
@@ -340,7 +368,7 @@ class _Builder:
     def head(self, hidden: int) -> None:
         spec, head, width = self.spec, self.spec.head, self.spec.hidden_size
         rows = self.register("answers", width)
-        self.op(core.OpKind.GATHER, hidden, out=rows)
+        self.op(core.OpKind.HEAD, hidden, out=rows)
         if spec.final_norm:
             self.norm("norm", spec.norm, rows, rows)
         if head.kind == "embed":
@@ -423,7 +451,7 @@ class _Builder:
         key = (source, fmt.activations, fmt.rotate, fmt.equalize, fmt.skip)
         if key not in self._prepared:
             padded = _padded(width)
-            stage = "answers" if linear.startswith("head") else "rows"  # registers belong to one side of the gather
+            stage = "answers" if linear.startswith("head") else "rows"  # registers belong to one side of HEAD
             out = self.register(f"prepared {stage}", padded, ROWS[fmt.activations])
             step = self.step(source, fmt)
             block = _rotate_block(padded) if fmt.rotate else 0

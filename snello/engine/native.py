@@ -224,8 +224,8 @@ class NativeExecutor:
 
     def encode(self, tokens: Sequence[int] | np.ndarray, types: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """An encoder's answer: logits (T, V), label logits (labels,), or the pooled embedding (D,)."""
-        ids, head = self.check(tokens), self.spec.head
-        outputs = np.zeros(1, np.int64) if head.kind == "classify" else np.arange(len(ids))
+        ids, head, row = self.check(tokens), self.spec.head, self.spec.answer_row
+        outputs = np.arange(len(ids)) if row is None else np.array([row % len(ids)])
         with self._table() as table:
             rows: np.ndarray = self.program.step(self._batch(ids, 0, len(ids), table, outputs, types))
         if head.kind == "classify":

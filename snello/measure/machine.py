@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from snello.measure.sizes import attention_operations, cache_bytes, linear_bytes, linear_operations
+from snello.measure.sizes import answered_layer, attention_operations, cache_bytes, linear_bytes, linear_operations
 from snello.models.spec import Spec
 
 LADDER = tuple(2**power for power in (18, 20, 22, 23, 24, 25, 26, 28, 30))  # 256 KiB to 1 GiB
@@ -137,9 +137,9 @@ def ceiling(
     context = prompt + generate // 2
     cached = cache_bytes(spec, context)
     decode = (stepped + streams * cached) / machine.bandwidth_at(stepped + streams * cached)
-    decode = max(decode, streams * _row_seconds(spec, machine, context, head=1.0))
+    decode = max(decode, streams * _row_seconds(spec, machine, context, answers=1.0))
     prefill = prompted / machine.bandwidth_at(prompted + streams * cached)
-    prefill = max(prefill, prompt * _row_seconds(spec, machine, prompt / 2, head=1.0 / prompt))
+    prefill = max(prefill, prompt * _row_seconds(spec, machine, prompt / 2, answers=1.0 / prompt))
     return Ceiling(
         prefill_tokens_per_second=prompt / prefill,
         decode_tokens_per_second=streams / decode,
@@ -147,14 +147,16 @@ def ceiling(
     )
 
 
-def _row_seconds(spec: Spec, machine: Machine, context: float, *, head: float) -> float:
-    """Arithmetic of one row; `head`: the share of rows that reach the lm head."""
+def _row_seconds(spec: Spec, machine: Machine, context: float, *, answers: float) -> float:
+    """Arithmetic of one row; `answers`: the share of rows whose answer is wanted."""
     seconds = 0.0
     for key, operations in linear_operations(spec).items():
-        share = head if key.startswith("head:") else 1.0
-        seconds += share * operations / machine.peak(key.removeprefix("head:"))
+        share = answers if key.startswith("answers:") else 1.0
+        seconds += share * operations / machine.peak(key.removeprefix("answers:"))
     cached = "int8" if spec.cache_format == "int8" else "fp32"
-    return seconds + attention_operations(spec, context) / machine.peak(cached)
+    attended = attention_operations(spec, context)
+    attended -= (1.0 - answers) * attention_operations(answered_layer(spec), context)
+    return seconds + attended / machine.peak(cached)
 
 
 def machine(*, threads: int | None = None, refresh: bool = False) -> Machine:

@@ -34,6 +34,7 @@ class Shape:
         passes: times that the weights are read: a long prompt goes through in chunks.
         cache_bytes: of keys and values that are read, over all passes and sequences.
         attention_operations: of all rows.
+        output_cache_bytes, output_attention_operations: the same if output rows alone attended, in all layers.
     """
 
     rows: int
@@ -41,6 +42,8 @@ class Shape:
     passes: int
     cache_bytes: int
     attention_operations: float
+    output_cache_bytes: int
+    output_attention_operations: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,8 @@ def profile_prompt(executor: NativeExecutor, machine: Machine, prompt: int, repe
         passes=len(ends),
         cache_bytes=sum(cache_bytes(spec, end) for end in ends),
         attention_operations=sum(attention_operations(spec, seen) for seen in range(1, prompt + 1)),
+        output_cache_bytes=cache_bytes(spec, prompt),
+        output_attention_operations=attention_operations(spec, prompt),
     )
     return _profile(executor, machine, shape, step, repeats)
 
@@ -123,12 +128,16 @@ def profile_answer(
             session.feed(generator.integers(0, executor.spec.vocab_size, prompt, dtype=np.int32))
         tokens = generator.integers(0, executor.spec.vocab_size, streams).tolist()
         seen = prompt + repeats  # in the middle of the steps
+        read = streams * cache_bytes(executor.spec, seen)
+        operations = streams * attention_operations(executor.spec, seen)
         shape = Shape(
             rows=streams,
             outputs=streams,
             passes=1,
-            cache_bytes=streams * cache_bytes(executor.spec, seen),
-            attention_operations=streams * attention_operations(executor.spec, seen),
+            cache_bytes=read,
+            attention_operations=operations,
+            output_cache_bytes=read,
+            output_attention_operations=operations,
         )
         return _profile(executor, machine, shape, lambda: executor.step(sessions, tokens), repeats)
     finally:
@@ -187,17 +196,22 @@ class _Costs:
     def rows(self, index: int) -> int:
         return self.shape.outputs if index >= self.gather else self.shape.rows
 
+    def _passes(self, index: int) -> int:
+        """Times that the weights are read."""
+        return 1 if index > self.gather else self.shape.passes
+
     def matrix(self, op: Op) -> Tensor:
         return self.lowered.tensors[op.tensors[0]]
 
     def bytes(self, index: int) -> int:
         op = self.lowered.ops[index]
         if op.kind == OpKind.LINEAR:
-            return int(self.matrix(op).data.nbytes) * (1 if index > self.gather else self.shape.passes)
+            return int(self.matrix(op).data.nbytes) * self._passes(index)
         if op.kind == OpKind.EXPERTS:
-            return self._bytes_of_experts(op)
+            return self._bytes_of_experts(index)
         if op.kind == OpKind.ATTENTION:
-            return self._share_of_attention(self.shape.cache_bytes)
+            every, outputs = self.shape.cache_bytes, self.shape.output_cache_bytes
+            return self._share_of_attention(outputs if index > self.gather else every)
         return self.rows(index) * sum(self._row_bytes(register) for register in (*op.inputs, op.out) if register >= 0)
 
     def _row_bytes(self, register: int) -> int:
@@ -215,7 +229,8 @@ class _Costs:
             matrix = self.matrix(op)
             return 2.0 * self.rows(index) * self._mixture.num_active * matrix.rows * matrix.columns
         if op.kind == OpKind.ATTENTION:
-            return self._share_of_attention(self.shape.attention_operations)
+            all_rows, outputs = self.shape.attention_operations, self.shape.output_attention_operations
+            return self._share_of_attention(outputs if index > self.gather else all_rows)
         return 0.0
 
     @property
@@ -224,11 +239,11 @@ class _Costs:
         found = (layer.feed_forward.experts for layer in self.executor.spec.layers)
         return next(experts for experts in found if experts is not None)
 
-    def _bytes_of_experts(self, op: Op) -> int:
+    def _bytes_of_experts(self, index: int) -> int:
         """Of those that the rows of each pass go to, if they go to all alike."""
-        experts, passes = self._mixture, self.shape.passes
-        idle = (1 - experts.num_active / experts.num_experts) ** (self.shape.rows / passes)
-        first = op.tensors[0]
+        experts, passes = self._mixture, self._passes(index)
+        idle = (1 - experts.num_active / experts.num_experts) ** (self.rows(index) / passes)
+        first = self.lowered.ops[index].tensors[0]
         matrices = self.lowered.tensors[first : first + experts.num_experts]
         held = sum(int(matrix.data.nbytes) for matrix in matrices)
         return int(passes * (1 - float(idle)) * held)

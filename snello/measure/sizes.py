@@ -6,6 +6,8 @@ must come from the packed layout alone (docs/numerics.md, Layout). A test holds 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from snello.models.sizes import channel_weights, packed_bytes
 from snello.models.spec import (
     BITS,
@@ -14,6 +16,7 @@ from snello.models.spec import (
     Format,
     ShortConvolution,
     Spec,
+    answers_alone,
     linear_names,
     linear_shape,
     read_share,
@@ -82,16 +85,28 @@ def _value_bytes(form: CacheFormat, head_dim: int) -> float:
 
 
 def linear_operations(spec: Spec) -> dict[str, float]:
-    """Operations (2 a multiply-add) of one row, by the arithmetic that does them; the lm head is under
-    "head:...".
+    """Operations (2 a multiply-add) of one row, by the arithmetic that does them; under "answers:..." what only rows
+    need whose answer is wanted, where not all are.
     """
     totals: dict[str, float] = {}
     for name in linear_names(spec):
         rows, columns = linear_shape(spec, name)
         key = arithmetic(spec.format(name))
-        key = f"head:{key}" if name == "head" and spec.head.kind == "lm" else key
+        key = f"answers:{key}" if spec.answer_row is not None and answers_alone(spec, name) else key
         totals[key] = totals.get(key, 0.0) + 2.0 * rows * columns * read_share(spec, name)
     return totals
+
+
+def answered_layer(spec: Spec) -> Spec:
+    """The spec's last layer by itself, or none if rows whose answer is not wanted attend there as well."""
+    last = spec.layers[-1:]
+    alone = spec.answer_row is not None and all(_attends_once(layer.mixer) for layer in last)
+    return replace(spec, layers=last if alone else ())
+
+
+def _attends_once(mixer: object) -> bool:
+    """Keys and values are stored before the first row attends."""
+    return isinstance(mixer, Attention) and not mixer.global_rows
 
 
 def attention_operations(spec: Spec, context: float) -> float:

@@ -252,6 +252,15 @@ class Spec:
     def causal(self) -> bool:
         return self.task == "causal-lm"
 
+    @property
+    def answer_row(self) -> int | None:
+        """The row of a text that its answer is made of: 0, the first, or -1, the last. None: all rows."""
+        if self.causal:
+            return -1
+        if self.head.kind == "classify":
+            return 0
+        return {"cls": 0, "last": -1}.get(self.head.pooling or "mean")
+
     def to_json(self) -> dict[str, Any]:
         return _to_plain(self)  # type: ignore[no-any-return]
 
@@ -318,6 +327,12 @@ def linear_names(spec: Spec) -> list[str]:
     if spec.head.kind != "embed":
         names.append("head")
     return names
+
+
+def answers_alone(spec: Spec, linear: str) -> bool:
+    """Whether a linear is computed only of rows whose answer is wanted: positions do not meet after it any more."""
+    last = f"layers.{len(spec.layers) - 1}"
+    return linear.startswith(("head", f"{last}.ffn.")) or linear == f"{last}.attention.o"
 
 
 def feed_forward_linears(stem: str, feed_forward: FeedForward) -> list[str]:

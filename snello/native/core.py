@@ -84,6 +84,8 @@ class OpKind(IntEnum):
     COMBINE = 13
     ADAPT = 14
     CONVOLVE = 15
+    HEAD = 16
+    STORE = 17
 
 
 # ---- instruction sets
@@ -306,7 +308,7 @@ class Register:
 
 @dataclass(frozen=True)
 class Op:
-    """One operation; the meaning of i and f is in csrc/snello.h."""
+    """One operation; the meaning of i and f is in csrc/snello.h. `out`: -1 for those that write no register."""
 
     kind: OpKind
     inputs: tuple[int, ...]

@@ -12,7 +12,7 @@ from typing import Any
 
 from snello.errors import SnelloError
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 NAMES = ("libsnello.so", "libsnello.dylib")
 
 I32, U64, F32, PTR = c.c_int32, c.c_uint64, c.c_float, c.c_void_p

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from snello.errors import SnelloError
 from snello.models import load
 from snello.models.model import Model
 from snello.models.reference import Reference
-from snello.models.spec import Deployment
+from snello.models.spec import Deployment, answers_alone, linear_names
 from snello.native import core
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize
@@ -64,6 +65,24 @@ def test_same_bits_however_it_is_cut(
     for chunk, threads in ((1, 1), (7, 2), (128, 1), (130, 2), (512, 3)):
         with NativeExecutor(model, Deployment(threads=threads, chunk_rows=chunk)) as executor:
             assert executor.logits(TOKENS).tobytes() == expected.tobytes(), (chunk, threads)
+
+
+@pytest.mark.parametrize("variant", DECODERS)
+def test_rows_that_are_asked_for_alone_have_the_same_bits(
+    variant: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The last layer's end is computed of them only: of its products, of experts, and what they attend to."""
+    model = checkpoint(tmp_path_factory, variant)
+    rng = np.random.default_rng(1)
+    with NativeExecutor(model, Deployment(threads=2)) as executor:
+        every = executor.logits(TOKENS)
+        for rows in ([len(TOKENS) - 1], [0], [130, 131, 299], np.sort(rng.choice(len(TOKENS), 140, replace=False))):
+            assert executor.logits(TOKENS, rows).tobytes() == every[rows].tobytes()
+        lowered = executor.lowered
+    begin = [op.kind for op in lowered.ops].index(core.OpKind.GATHER)
+    products = [op for op in lowered.ops[begin:] if op.kind in (core.OpKind.LINEAR, core.OpKind.EXPERTS)]
+    alone = [name for name in linear_names(model.spec) if answers_alone(model.spec, name)]
+    assert len(products) == len({re.sub(r"experts\.\d+", "experts", name) for name in alone})
 
 
 @pytest.mark.parametrize("variant", ["gpt-neox", "gemma2", "opt"])

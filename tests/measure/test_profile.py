@@ -13,7 +13,8 @@ from snello.engine.native import NativeExecutor
 from snello.measure.profile import PRODUCTS, Profile, profile_answer, profile_prompt
 from snello.measure.sizes import attention_operations, cache_bytes, linear_operations
 from snello.models import load
-from snello.models.spec import Deployment
+from snello.models.sizes import packed_bytes
+from snello.models.spec import Deployment, answers_alone, linear_names, linear_shape
 from tests.checkpoints import make_checkpoint
 from tests.optimize import fakes
 
@@ -33,20 +34,25 @@ def linears(profile: Profile, quantity: str) -> float:
 
 
 def test_a_prompt_reads_the_weights_once_a_chunk(executor: NativeExecutor) -> None:
-    found = profile_prompt(executor, fakes.MACHINE, 2 * CHUNK + 5, repeats=2)
+    """But for those that its last row alone needs."""
+    prompt = 2 * CHUNK + 5
+    found = profile_prompt(executor, fakes.MACHINE, prompt, repeats=2)
     spec, parts = executor.spec, {part.name: part for part in found.parts}
     assert sum(part.count for part in found.parts) == len(executor.lowered.ops)
-    body = executor.bytes_per_token() - parts["head"].bytes
-    assert linears(found, "bytes") == 3 * body + parts["head"].bytes
-    wanted = linear_operations(spec)
-    rows = {name: 1 if name.startswith("head") else 2 * CHUNK + 5 for name in wanted}
-    padding = parts["head"].operations / sum(wanted[name] for name in wanted if rows[name] == 1)
-    assert 1 <= padding < 1.1  # the head's rows fill whole panels
-    assert linears(found, "operations") - parts["head"].operations == pytest.approx(
-        sum(rows[name] * wanted[name] for name in wanted if rows[name] > 1)
-    )
-    whole = sum(attention_operations(spec, seen) for seen in range(1, 2 * CHUNK + 6))
-    assert parts["attention"].operations == pytest.approx(whole, rel=1e-3)
+    names = linear_names(spec)
+    alone = {name for name in names if answers_alone(spec, name)}
+    assert alone == {"head", "layers.2.attention.o", *(f"layers.2.ffn.{part}" for part in ("gate", "up", "down"))}
+    read = {name: packed_bytes(spec.format(name), *linear_shape(spec, name)) for name in names}
+    assert linears(found, "bytes") == sum(size * (1 if name in alone else 3) for name, size in read.items())
+    wanted = {name: 2 * rows * columns for name in names for rows, columns in [linear_shape(spec, name)]}
+    assert 1 <= parts["head"].operations / wanted["head"] < 1.1  # the head's rows fill whole panels
+    rows = {name: 1 if name in alone else prompt for name in names}
+    computed = linears(found, "operations") - parts["head"].operations
+    assert computed == sum(rows[name] * wanted[name] for name in names if name != "head")
+    assert sum(linear_operations(spec).values()) == sum(wanted.values())
+    every = sum(attention_operations(spec, seen) for seen in range(1, prompt + 1))
+    last = attention_operations(spec, prompt)
+    assert parts["attention"].operations == pytest.approx((2 * every + last) / 3, rel=1e-3)
 
 
 def test_streams_share_the_weights_and_not_the_cache(executor: NativeExecutor) -> None:

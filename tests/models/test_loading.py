@@ -140,7 +140,7 @@ def test_other_poolings_and_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("headless", [True, False])
-@pytest.mark.parametrize("mode", ["lasttoken", "mean"])
+@pytest.mark.parametrize("mode", ["lasttoken", "cls", "mean"])
 def test_a_decoder_that_is_pooled(headless: bool, mode: str, tmp_path: Path) -> None:
     """As Qwen3-Embedding is: causal rows, one of them (or their mean) for the text, saved with a head or without."""
     folder = make_checkpoint(tmp_path / "m", "qwen3")
@@ -154,7 +154,8 @@ def test_a_decoder_that_is_pooled(headless: bool, mode: str, tmp_path: Path) -> 
     tokens = torch.randint(0, model.spec.vocab_size, (1, 23), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         rows = stock(tokens).last_hidden_state[0]
-    expected = torch.nn.functional.normalize(rows[-1] if mode == "lasttoken" else rows.mean(0), dim=-1).numpy()
+    pooled = {"lasttoken": rows[-1], "cls": rows[0], "mean": rows.mean(0)}[mode]
+    expected = torch.nn.functional.normalize(pooled, dim=-1).numpy()
     with NativeExecutor(model, Deployment(threads=1)) as executor:
         found = executor.encode(tokens[0].tolist())
     assert np.abs(found - expected).max() < 1e-5

@@ -32,8 +32,11 @@ FORMATS = {"f32": 0, "f16": 1, "bf16": 2, "int8": 3, "int4": 4, "int3": 5}
     DISPATCH,
     EXPERTS,
     COMBINE,
+    ADAPT,
     CONVOLVE,
-) = range(15)
+    HEAD,
+    STORE,
+) = range(18)
 PAGE = 128
 INT8_ROWS, BF16_ROWS = 1, 2
 
@@ -216,8 +219,18 @@ class Builder:
         """A register whose row m is row token[m] of `values`, exactly."""
         return self.op(EMBED, [], self.register(values.shape[1]), [self.tensor(packed("f32", values))], f=[1.0])
 
+    def attention(self, q: int, k: int, v: int, out: int, i: Sequence[int], f: Sequence[float]) -> int:
+        """Stored in cache layer i[0], and attended to."""
+        self.op(STORE, [k, v], -1, i=i[:1])
+        return self.op(ATTENTION, [q], out, i=i, f=f)
+
+    def head(self, source: int) -> int:
+        return self.op(HEAD, [source], self.register(self.registers[source][0]))
+
     def gather(self, source: int) -> int:
-        return self.op(GATHER, [source], self.register(self.registers[source][0]))
+        """Nothing is computed of output rows alone but what follows."""
+        self.op(GATHER, [source], -1)
+        return self.head(source)
 
     def build(self, cache: Cache | None = None, threads: int = 1, max_rows: int = 512, head_rows: int = 16) -> Program:
         return Program(self, cache, pool(threads), max_rows, head_rows)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from tests.native.harness import ATTENTION, F32, PAGE, PRODUCT_ISAS, Batch, Builder, Cache, Program, isa, pages_for
+from tests.native.harness import F32, PAGE, PRODUCT_ISAS, Batch, Builder, Cache, Program, isa, pages_for
 from tests.oracle_rows import attention, visible
 
 FORMATS = ["f32", "f16", "bf16", "int8"]
@@ -46,7 +46,7 @@ class Case:
         b = Builder()
         q, k, v = (b.table(t) for t in self.tables())
         arguments = [0, self.heads, self.kv_heads, self.head_dim, self.window, self.sinks, int(self.causal)]
-        out = b.op(ATTENTION, [q, k, v], b.register(self.heads * self.head_dim), [], arguments, [self.scale, self.cap])
+        out = b.attention(q, k, v, b.register(self.heads * self.head_dim), arguments, [self.scale, self.cap])
         b.gather(out)
         return b.build(cache, threads)
 
@@ -170,11 +170,10 @@ def test_what_is_not_visible_does_not_matter() -> None:
         base = prefill(case.program(case.cache()), list(range(n)), [n], [0, 1, 2])
         cache = case.cache()
         poison = replace(case)
-        q, k, v = poison.tables()
         b = Builder()
-        registers = [b.table(np.full_like(t, np.nan)) for t in (q, k, v)]
+        q, k, v = (b.table(np.full_like(t, np.nan)) for t in poison.tables())
         arguments = [0, case.heads, case.kv_heads, case.head_dim, 0, 0, 1]
-        b.gather(b.op(ATTENTION, registers, b.register(case.heads * case.head_dim), [], arguments, [1.0, 0.0]))
+        b.gather(b.attention(q, k, v, b.register(case.heads * case.head_dim), arguments, [1.0, 0.0]))
         poisoner = b.build(cache)
         poisoner.step(Batch([(list(range(300)), 0, 300, [0, 1, 2])]))
         got = prefill(case.program(cache), list(range(n)), [30], [0, 1, 2])

@@ -15,11 +15,13 @@ from tests.native.harness import (
     EMBED,
     F32,
     GATHER,
+    HEAD,
     ISAS,
     LINEAR,
     NORM,
     ROPE,
     SCALE,
+    STORE,
     TRANSFORM,
     Batch,
     Builder,
@@ -36,8 +38,15 @@ from tests.native.harness import (
 VOCABULARY, WIDTH, HEADS, KV_HEADS, HEAD_DIM, INNER, LAYERS = 211, 128, 4, 2, 32, 192, 2
 
 
-def model(weights: str, cache: Cache, threads: int = 1, poison: int = -1, head_rows: int = 3) -> Program:
-    """A small decoder. INT8 and INT4 weights get quantized inputs; `poison`: a token whose embedding is NaN."""
+def model(
+    weights: str, cache: Cache, threads: int = 1, poison: int = -1, head_rows: int = 3, *, whole: bool = False
+) -> Program:
+    """A small decoder. INT8 and INT4 weights get quantized inputs.
+
+    Args:
+        poison: a token whose embedding is NaN.
+        whole: the last layer is computed of every row, and not of output rows alone once its keys are stored.
+    """
     rng = np.random.default_rng(5)
     b = Builder()
     integer = weights in ("int8", "int4")
@@ -73,13 +82,16 @@ def model(weights: str, cache: Cache, threads: int = 1, poison: int = -1, head_r
         for register, heads in ((q, HEADS), (k, KV_HEADS)):
             b.op(ROPE, [register], register, [cosines, sines], [heads, HEAD_DIM, HEAD_DIM])
         a = b.register(HEADS * HEAD_DIM)
-        b.op(ATTENTION, [q, k, v], a, [], [layer, HEADS, KV_HEADS, HEAD_DIM, 0, 0, 1], [HEAD_DIM**-0.5, 0.0])
+        b.op(STORE, [k, v], -1, i=[layer])
+        if layer == LAYERS - 1 and not whole:
+            b.op(GATHER, [x, q], -1)
+        b.op(ATTENTION, [q], a, [], [layer, HEADS, KV_HEADS, HEAD_DIM, 0, 0, 1], [HEAD_DIM**-0.5, 0.0])
         linear(ready(a, WIDTH), WIDTH, HEADS * HEAD_DIM, x)
         h = ready(normed(x), WIDTH)
         gate, up = linear(h, INNER, WIDTH), linear(h, INNER, WIDTH)
         b.op(ACTIVATE, [gate, up], gate, i=[0])
         linear(ready(gate, INNER), WIDTH, INNER, x)
-    last = b.gather(x)
+    last = b.gather(x) if whole else b.head(x)
     logits = linear(ready(normed(last), WIDTH), VOCABULARY, WIDTH)
     b.op(SCALE, [logits], logits, f=[1.0, 20.0])
     return b.build(cache, threads, max_rows=300, head_rows=head_rows)
@@ -130,6 +142,32 @@ def test_batch_mix_and_output_rows_change_nothing(weights: str) -> None:
     assert got.tobytes() == np.concatenate(want)[rows].tobytes()
     result, nothing = together.step(Batch([(sequences[1][0], 0, 40, [4])], output_rows=[]))
     assert result == 0 and nothing.shape == (0, VOCABULARY)
+
+
+@pytest.mark.parametrize("kv_format", ["f16", "int8"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "int8", "int4"])
+def test_the_end_of_the_last_layer_takes_output_rows_alone(weights: str, kv_format: str) -> None:
+    """Any choice of output rows has the bytes that it has where all rows go through all layers."""
+    rng = np.random.default_rng(3)
+    lengths = (1, 40, 129, 30)
+    parts = [(tokens_of(n, n), 0, n, pages_for(n, 4 * i)) for i, n in enumerate(lengths)]
+    _, want = model(weights, cache_for(kv_format), whole=True).step(Batch(parts))
+    chosen = [range(200), [199], [0, 40, 169, 199], [39, 41], sorted(rng.choice(200, 90, replace=False))]
+    for name in ISAS:
+        with isa(name):
+            for threads, rows in enumerate(chosen, 1):
+                program = model(weights, cache_for(kv_format), threads, head_rows=7)
+                result, got = program.step(Batch(parts, output_rows=list(rows)))
+                assert result == 0 and got.tobytes() == want[rows].tobytes(), (name, threads)
+
+
+def test_what_gather_does_not_keep_is_gone() -> None:
+    b = Builder()
+    x, y = start(b), start(b)
+    b.op(GATHER, [x], -1)
+    b.head(b.op(ADD, [x, y], b.register(64), f=[1.0]))
+    with pytest.raises(CoreError, match=r"in1 \(register 1\) is read before column 0 is written"):
+        b.build()
 
 
 def test_head_rows_change_nothing() -> None:
@@ -238,14 +276,28 @@ def refuse_attention(
 ) -> Callable[[Builder], None]:
     def make(b: Builder) -> None:
         q, k, v = (start(b, w) for w in widths[:3])
-        b.op(ATTENTION, [q, k, v], b.register(widths[3]) if out is None else out, [], i, [1.0, 0.0])
+        b.attention(q, k, v, b.register(widths[3]) if out is None else out, i, [1.0, 0.0])
 
     return make
 
 
-def two_attentions(b: Builder) -> None:
+def two_stores(b: Builder) -> None:
     for _ in range(2):
         refuse_attention([0, 4, 2, 16, 0, 0, 1])(b)
+
+
+def two_attentions(b: Builder) -> None:
+    refuse_attention([0, 4, 2, 16, 0, 0, 1])(b)
+    b.op(ATTENTION, [0], b.register(64), [], [0, 4, 2, 16, 0, 0, 1], [1.0, 0.0])
+
+
+def nothing_stored(b: Builder) -> None:
+    b.op(ATTENTION, [start(b)], b.register(64), [], [0, 4, 2, 16, 0, 0, 1], [1.0, 0.0])
+
+
+def stored_into_a_register(b: Builder) -> None:
+    k = start(b, 32)
+    b.op(STORE, [k, k], k, i=[0])
 
 
 def unaligned(b: Builder) -> None:
@@ -332,13 +384,16 @@ REFUSALS: list[tuple[Callable[[Builder], None], str]] = [
     (refuse_attention([0, 4, 2, 8, 0, 0, 1]), r"cache layer 0 has 2 kv heads of 16, not 2 of 8"),
     (refuse_attention([0, 3, 2, 16, 0, 0, 1]), r"3 heads over 2 kv heads"),
     (refuse_attention([0, 4, 2, 16, 0, 0, 1], (32, 32, 32, 64)), r"in0 has 32 columns, not 64"),
-    (refuse_attention([0, 4, 2, 16, 0, 0, 1], (64, 32, 64, 64)), r"in2 has 64 columns, not 32"),
+    (refuse_attention([0, 4, 2, 16, 0, 0, 1], (64, 32, 64, 64)), r"op 3 \(store\): in1 has 64 columns, not 32"),
     (refuse_attention([0, 4, 2, 16, 0, 0, 1], out=0), r"in0 and out are both register 0"),
     (refuse_attention([0, 4, 2, 16, 0, 4, 1]), r"sinks need a window"),
     (refuse_attention([0, 4, 2, 16, 0, 0, 7]), r"i6 is 7"),
     (refuse_attention([0, 4, 2, 16, 0, 0, 0, -1]), r"-1 rows"),
     (refuse_attention([0, 4, 2, 16, 0, 0, 0, 1]), r"out"),
-    (two_attentions, r"cache layer 0 is another op's too"),
+    (two_stores, r"op \d+ \(store\): cache layer 0 is another op's too"),
+    (two_attentions, r"op \d+ \(attention\): cache layer 0 is another op's too"),
+    (nothing_stored, r"nothing was stored in cache layer 0"),
+    (stored_into_a_register, r"out is register 0: it writes none"),
 ]
 
 
@@ -352,30 +407,43 @@ def test_refused_programs(make: Callable[[Builder], None], message: str) -> None
 
 
 def test_refused_structures() -> None:
-    def build(*gathers: str, max_rows: int = 8, head_rows: int = 8) -> Program:
+    def build(*kinds: str, max_rows: int = 8, head_rows: int = 8) -> Program:
         b = Builder()
         x = start(b)
-        for kind in gathers:
-            out = x if kind == "same" else b.register(64)
-            if kind == "late":
-                b.op(SCALE, [x], out, f=[1.0, 0.0])
+        for kind in kinds:
+            if kind == "gather":
+                b.op(GATHER, [x], -1)
+            elif kind == "elsewhere":
+                b.op(GATHER, [x], b.register(64))
+            elif kind == "store":
+                b.op(STORE, [x, x], -1, i=[0])
+            elif kind == "same":
+                b.op(HEAD, [x], x)
+            elif kind == "late":
+                b.op(SCALE, [x], b.register(64), f=[1.0, 0.0])
             else:
-                b.op(GATHER, [x], out)
+                b.head(x)
         return b.build(max_rows=max_rows, head_rows=head_rows)
 
     for arguments, message in (
         ((), "no gather"),
-        (("one", "two"), "ops 1 and 2 are both gather"),
-        (("same",), "register 0 is used on both sides"),
-        (("one", "late"), "register 0 is used on both sides"),
+        (("head",), "no gather"),
+        (("gather",), "no head"),
+        (("gather", "gather", "head"), "ops 1 and 2 are both gather"),
+        (("gather", "head", "head"), "ops 2 and 3 are both head"),
+        (("head", "gather"), "gather.*: it must come before head"),
+        (("gather", "store", "head"), r"op 2 \(store\): it must come before gather"),
+        (("elsewhere", "head"), "out is register 1: it works in place"),
+        (("gather", "same"), "register 0 is used on both sides of head"),
+        (("gather", "head", "late"), "register 0 is used on both sides of head"),
     ):
         with pytest.raises(CoreError, match=message):
             build(*arguments)
     for rows in (0, 1 << 20):
         with pytest.raises(CoreError, match="max_rows"):
-            build("one", max_rows=rows)
+            build("gather", "head", max_rows=rows)
         with pytest.raises(CoreError, match="head_rows"):
-            build("one", head_rows=rows)
+            build("gather", "head", head_rows=rows)
     b = Builder()
     b.registers.append((60, 1))
     start(b)
@@ -391,7 +459,7 @@ def test_refused_structures() -> None:
     last = start(b)
     out = b.gather(last)
     b.op(ROPE, [out], out, [0, 0], [2, 32, 32])
-    with pytest.raises(CoreError, match="before gather"):
+    with pytest.raises(CoreError, match="before head"):
         b.build()
     with pytest.raises(CoreError, match="needs operations"):
         Builder().build()

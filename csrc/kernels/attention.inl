@@ -60,6 +60,7 @@ struct KeepsBF16 {
 };
 
 LANES int padded_head(int head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
+LANES int64_t key_panel_bytes(int head_dim) { return kPanel * 4 + kPanel * padded_head(head_dim); }
 
 // The largest power of two up to 128 that divides head_dim; none below 16.
 LANES int head_rotation(int head_dim) {
@@ -81,6 +82,16 @@ LANES const uint8_t* head_block(const Task& task, int sequence, int tile, int h)
 // them.
 LANES void fetch_ahead(const void* p, int64_t ahead) {
   __builtin_prefetch(static_cast<const uint8_t*>(p) + ahead, 0, 2);
+}
+
+// The scales of INT8 keys and values, which no product reads.
+LANES void fetch_scales(const CacheLayer& cache, const uint8_t* block, int64_t ahead) {
+  const int64_t stride = key_panel_bytes(cache.head_dim);
+#pragma GCC unroll 8
+  for (int p = 0; p < kPage / kPanel; ++p) {
+    fetch_ahead(block + p * stride, ahead);
+    fetch_ahead(block + cache.value_offset + p * kPanel * 4, ahead);
+  }
 }
 
 // One head's values as INT8, rotated first if asked. `padded` receives the zero-padded bytes (up to the next 64).
@@ -151,7 +162,6 @@ inline void store_kv(const StoreTask& task, int h, int m0, int m1) {
 
 // Integer dot products stand in the place of the scores that become of them.
 LANES int32_t* sums_of(AttentionScratch& s, int v) { return reinterpret_cast<int32_t*>(s.score[v]); }
-LANES int64_t key_panel_bytes(int head_dim) { return kPanel * 4 + kPanel * padded_head(head_dim); }
 
 // Dot products of R vectors with P panels of 16 keys: per position one ascending chain over d.
 template <class Keeps, int R, int P>
@@ -185,10 +195,14 @@ inline void dot_keys_int8(AttentionScratch& s, int v, const uint8_t* keys, int h
     for (int p = 0; p < P; ++p) sum[r][p] = set1(-s.q_bias[v + r]);
   const int padded = padded_head(head_dim);
   const int64_t panel_stride = key_panel_bytes(head_dim);
-  const uint8_t* first_panel = keys + panel * panel_stride;
-  for (int d = 0; d < padded; d += 4) {
+  const uint8_t* at = keys + panel * panel_stride + kPanel * 4;
+  const int64_t ahead = s.ahead;
+  for (int d = 0; d < padded; d += 4, at += 4 * kPanel) {
     Quads k[P];
-    for (int p = 0; p < P; ++p) k[p] = as_weights(load_quads(first_panel + p * panel_stride + kPanel * 4 + d * kPanel));
+    for (int p = 0; p < P; ++p) {
+      fetch_ahead(at + p * panel_stride, ahead);
+      k[p] = as_weights(load_quads(at + p * panel_stride));
+    }
     for (int r = 0; r < R; ++r) {
       const Quads x = set1_quad(s.q8[v + r] + d);
       for (int p = 0; p < P; ++p) sum[r][p] = dot_weights(sum[r][p], k[p], x);
@@ -614,6 +628,7 @@ inline bool attend_tile(const AttentionTask& task, AttentionScratch& s, const Si
   if (all.empty()) return false;
 
   const uint8_t* block = head_block(task, sequence, tile, h);
+  if (task.cache.format == SNELLO_INT8) fetch_scales(task.cache, block, s.ahead);
   Products::scores(task, s, n, block, all);
   const int begin = all.begin / kPanel * kPanel, end = (all.end + kPanel - 1) / kPanel * kPanel;
   weigh(task, s, n, block, begin, end);

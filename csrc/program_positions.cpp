@@ -13,6 +13,15 @@ namespace {
 constexpr int kAttendVectors = 16;         // rows times query heads of a kv head that attend() treats at once
 constexpr int64_t kAttendPiece = 1 << 17;  // multiply-adds of a piece of shared work
 
+// Which positions of which sequences a task's rows are, and where these live.
+template <typename Task>
+void locate(Task* task, const snello_batch& batch) {
+  task->positions = batch.positions;
+  task->sequences = batch.sequences;
+  task->page_tables = batch.page_tables;
+  task->pages_per_sequence = batch.pages_per_sequence;
+}
+
 }  // namespace
 }  // namespace snello
 
@@ -23,10 +32,7 @@ snello::StoreTask snello_program::store_task(const snello_op& o, const Rows& r) 
   task.cache = spec_.cache->layers[static_cast<size_t>(o.i[0])];
   task.keys = rows(o.in[0]);
   task.values = rows(o.in[1]);
-  task.positions = batch_->positions;
-  task.sequences = batch_->sequences;
-  task.page_tables = batch_->page_tables;
-  task.pages_per_sequence = batch_->pages_per_sequence;
+  snello::locate(&task, *batch_);
   task.not_finite = r.not_finite;
   return task;
 }
@@ -36,11 +42,8 @@ AttentionTask snello_program::attention_task(const snello_op& o, const Rows& r) 
   task.cache = spec_.cache->layers[static_cast<size_t>(o.i[0])];
   task.queries = rows(o.in[0]);
   task.output = rows(o.out);
-  task.positions = batch_->positions;
-  task.sequences = batch_->sequences;
-  task.page_tables = batch_->page_tables;
+  snello::locate(&task, *batch_);
   task.lengths = batch_->lengths;
-  task.pages_per_sequence = batch_->pages_per_sequence;
   task.num_heads = o.i[1];
   task.window = o.i[4];
   task.sinks = o.i[5];
@@ -102,10 +105,7 @@ snello::ConvolveTask snello_program::convolve_task(const snello_op& o) const {
   task.output = rows(o.out);
   task.taps = vector(o.tensor[0]);
   task.bias = vector(o.tensor[1]);
-  task.positions = batch_->positions;
-  task.sequences = batch_->sequences;
-  task.page_tables = batch_->page_tables;
-  task.pages_per_sequence = batch_->pages_per_sequence;
+  snello::locate(&task, *batch_);
   task.num_rows = batch_->num_rows;
   task.kernel = o.i[1];
   task.width = width(o.out);

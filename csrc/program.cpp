@@ -22,7 +22,6 @@ using snello::Stage;
 namespace snello {
 namespace {
 
-constexpr uint64_t kAlignment = 64;
 constexpr int kMaxJoinedLinears = 8;
 
 // Work is shared in pieces that take several microseconds: a barrier costs about one, a claim a tenth.
@@ -36,16 +35,6 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t panels_of(const snello_tensor& weights) { return divide_up(weights.rows, kPanel); }
 
 bool row_like(Action::Kind kind) { return kind == Action::kRow || kind == Action::kStoreState; }
-
-// FP32 rows start at cache lines, and not all in the same cache sets.
-int64_t row_stride(int width) {
-  const int64_t stride = static_cast<int64_t>(round_up(static_cast<uint64_t>(width), kPanel));
-  return stride % 256 == 0 ? stride + kPanel : stride;
-}
-
-// The same for INT8 and BF16 rows, whose bytes are a multiple of cache lines.
-int64_t byte_stride(int64_t bytes) { return bytes % 512 == 0 ? bytes + 64 : bytes; }
-int64_t half_stride(int width) { return byte_stride(int64_t{width} * 2) / 2; }
 
 // What a column costs, next to an addition.
 int column_cost(int kind) {
@@ -115,60 +104,6 @@ snello_program::snello_program(snello::Pool& pool, snello::ProgramSpec spec, con
   shifted_positions_.resize(spec_.ops.size());
   for (size_t i = 0; i < spec_.ops.size(); ++i)
     if (spec_.ops[i].kind == SNELLO_OP_EMBED && spec_.ops[i].i[0] == 1) shifted_positions_[i].resize(max_rows);
-}
-
-// Places registers and scratch in the arena and makes them resident; the output register comes last and is left alone,
-// since a step writes its outputs where the caller wants them.
-snello::Memory snello_program::lay_out(const snello::ProgramFacts& facts) {
-  using snello::round_up;
-  uint64_t bytes = 0;
-  const auto take = [&bytes](uint64_t size) {
-    const uint64_t at = bytes;
-    bytes += round_up(size, snello::kAlignment);
-    return at;
-  };
-  struct Place {
-    uint64_t rows, q, scale, sums;
-  };
-  std::vector<Place> places(memory_.size());
-  const auto place = [&](size_t r) {
-    const snello_register& reg = spec_.registers[r];
-    const auto width = static_cast<uint64_t>(reg.width);
-    auto count = static_cast<uint64_t>(spec_.max_rows);
-    if (facts.sides[r] == snello::Side::kOutputs)
-      count = static_cast<uint64_t>(std::min(spec_.head_rows, spec_.max_rows));
-    if (facts.sides[r] == snello::Side::kDispatched) count *= static_cast<uint64_t>(facts.most_active);
-    if (reg.rows == SNELLO_ROWS_INT8)
-      places[r] = {0, take(count * static_cast<uint64_t>(snello::byte_stride(reg.width))), take(count * 4),
-                   take(count * (width / snello::kSumColumns) * 4)};
-    else if (reg.rows == SNELLO_ROWS_BF16)
-      places[r].rows = take(count * static_cast<uint64_t>(snello::half_stride(reg.width)) * 2);
-    else
-      places[r].rows = take(count * static_cast<uint64_t>(snello::row_stride(reg.width)) * 4);
-  };
-  for (size_t r = 0; r < memory_.size(); ++r)
-    if (facts.sides[r] != snello::Side::kUnused && static_cast<int>(r) != output_) place(r);
-  const uint64_t scratch = take(static_cast<uint64_t>(pool_.num_threads()) * snello::kAttentionScratchBytes);
-  touched_bytes_ = scratch;
-  place(static_cast<size_t>(output_));
-
-  snello::Memory arena(bytes);
-  arena.touch(touched_bytes_);
-  scratch_ = arena.data() + scratch;
-  for (size_t r = 0; r < memory_.size(); ++r) {
-    if (facts.sides[r] == snello::Side::kUnused) continue;
-    const snello_register& reg = spec_.registers[r];
-    uint8_t* data = arena.data();
-    if (reg.rows == SNELLO_ROWS_INT8)
-      memory_[r].quant = {reinterpret_cast<int8_t*>(data + places[r].q),
-                          reinterpret_cast<float*>(data + places[r].scale),
-                          reinterpret_cast<int32_t*>(data + places[r].sums), reg.width, snello::byte_stride(reg.width)};
-    else if (reg.rows == SNELLO_ROWS_BF16)
-      memory_[r].halves = {reinterpret_cast<uint16_t*>(data + places[r].rows), snello::half_stride(reg.width)};
-    else
-      memory_[r].rows = {reinterpret_cast<float*>(data + places[r].rows), snello::row_stride(reg.width)};
-  }
-  return arena;
 }
 
 Part snello_program::plan(int begin, int end) const {
@@ -396,7 +331,7 @@ int64_t snello_program::row_cost(const Part& part, const Stage& stage) const {
   int64_t cost = 0;
   for (int a = stage.begin; a < stage.end; ++a) {
     const snello_op& o = op(part.actions[static_cast<size_t>(a)].op);
-    cost += int64_t{width(o.kind == SNELLO_OP_STORE ? o.in[0] : o.out)} * snello::column_cost(o.kind);
+    cost += int64_t{width(o.out >= 0 ? o.out : o.in[0])} * snello::column_cost(o.kind);
   }
   return cost;
 }
@@ -415,18 +350,18 @@ void snello_program::run_rows(const Part& part, const Stage& stage, const Rows& 
 void snello_program::run_row_action(const Action& action, const Rows& r, int m0, int m1) {
   const snello::Kernels& k = snello::kernels();
   const snello_op& o = op(action.op);
-  if (o.kind == SNELLO_OP_STORE) {
-    const snello::StoreTask task = store_task(o, r);
-    for (int h = 0; h < task.cache.num_kv_heads; ++h) k.store_kv(task, h, m0, m1);
-    return;
-  }
-  const FloatRows& out = rows(o.out);
   const FloatRows none{};
+  const FloatRows& out = o.out >= 0 ? rows(o.out) : none;
   const FloatRows& in0 = o.in[0] >= 0 ? rows(o.in[0]) : none;
   const snello_tensor* t = tensor(o.tensor[0]);
   if (action.kind == Action::kStoreState) return k.store_state(convolve_task(o), m0, m1);
   switch (o.kind) {
     case SNELLO_OP_CONVOLVE: return k.convolve(convolve_task(o), m0, m1);
+    case SNELLO_OP_STORE: {
+      const snello::StoreTask task = store_task(o, r);
+      for (int h = 0; h < task.cache.num_kv_heads; ++h) k.store_kv(task, h, m0, m1);
+      return;
+    }
     case SNELLO_OP_EMBED: {
       const int32_t* types = batch_->types ? batch_->types : zeros_.data();
       const int32_t* ids = o.i[0] == 0   ? batch_->tokens

@@ -26,8 +26,9 @@ from snello.cli.against import peer_table
 from snello.errors import SnelloError
 from snello.measure.peers.checkpoint import shapes
 from snello.measure.peers.comparison import Lengths, compare
-from snello.measure.peers.contenders import PEERS, Contender, contenders, subject_of_shape
+from snello.measure.peers.contenders import PEERS, Contender, contenders, peers_named, subject_of_shape
 from snello.measure.peers.conversions import check
+from snello.measure.peers.holding import ONEDNN
 from snello.native import core
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,8 +89,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def place_of(shape: str) -> str:
-    """A shape's name in the results: one place for each instruction set of ours, which decides what can be compared."""
+def place_of(shape: str, held: str | None = None) -> str:
+    """A shape's name in the results: one place for each instruction set of ours, which decides what can be compared,
+    and for each that all are held to.
+    """
+    if held:
+        return f"{shape}, all {held}"
     isa = core.select_isa(None)
     return shape if isa == "avx512vnni" and not os.environ.get("SNELLO_ISA") else f"{shape}, {isa}"
 
@@ -106,10 +111,11 @@ def save(path: Path, names: tuple[str, ...], result: dict[str, Any]) -> None:
     print(json.dumps({"results": str(path)}))
 
 
-def parse(everybody: dict[str, Contender]) -> argparse.Namespace:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=shapes(), default="tinyllama-1.1b")
-    parser.add_argument("--engines", nargs="+", choices=everybody, default=[*everybody], metavar="ENGINE")
+    parser.add_argument("--engines", nargs="+", metavar="ENGINE", help="snello-int4 openvino-int4-f32 ... [all]")
+    parser.add_argument("--isa", choices=ONEDNN, help="hold all to these instructions (SNELLO_ISA holds ours alone)")
     parser.add_argument("--rounds", type=int, default=5, help="each measures every engine twice")
     parser.add_argument("--prompt", type=int, default=32, metavar="TOKENS")
     parser.add_argument("--generate", type=int, default=64, metavar="TOKENS")
@@ -121,8 +127,11 @@ def parse(everybody: dict[str, Contender]) -> argparse.Namespace:
 
 
 def main() -> None:
-    everybody = {one.name: one for weights in WEIGHTS for one in contenders([*PEERS.values()], weights)}
-    options = parse(everybody)
+    options = parse()
+    peers = peers_named(",".join(PEERS), options.isa)
+    everybody = {one.name: one for weights in WEIGHTS for one in contenders(peers, weights, isa=options.isa)}
+    if unknown := set(options.engines or ()) - everybody.keys():
+        raise SystemExit(f"not an engine: {', '.join(sorted(unknown))}\n  choose from: {', '.join(everybody)}")
     refuse_noise(options.force)
     lengths = Lengths(
         prompt=options.prompt,
@@ -133,8 +142,8 @@ def main() -> None:
     )
     save(
         options.out,
-        (place_of(options.shape),),
-        run(options.shape, [everybody[name] for name in options.engines], lengths),
+        (place_of(options.shape, options.isa),),
+        run(options.shape, [everybody[name] for name in options.engines or everybody], lengths),
     )
 
 

@@ -21,6 +21,7 @@ from benchmarks.decode_vs_peers import ROOT, WEIGHTS, place_of, refuse_noise, ru
 from snello.measure.peers.checkpoint import shapes
 from snello.measure.peers.comparison import Lengths
 from snello.measure.peers.contenders import contenders, peers_named
+from snello.measure.peers.holding import ONEDNN
 
 RESULTS = ROOT / "benchmarks" / "results" / "streams_vs_peers.json"
 STREAMS = (1, 8, 16, 32)
@@ -33,6 +34,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shape", choices=shapes(), default="tinyllama-1.1b")
     parser.add_argument("--weights", choices=WEIGHTS, default="int4")
     parser.add_argument("--cache", choices=("int8",), help="our keys and values [BF16]; OpenVINO's are INT8 by default")
+    parser.add_argument("--isa", choices=ONEDNN, help="hold all to these instructions (SNELLO_ISA holds ours alone)")
     parser.add_argument("--peers", default="openvino,llama.cpp", metavar="NAMES")
     parser.add_argument("--streams", type=int, nargs="+", metavar="N", help="only these rows")
     parser.add_argument("--prefill", action="store_true", help="the row of the prompt alone")
@@ -64,9 +66,10 @@ def rows(options: argparse.Namespace) -> dict[str, Lengths]:
 def main() -> None:
     options = parse()
     refuse_noise(options.force)
-    chosen = contenders(peers_named(options.peers), options.weights, options.cache)
+    chosen = contenders(peers_named(options.peers, options.isa), options.weights, options.cache, options.isa)
+    place = place_of(options.shape, options.isa)
     for name, lengths in rows(options).items():
-        save(options.out, (place_of(options.shape), options.weights, name), run(options.shape, chosen, lengths))
+        save(options.out, (place, options.weights, name), run(options.shape, chosen, lengths))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def one_stream() -> str:
     lines = [PEERS_HEAD, "|---|---|---:|---:|---:|---:|"]
     for shape, result in sorted(read("decode_vs_peers.json").items(), reverse=True):
         measured = [(ours, bits) for ours, bits in WEIGHTS.items() if ours in result["rows"]]
-        lines += [f"| {shape} | {_pairs(result['rows'], ours, bits)} |" for ours, bits in measured]
+        lines += [f"| {_held(shape)} | {_pairs(result['rows'], ours, bits)} |" for ours, bits in measured]
     return "\n".join(lines)
 
 
@@ -79,27 +79,48 @@ def _best(rows: Mapping[str, Any], peer: str, what: str = "decode") -> Mapping[s
 
 
 def streams() -> str:
-    found = read("streams_vs_peers.json")
-    lines = ["| shape | | engine | answers, tokens a second | ours over it (95%) | prompt | ours over it (95%) |"]
-    lines.append("|---|---|---|---:|---:|---:|---:|")
-    for shape, bits in found.items():
+    """Ours, and how much faster it is than the fastest row of each peer, for answers and for prompts apart."""
+    over = "over OpenVINO | over llama.cpp"
+    lines = [f"| shape | | weights, cache | answers, tokens a second | {over} | prompt | {over} |"]
+    lines.append("|---|---|---|---:|---:|---:|---:|---:|---:|")
+    for shape, bits in read("streams_vs_peers.json").items():
         for result in (result for kinds in bits.values() for result in kinds.values()):
-            at_once = result["streams"]
-            what = f"prompt {result['prompt_tokens']:,}" + (f", {at_once} at once" if at_once > 1 else "")
-            what += f"; {result['when']}"
-            for name, row in sorted(result["rows"].items(), key=lambda item: -item[1]["decode"]["median"]):
-                prompt = row["prefill"]["median"]
-                answers = "-" if result["generated_tokens"] < LEAST_ANSWER else _speed(row)
-                ratio = "-" if result["generated_tokens"] < LEAST_ANSWER else _ratio(row)
-                lines.append(f"| {shape} | {what} | {name} | {answers} | {ratio} | {prompt:.0f} | {_prompts(row)} |")
+            lines.append(f"| {_held(shape)} | {_asked(result)} | {' | '.join(_sides(result))} |")
     return "\n".join(lines)
 
 
-def _prompts(row: Mapping[str, Any]) -> str:
-    if "prefill_ours_over_this" not in row:
+def _held(place: str) -> str:
+    """A place in the results, saying whether the instruction set in it was forced upon ours alone."""
+    shape, _, isa = place.partition(", ")
+    return place if not isa or isa == "amx" or isa.startswith("all ") else f"{shape}, ours {isa}"
+
+
+def _asked(result: Mapping[str, Any]) -> str:
+    at_once = f", {result['streams']} at once" if result["streams"] > 1 else ""
+    return f"prompt {result['prompt_tokens']:,}{at_once}; {result['when']}"
+
+
+def _sides(result: Mapping[str, Any]) -> list[str]:
+    """Bits and cache of ours; its answers and its prompts, each with the ratios."""
+    rows = result["rows"]
+    (ours,) = (name for name in rows if name.startswith("snello"))
+    weights, _, cache = ours.removeprefix("snello-").partition("-kv-")
+    answered = result["generated_tokens"] >= LEAST_ANSWER
+    return [
+        f"{weights.upper()}, {(cache or 'bf16').upper()}",
+        _speed(rows[ours]) if answered else "-",
+        *(_over(rows, peer, "decode", "") if answered else "-" for peer in ("openvino", "llamacpp")),
+        f"{rows[ours]['prefill']['median']:.0f}",
+        *(_over(rows, peer, "prefill", "prefill_") for peer in ("openvino", "llamacpp")),
+    ]
+
+
+def _over(rows: Mapping[str, Any], peer: str, what: str, prefix: str) -> str:
+    if not any(name.startswith(peer) for name in rows):
         return "-"
-    low, high = row["prefill_ours_over_this_95"]
-    return f"{row['prefill_ours_over_this']:.2f} ({low:.2f}-{high:.2f})"
+    row = _best(rows, peer, what)
+    low, high = row[f"{prefix}ours_over_this_95"]
+    return f"{row[f'{prefix}ours_over_this']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def quality() -> str:

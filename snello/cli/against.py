@@ -37,9 +37,9 @@ def _install(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
         raise SnelloError("--install-peers and --against are two runs", "first install, then compare", exit_code=2)
     if arguments.text is not None:
         raise SnelloError("--text goes with --against", "leave it out of --install-peers", exit_code=2)
-    peers = peers_named(arguments.install_peers)
+    peers = peers_named(arguments.install_peers, arguments.isa)
     subject = _subject(arguments) if arguments.model or arguments.shape else None
-    asked = contenders(peers, subject.weights, arguments.cache) if subject else []
+    asked = contenders(peers, subject.weights, arguments.cache, arguments.isa) if subject else []
     install(peers, asked, subject, terminal.say)
     names = ", ".join(peer.name for peer in peers)
     terminal.product(f"{names}: ready in {peers_folder()}" + (f", with {subject.name}" if subject else ""))
@@ -54,8 +54,11 @@ def _against(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
     from snello.measure.speed import GENERATE, PROMPT
     from snello.native import core
 
-    peers, subject = peers_named(arguments.against), _subject(arguments)
-    asked = contenders(peers, subject.weights, arguments.cache)
+    if arguments.isa is not None and arguments.isa not in core.available_isas():
+        hint = f"it runs: {', '.join(core.available_isas())}"
+        raise SnelloError(f"this processor has no {arguments.isa}", hint, exit_code=2)
+    peers, subject = peers_named(arguments.against, arguments.isa), _subject(arguments)
+    asked = contenders(peers, subject.weights, arguments.cache, arguments.isa)
     check(subject, asked)
     generate = arguments.generate or min(GENERATE, max(2, subject.positions // 4))
     lengths = Lengths(
@@ -115,9 +118,10 @@ def _subject(arguments: argparse.Namespace) -> Subject:
 def _print(terminal: Terminal, subject: Subject, result: dict[str, Any]) -> None:
     streams = f", {result['streams']} at once" if result["streams"] > 1 else ""
     limit = result["bandwidth_gigabytes_per_second"]
+    held = f", all held to {result['held_to']}" if "held_to" in result else ""
     terminal.product(
         f"{subject.asked}: prompt {result['prompt_tokens']}, answer {result['generated_tokens']}{streams}; "
-        f"{result['threads']} threads, {result['processor']}; in turn, {2 * result['rounds']} runs each"
+        f"{result['threads']} threads, {result['processor']}{held}; in turn, {2 * result['rounds']} runs each"
     )
     terminal.product("\n".join(peer_table(result["rows"])))
     if "kl_positions" in result:

@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", metavar="FILE", help="with --against: also each engine's KL divergence from the FP32 original on it"
     )
+    parser.add_argument(
+        "--isa",
+        choices=("amx", "avx512vnni", "avxvnni", "avx2"),
+        help="with --against: hold all to these instructions, as a lesser processor would",
+    )
     parser.add_argument("--original", metavar="MODEL", help="with --against: what the lean MODEL was made from")
     parser.add_argument(
         "--install-peers", metavar="PEERS", help="make what --against needs: up to 2 GB, and as much for a model"
@@ -79,7 +84,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
             raise SnelloError("--keep-last does not go with --against", "peers see whole texts", exit_code=2)
         return against.execute(arguments, terminal)
     check_keeping(arguments)
-    for flag in ("text", "original"):
+    for flag in ("text", "original", "isa"):
         if getattr(arguments, flag) is not None:
             raise SnelloError(f"--{flag} goes with --against", f"name the peers, or leave out --{flag}", exit_code=2)
     model = _model(arguments, terminal)

@@ -34,6 +34,7 @@ from snello.measure.peers.contenders import (
 )
 from snello.measure.peers.conversions import check, group_size, install
 from snello.measure.peers.environments import LLAMACPP, Environment, peers_folder
+from snello.measure.peers.holding import HELD, ONEDNN, held
 from snello.measure.peers.inside import worker
 from snello.measure.peers.judge import judge, paired_ratio
 from snello.measure.peers.quality import Quality, pieces_of, verdict
@@ -42,9 +43,11 @@ from snello.models import load
 from snello.models.shapes import spec_of_shape
 from snello.models.spec import Spec
 from snello.models.tokenizer import load_tokenizer
+from snello.native import core
 
 # An engine that takes 10 ms for a prompt and 2 ms for a step, and writes down what it was asked.
 ENGINE = """
+import os
 import time
 
 def open_engine(setup):
@@ -57,7 +60,8 @@ class Fake:
 
     def describe(self):
         print("a library that prints")
-        options = {"threads": self.setup.threads, "model": self.setup.model}
+        isa = os.environ.get("ONEDNN_MAX_CPU_ISA")
+        options = {"threads": self.setup.threads, "model": self.setup.model, "isa": isa}
         return {"engine": "fake", "version": "1", "settings": options, "bytes_per_token": 1000000}
 
     def answer(self, prompts, generate):
@@ -130,6 +134,41 @@ def test_contenders_have_as_many_bits_as_ours() -> None:
     for peer in PEERS.values():
         assert set(peer.models) == {"int3", "int4", "int4-all", "int8", "bf16"}
         assert (contending.INSIDE / peer.engine).exists() and peer.environment.requirements.exists()
+
+
+def test_all_are_held_to_an_instruction_set_each_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNELLO_PEERS", "/peers")
+    everybody = ",".join(PEERS)
+    subject = subject_of_shape("tinyllama-1.1b", "int4")
+    free, asked = (
+        {one.name: one for one in contenders(peers_named(everybody, isa), "int4", isa=isa)} for isa in (None, "avx2")
+    )
+    assert asked.keys() == free.keys() - {"openvino-int4-bf16"}, "which needs AVX-512"
+    for name, one in asked.items():
+        assert one.model(subject) == free[name].model(subject), "one conversion for all"
+        assert one.isa == "avx2" and not free[name].variables
+        if one.peer:
+            assert one.variables["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert asked["snello-int4"].variables == {"SNELLO_ISA": "avx2"}
+    assert "dynamic_quantization=0" in asked["openvino-int4-f32"].command(subject)
+    assert asked["ctranslate2-int8"].variables["CT2_FORCE_CPU_ISA"] == "AVX2"
+    assert asked["transformers-f32"].variables["ATEN_CPU_CAPABILITY"] == "avx2"
+    compiled = {isa: peers_named("llama.cpp", isa)[0].environment for isa in ("amx", "avx512vnni", "avxvnni", "avx2")}
+    assert compiled["amx"] == compiled["avx512vnni"] == LLAMACPP, "compiled without AMX as it is"
+    for isa, flag in (("avxvnni", True), ("avx2", False)):
+        arguments = compiled[isa].variables["CMAKE_ARGS"]
+        assert compiled[isa].folder == Path(f"/peers/llamacpp-{isa}") and compiled[isa].requirements.exists()
+        assert arguments.index("GGML_NATIVE=OFF") > arguments.index("GGML_NATIVE=ON"), "the last one counts"
+        assert ("GGML_AVX_VNNI=ON" in arguments) is flag and "AVX512" not in arguments
+
+
+def test_a_peer_that_cannot_be_held_to_a_set_is_refused(fake: Peer) -> None:
+    assert held(fake, None) == held(fake, "amx") == fake
+    with pytest.raises(SnelloError, match="fake cannot be held to avx2"):
+        held(fake, "avx2")
+    with pytest.raises(SnelloError, match="openvino cannot be held to scalar") as found:
+        peers_named("openvino", "scalar")
+    assert found.value.hint == "choose from: amx, avx512vnni, avxvnni, avx2"
 
 
 def test_the_weights_of_a_model_are_named_like_a_shape_s() -> None:
@@ -207,6 +246,8 @@ def test_a_lean_folder_is_compared_on_its_original(tmp_path: Path) -> None:
         (["--install-peers", "vllm"], "no peer is named vllm"),
         (["demo", "--text", "x.txt"], "--text goes with --against"),
         (["demo", "--original", "demo"], "--original goes with --against"),
+        (["demo", "--isa", "avx2"], "--isa goes with --against"),
+        (["demo", "--against", "llama.cpp", "--isa", "avx2"], "--install-peers llama.cpp --isa avx2"),
         (["demo", "--text", "x.txt", "--install-peers", "openvino"], "--text goes with --against"),
         (["--shape", "tinyllama-1.1b", "--original", "demo", "--against", "openvino"], "has random weights and no"),
     ],
@@ -424,6 +465,26 @@ def test_the_command_line_compares_and_prints(
     assert "prompt 8, answer 6" in out and name in out and "memory reads" in out
     assert main([*command, "--prompt", "2000"]) == 2
     assert "too long together" in capsys.readouterr().err
+
+
+def test_the_command_line_holds_all_to_an_instruction_set(
+    fake: Peer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lesser = [isa for isa in core.available_isas() if isa in ONEDNN]
+    if not lesser:
+        pytest.skip("this processor has none of the sets")
+    isa = lesser[-1]
+    demo_subject(fake)
+    monkeypatch.setitem(PEERS, "fake", fake)
+    monkeypatch.setitem(HELD, "fake", {isa: {}})
+    command = ["bench", "demo", "--against", "fake", "--prompt", "8", "--generate", "6", "--repeats", "1", "--isa"]
+    assert main([*command, isa, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    ours, theirs = document["rows"].values()
+    assert document["held_to"] == ours["settings"]["isa"] == isa and theirs["settings"]["isa"] == ONEDNN[isa]
+    monkeypatch.setattr(core, "available_isas", lambda: ["scalar"])
+    assert main([*command, isa]) == 2
+    assert f"this processor has no {isa}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("streams", [1, 3])

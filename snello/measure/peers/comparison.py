@@ -69,7 +69,8 @@ def compare(
     try:
         for one in contenders:
             command = [*one.command(subject), *lengths.flags()]
-            workers[one.name] = Worker(one.name, command, peers_folder() / "logs" / f"{one.name}.log")
+            log = peers_folder() / "logs" / f"{one.name}.log"
+            workers[one.name] = Worker(one.name, command, log, one.variables)
             workers[one.name].load()
             told(f"loaded {one.name}")
         series = in_turn(workers, lengths.rounds, bandwidth, told)
@@ -78,11 +79,13 @@ def compare(
         for worker in workers.values():
             worker.close()
     rows = judge(contenders, series, lengths.streams, lengths.seed)
+    isa = contenders[0].isa
     if quality:
         compared(rows, divergences)
     return {
         "when": time.strftime("%Y-%m-%d"),
         "processor": cpu_name(),
+        **({"held_to": isa} if isa else {}),
         "load_before": load,
         "threads": lengths.threads,
         "streams": lengths.streams,

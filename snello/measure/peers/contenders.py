@@ -27,6 +27,7 @@ from snello.measure.peers.environments import (
     Environment,
     peers_folder,
 )
+from snello.measure.peers.holding import held
 
 if TYPE_CHECKING:
     from snello.models.model import Model
@@ -46,6 +47,13 @@ class Peer:
     engine: str  # a file in `inside`
     models: dict[str, str]  # weights of ours -> the end of the converted model's name; with 4 bits where ours have 3
     settings: tuple[dict[str, str], ...] = ({},)
+    options: dict[str, str] = field(default_factory=dict)  # with each of the settings
+    variables: dict[str, str] = field(default_factory=dict)  # of its process
+
+    @property
+    def label(self) -> str:
+        """Its name in files and rows."""
+        return self.name.replace(".", "")
 
 
 PEERS = {
@@ -116,18 +124,32 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One engine with one set of settings. `peer` is None for ours; `cache` is the type of *our* keys and values."""
+    """One engine with one set of settings.
+
+    Attributes:
+        cache: the type of *our* keys and values.
+        peer: None for ours.
+        isa: the instruction set that all are held to, ours by `SNELLO_ISA`; None: whatever the processor has.
+    """
 
     name: str
     weights: str
     cache: str | None = None
     peer: Peer | None = None
+    isa: str | None = None
     options: dict[str, str] = field(default_factory=dict)
 
     @property
     def ours(self) -> str:
         """The name of what stands against it: as many bits in the body and in the head."""
         return our_name(self.weights, self.cache)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Of its process, besides those of this one."""
+        if self.peer is not None:
+            return self.peer.variables
+        return {"SNELLO_ISA": self.isa} if self.isa else {}
 
     def model(self, subject: Subject) -> str:
         return subject.model if self.peer is None else str(self.converted(subject))
@@ -138,7 +160,7 @@ class Contender:
         if self.peer.models[self.weights] == ITSELF:
             return subject.checkpoint
         name = f"{subject.name}-{self.peer.models[self.weights]}"
-        return peers_folder() / "models" / self.peer.environment.name / name
+        return peers_folder() / "models" / self.peer.label / name
 
     def loaded_bytes(self, subject: Subject) -> int:
         """What a peer's model takes in memory; none for ours. A checkpoint that is run in FP32 grows to twice."""
@@ -165,32 +187,35 @@ def our_name(weights: str, cache: str | None = None) -> str:
     return f"snello-{weights}" + (f"-kv-{cache}" if cache else "")
 
 
-def contenders_of(peer: Peer, weights: str, cache: str | None = None) -> list[Contender]:
+def contenders_of(peer: Peer, weights: str, cache: str | None = None, isa: str | None = None) -> list[Contender]:
     """The peer's settings at these bits."""
     model = peer.models[weights].removesuffix(".gguf")
     return [
         Contender(
-            name="-".join(filter(None, [peer.environment.name, model, *options.values()])),
+            name="-".join(filter(None, [peer.label, model, *settings.values()])),
             weights=weights,
             cache=cache,
             peer=peer,
-            options=options,
+            isa=isa,
+            options=settings | peer.options,
         )
-        for options in peer.settings
+        for settings in peer.settings
     ]
 
 
-def contenders(peers: Sequence[Peer], weights: str, cache: str | None = None) -> list[Contender]:
-    """Ours and all of theirs at these bits."""
-    theirs = [contender for peer in peers for contender in contenders_of(peer, weights, cache)]
-    return [Contender(name=our_name(weights, cache), weights=weights, cache=cache), *theirs]
+def contenders(
+    peers: Sequence[Peer], weights: str, cache: str | None = None, isa: str | None = None
+) -> list[Contender]:
+    """Ours and all of theirs at these bits; `isa` is what `peers_named` held the peers to."""
+    theirs = [contender for peer in peers for contender in contenders_of(peer, weights, cache, isa)]
+    return [Contender(name=our_name(weights, cache), weights=weights, cache=cache, isa=isa), *theirs]
 
 
-def peers_named(text: str) -> list[Peer]:
-    """The peers of a list with commas.
+def peers_named(text: str, isa: str | None = None) -> list[Peer]:
+    """The peers of a list with commas, held to an instruction set if one is given.
 
     Raises:
-        SnelloError: one is not known, or none is named.
+        SnelloError: one is not known, none is named, or one cannot be held to the set.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     known = ", ".join(PEERS)
@@ -198,7 +223,7 @@ def peers_named(text: str) -> list[Peer]:
         raise SnelloError(f"no peer is named {', '.join(unknown)}", f"choose from: {known}", exit_code=2)
     if not names:
         raise SnelloError("no peer is named", f"choose from: {known}", exit_code=2)
-    return [PEERS[name] for name in dict.fromkeys(names)]
+    return [held(PEERS[name], isa) for name in dict.fromkeys(names)]
 
 
 # ---- subjects -------------------------------------------------------------------------------------------------------

@@ -49,17 +49,19 @@ def check(subject: Subject, contenders: Sequence[Contender]) -> None:
     peers = [contender.peer for contender in theirs if contender.peer is not None]
     absent = dict.fromkeys(peer.name for peer in peers if not peer.environment.python.exists())
     if absent:
-        raise SnelloError(f"not installed: {', '.join(absent)}", _command(subject, list(absent)))
+        raise SnelloError(f"not installed: {', '.join(absent)}", _command(subject, list(absent), theirs[0].isa))
     lacking = [contender for contender in theirs if not contender.converted(subject).exists()]
     if lacking or (theirs and not subject.checkpoint.exists()):
         names = dict.fromkeys(contender.peer.name for contender in lacking or theirs if contender.peer is not None)
         kinds = dict.fromkeys(contender.converted(subject).name for contender in lacking)
         missing = ", ".join(kinds) or str(subject.checkpoint)
-        raise SnelloError(f"not converted for {', '.join(names)}: {missing}", _command(subject, list(names)))
+        hint = _command(subject, list(names), theirs[0].isa)
+        raise SnelloError(f"not converted for {', '.join(names)}: {missing}", hint)
 
 
-def _command(subject: Subject, peers: Sequence[str]) -> str:
-    return f"snello bench {subject.asked} --install-peers {','.join(peers)}"
+def _command(subject: Subject, peers: Sequence[str], isa: str | None) -> str:
+    held = f" --isa {isa}" if isa else ""
+    return f"snello bench {subject.asked} --install-peers {','.join(peers)}{held}"
 
 
 def install(peers: Sequence[Peer], contenders: Sequence[Contender], subject: Subject | None, say: Say) -> None:

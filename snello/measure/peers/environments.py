@@ -8,12 +8,13 @@ environment whose list has not changed is left alone.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class Environment:
     from_source: tuple[str, ...] = ()
     without_dependencies: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
+    same_list_as: str = field(default="", repr=False)  # which environment's list it is made from, if not its own
 
     @property
     def folder(self) -> Path:
@@ -67,7 +69,7 @@ class Environment:
 
     @property
     def requirements(self) -> Path:
-        return HERE / "requirements" / f"{self.name}.txt"
+        return HERE / "requirements" / f"{self.same_list_as or self.name}.txt"
 
     def fingerprint(self) -> str:
         """Changes whenever anything that decides the environment's content changes."""
@@ -85,6 +87,15 @@ LLAMACPP = Environment(
     from_source=("llama-cpp-python",),
     variables={"CMAKE_ARGS": " ".join(LLAMACPP_CMAKE_ARGS), "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)},
 )
+
+
+def llamacpp_for(isa: str, switches: Mapping[str, str]) -> Environment:
+    """llama.cpp compiled for an instruction set instead of this machine, in an environment of its own."""
+    arguments = [*LLAMACPP_CMAKE_ARGS, *(f"-D{name}={value}" for name, value in switches.items())]
+    variables = {**LLAMACPP.variables, "CMAKE_ARGS": " ".join(arguments)}
+    return dataclasses.replace(LLAMACPP, name=f"llamacpp-{isa}", variables=variables, same_list_as=LLAMACPP.name)
+
+
 OPENVINO = Environment(name="openvino", proof="import openvino_genai")
 # Its declared dependency on torchvision serves image models only, and is left out.
 OPENVINO_CONVERT = Environment(
@@ -114,11 +125,13 @@ def make(environment: Environment, say: Say) -> None:
     if environment.is_made():
         say(f"{environment.name}: up to date in {environment.folder}")
         return
-    say(f"{environment.name}: making {environment.folder} ({SIZES[environment.name]})")
+    size = SIZES[environment.same_list_as or environment.name]
+    say(f"{environment.name}: making {environment.folder} ({size})")
     environment.folder.parent.mkdir(parents=True, exist_ok=True)
     python = str(environment.python)
     install = [python, "-m", "pip", "install", "--disable-pip-version-check"]
     source = [f"--no-binary={name}" for name in environment.from_source]
+    source += ["--no-cache-dir"] if source else []  # pip keeps what it compiled, whatever it was compiled with
     _run(environment, [sys.executable, "-m", "venv", "--clear", str(environment.folder)])
     _run(environment, [*install, *source, "-r", str(environment.requirements)])
     if environment.without_dependencies:

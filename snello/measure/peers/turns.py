@@ -37,7 +37,9 @@ class Turn(Protocol):
 class Worker:
     """A running worker; it leaves when its input is closed."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None
+    ) -> None:
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
         paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -48,7 +50,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                env={**os.environ, **(variables or {}), "PYTHONPATH": os.pathsep.join(paths)},
             )
         self.ready: dict[str, Any] = {}
 

@@ -8,6 +8,7 @@ llama.cpp's server does: where the next prompt begins the same, only the rest of
 from __future__ import annotations
 
 import ctypes
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def bytes_per_token(path: Path) -> int:
         embedding = tensors["token_embd.weight"]
         total -= int(embedding.n_bytes) - int(embedding.n_bytes) // int(embedding.shape[1])
     return total
+
+
+def instructions() -> list[str]:
+    """Vector instructions that it was compiled for, by its own word."""
+    return re.findall(r"(AVX\w*) = 1", llama_cpp.llama_print_system_info().decode())
 
 
 def open_engine(setup: Any) -> LlamaCpp:
@@ -58,6 +64,7 @@ class LlamaCpp:
             "context": length,
             "sequences": sequences,
             "repack": repack,
+            "instructions": instructions(),
         }
 
     def _load(self, path: Path, repack: bool) -> Any:

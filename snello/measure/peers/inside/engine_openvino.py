@@ -20,7 +20,8 @@ DECOMPRESSION = {"Convert", "Subtract", "Multiply", "Reshape"}
 BLOCK = 32  # positions of a block of its cache on a CPU
 SPARE_PROMPTS = 4  # room for prompts that are read alone, so that the kept ones are not driven out
 LEAST_ROWS = 512
-RUNTIME_PROPERTIES = ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
+DYNAMIC_QUANTIZATION = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+RUNTIME_PROPERTIES = ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT", DYNAMIC_QUANTIZATION)
 
 
 def consumers(node: Any) -> set[str]:
@@ -58,6 +59,8 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": setup.threads,
             "INFERENCE_PRECISION_HINT": setup.options.get("precision", "f32"),
         }
+        if "dynamic_quantization" in setup.options:
+            self.properties[DYNAMIC_QUANTIZATION] = int(setup.options["dynamic_quantization"])
         self.bytes_per_token = bytes_per_token(self.folder)
         self.compiled: Any = None
 
@@ -72,7 +75,7 @@ class OpenVino:
     def score(self, prompt: list[int], answer: list[int]) -> np.ndarray:
         """Through the runtime that the pipelines stand on, with the same properties: they give no logits."""
         if self.compiled is None:
-            properties = {name: self.properties[name] for name in RUNTIME_PROPERTIES}
+            properties = {name: value for name, value in self.properties.items() if name in RUNTIME_PROPERTIES}
             self.compiled = openvino.Core().compile_model(self.folder / "openvino_model.xml", "CPU", properties)
         request = self.compiled.create_infer_request()
         names = {name for port in self.compiled.inputs for name in port.get_names()}

@@ -25,7 +25,9 @@ INT8_LIMIT = 127
 
 GRID_POINTS = 13
 ROW_DIVISORS = torch.arange(8.0, 17.01, 0.25)  # candidates of r: the largest ideal scale over each of these
-INT8_SHRINK = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)
+# Of a row's largest / 127: cutting off the largest pays where tails are heavy, and small steps do by luck, since levels
+# that lie a little otherwise fit some rows better.
+INT8_SHRINK = (*(1 - 0.005 * step for step in range(11)), 0.92, 0.88, 0.84, 0.8)
 
 
 @dataclass(frozen=True)

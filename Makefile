@@ -11,7 +11,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CORE   := snello/native/libsnello.so
 SOURCE := $(wildcard csrc/* csrc/*/*)
-CPP    := $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.inl' -o -name '*.cpp' 2>/dev/null)
+CPP    := $(shell find csrc tests -name '*.h' -o -name '*.cc' -o -name '*.inl' -o -name '*.cpp' 2>/dev/null)
 JOBS   ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 

@@ -1,12 +1,14 @@
-// Threads. The calling thread leads and the workers help: a job is a number of items, claimed in chunks from one atomic
-// cursor until none is left. Workers spin for a few microseconds between jobs, since the next one usually follows at
-// once, and then sleep on a futex. A run allocates nothing, throws nothing, and with one thread or one chunk is a plain
-// call.
+// Threads. The calling thread leads and the workers help: a job is a number of items in chunks, of which every thread
+// has a share of neighbours. It works its share off in order, and then takes from the ends of the others' until nothing
+// is left: so each reads memory in one long run, and who comes late leaves its share to those that are there. Workers
+// spin for a few microseconds between jobs, since the next one usually follows at once, and then sleep on a futex. A
+// run allocates nothing, throws nothing, and with one thread or one chunk is a plain call.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -38,29 +40,37 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  int num_threads() const { return static_cast<int>(threads_.size()) + 1; }
+  int num_threads() const { return num_threads_; }
   // Wakes sleeping workers ahead of a job that is about to come.
   void wake() noexcept;
-  // Returns when every item is done. One caller at a time: hold mutex(). The first claims, one for each thread, are of
-  // `first` items, the others of `chunk`: long runs of memory for everybody, and small pieces for an even end.
+  // Returns when every item is done. One caller at a time: hold mutex(). A thread begins its share with `first` items
+  // at once and goes on by `chunk`: few calls for most of the work, and small pieces, which others may take, at its
+  // end.
   void run(Job job, void* context, int64_t num_items, int64_t chunk, int64_t first) noexcept;
   std::mutex& mutex() { return mutex_; }
 
  private:
   void serve(int worker) noexcept;
   void help(int worker) noexcept;
+  uint32_t work_off(int worker) noexcept;
+  uint32_t take_from(int victim, int worker) noexcept;
+  void do_chunks(int worker, uint32_t begin, uint32_t end) noexcept;
   void await_signal(uint32_t seen) noexcept;
 
+  const int num_threads_;  // not of `threads_`, which grows while the first workers are at work
   std::mutex mutex_;
   // Of the job under way. Written by the leader while no chunk is pending, read by whoever has claimed a chunk.
   Job job_ = nullptr;
   void* context_ = nullptr;
-  int64_t num_items_ = 0, chunk_ = 1, first_ = 1;
-  uint32_t num_chunks_ = 0, epoch_ = 0;
+  int64_t num_items_ = 0, chunk_ = 1;
+  uint32_t first_ = 1, epoch_ = 0;  // `first_` in chunks
 
-  // The job's number in the high half, the chunks nobody has claimed yet in the low half: a worker that comes late
-  // either sees no chunk or claims one of the job that is really under way.
-  alignas(64) std::atomic<uint64_t> cursor_{0};
+  // The job's number in the high half; in the low half the chunks that nobody has claimed yet, [begin, end) in 16 bits
+  // each: a worker that comes late either sees no chunk or claims one of the job that is really under way.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> left{0};
+  };
+  std::unique_ptr<Share[]> shares_;               // one for each thread
   alignas(64) std::atomic<uint32_t> pending_{0};  // chunks not finished
   alignas(64) std::atomic<uint32_t> signal_{0};   // changes with every job
   std::atomic<uint32_t> sleepers_{0};

@@ -7,9 +7,9 @@
 #pragma once
 
 constexpr int kLineBytes = 64;
-// How far ahead weights are fetched. One row needs them as fast as memory gives: a page ahead, into L1, where the
+// How far ahead weights are fetched. One row needs them as fast as memory gives: over a page ahead, into L1, where the
 // hardware stops at the end of a page and nothing else asks in time. With more rows there is time: L2, further ahead.
-constexpr int kPrefetchBytes = 8192, kPrefetchBytesOneRow = 4096;
+constexpr int kPrefetchBytes = 8192, kPrefetchBytesOneRow = 6144;
 constexpr int kSuperRows = 96;        // rows whose partial sums are parked at once
 constexpr int kGroupPanels = 4;       // panels unpacked at once
 constexpr int kIntegerColumns = 256;  // columns unpacked at once, for INT8 and for FP32 operands

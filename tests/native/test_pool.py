@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes as C
+import os
+import subprocess
 import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +27,9 @@ from tests.native.harness import (
     packed,
     run_rows,
 )
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
 
 
 def chain(width: int, depth: int, threads: int, rows: int = 64) -> Program:
@@ -47,6 +53,26 @@ def test_any_number_of_threads_gives_the_same_bytes(rows: int) -> None:
         program = chain(96, 12, threads)
         for _ in range(20):
             assert run_rows(program, rows).tobytes() == want
+
+
+@pytest.fixture(scope="module")
+def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pool and nothing else, compiled with the sanitizer that sees races."""
+    program = tmp_path_factory.mktemp("pool") / "stress"
+    compiler = [os.environ.get("CXX", "c++"), "-std=c++20", "-g", "-O2", "-pthread", "-fsanitize=thread"]
+    empty = program.with_suffix(".cpp")
+    empty.write_text("int main() {}\n")
+    if subprocess.run([*compiler, str(empty), "-o", str(program)], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this compiler has no thread sanitizer")
+    sources = [HERE / "pool_stress.cpp", CSRC / "pool.cpp", CSRC / "error.cpp"]
+    subprocess.run([*compiler, f"-I{CSRC}", *map(str, sources), "-o", str(program)], check=True)
+    return program
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5, 16])
+def test_every_item_is_done_once_and_nobody_races(stress: Path, threads: int) -> None:
+    done = subprocess.run([stress, str(threads), "400"], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
 def test_idle_workers_sleep() -> None:

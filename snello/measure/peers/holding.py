@@ -2,8 +2,8 @@
 
 Ours has a switch (`SNELLO_ISA`); oneDNN, below OpenVINO, PyTorch and CTranslate2, has one too, as have these two;
 llama.cpp is compiled for a set. oneDNN has no AVX2 products for weights that OpenVINO would multiply by INT8
-activations, so there it is told to leave activations alone. Whatever of OpenVINO is not oneDNN's, attention above all,
-has no switch and goes on using all that the processor has: the comparison errs in its favour.
+activations, so there it is told to leave activations alone. What of OpenVINO is not oneDNN's has no switch and goes
+on using all that the processor has: the comparison errs in its favour.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
 def _refuse(arguments: argparse.Namespace) -> None:
     """What says something about a model that is opened here says nothing about a server."""
     given = {"MODEL": arguments.model, "--shape": arguments.shape, "--against": arguments.against}
-    given |= {"--profile": arguments.profile, "--threads": arguments.threads, "--keep-last": arguments.keep_last}
+    given |= {"--isa": arguments.isa, "--profile": arguments.profile, "--threads": arguments.threads}
+    given |= {"--keep-last": arguments.keep_last}
     for name, value in given.items():
         if value:
             raise SnelloError(f"{name} does not go with --serve", "the server has its model already", exit_code=2)

@@ -123,6 +123,7 @@ def test_addresses_as_people_write_them() -> None:
         (("--cache-tokens", "2"), "--cache-tokens goes with --serve"),
         (("--serve", "x", "--shape", "tinyllama-1.1b"), "--shape does not go with --serve"),
         (("--serve", "x", "demo"), "MODEL does not go with --serve"),
+        (("--serve", "x", "--isa", "avx2"), "--isa does not go with --serve"),
         (("--serve", "x", "--cache-tokens", "64"), "--cache-tokens goes with --trace"),
         (("--serve", "x", "--streams", "4", "--rate", "2"), "--streams does not go with"),
         (("--serve", "x", "--trace", "none.csv"), "none.csv cannot be read"),

@@ -129,7 +129,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     peers = peers_named(",".join(PEERS), options.isa)
-    everybody = {one.name: one for weights in WEIGHTS for one in contenders(peers, weights, isa=options.isa)}
+    everybody = {one.name: one for weights in WEIGHTS for one in contenders(peers, weights)}
     if unknown := set(options.engines or ()) - everybody.keys():
         raise SystemExit(f"not an engine: {', '.join(sorted(unknown))}\n  choose from: {', '.join(everybody)}")
     refuse_noise(options.force)

@@ -66,7 +66,7 @@ def rows(options: argparse.Namespace) -> dict[str, Lengths]:
 def main() -> None:
     options = parse()
     refuse_noise(options.force)
-    chosen = contenders(peers_named(options.peers, options.isa), options.weights, options.cache, options.isa)
+    chosen = contenders(peers_named(options.peers, options.isa), options.weights, options.cache)
     place = place_of(options.shape, options.isa)
     for name, lengths in rows(options).items():
         save(options.out, (place, options.weights, name), run(options.shape, chosen, lengths))

@@ -39,7 +39,7 @@ def _install(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
         raise SnelloError("--text goes with --against", "leave it out of --install-peers", exit_code=2)
     peers = peers_named(arguments.install_peers, arguments.isa)
     subject = _subject(arguments) if arguments.model or arguments.shape else None
-    asked = contenders(peers, subject.weights, arguments.cache, arguments.isa) if subject else []
+    asked = contenders(peers, subject.weights, arguments.cache) if subject else []
     install(peers, asked, subject, terminal.say)
     names = ", ".join(peer.name for peer in peers)
     terminal.product(f"{names}: ready in {peers_folder()}" + (f", with {subject.name}" if subject else ""))
@@ -58,7 +58,7 @@ def _against(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any
         hint = f"it runs: {', '.join(core.available_isas())}"
         raise SnelloError(f"this processor has no {arguments.isa}", hint, exit_code=2)
     peers, subject = peers_named(arguments.against, arguments.isa), _subject(arguments)
-    asked = contenders(peers, subject.weights, arguments.cache, arguments.isa)
+    asked = contenders(peers, subject.weights, arguments.cache)
     check(subject, asked)
     generate = arguments.generate or min(GENERATE, max(2, subject.positions // 4))
     lengths = Lengths(

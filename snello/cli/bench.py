@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--isa",
-        choices=("amx", "avx512vnni", "avxvnni", "avx2"),
+        choices=("avx512vnni", "avxvnni", "avx2"),
         help="with --against: hold all to these instructions, as a lesser processor would",
     )
     parser.add_argument("--original", metavar="MODEL", help="with --against: what the lean MODEL was made from")

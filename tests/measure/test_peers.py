@@ -6,8 +6,6 @@ import dataclasses
 import itertools
 import json
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import pytest
 from snello.cli import main
 from snello.cli.against import peer_table
 from snello.errors import SnelloError, Unsupported
-from snello.measure.interval import Interval
 from snello.measure.peers import contenders as contending
 from snello.measure.peers.checkpoint import Shape, shape_of, write_checkpoint
 from snello.measure.peers.comparison import Lengths, compare
@@ -25,7 +22,6 @@ from snello.measure.peers.contenders import (
     PEERS,
     Contender,
     Peer,
-    Subject,
     contenders,
     peers_named,
     subject_of_model,
@@ -34,88 +30,15 @@ from snello.measure.peers.contenders import (
 )
 from snello.measure.peers.conversions import check, group_size, install
 from snello.measure.peers.environments import LLAMACPP, Environment, peers_folder
-from snello.measure.peers.holding import HELD, ONEDNN, held
 from snello.measure.peers.inside import worker
 from snello.measure.peers.judge import judge, paired_ratio
-from snello.measure.peers.quality import Quality, pieces_of, verdict
 from snello.measure.peers.turns import Series, Worker, in_turn
 from snello.models import load
 from snello.models.shapes import spec_of_shape
 from snello.models.spec import Spec
 from snello.models.tokenizer import load_tokenizer
 from snello.native import core
-
-# An engine that takes 10 ms for a prompt and 2 ms for a step, and writes down what it was asked.
-ENGINE = """
-import os
-import time
-
-def open_engine(setup):
-    return Fake(setup)
-
-class Fake:
-    def __init__(self, setup):
-        self.setup = setup
-        self.log = open(setup.options["log"], "a")
-
-    def describe(self):
-        print("a library that prints")
-        isa = os.environ.get("ONEDNN_MAX_CPU_ISA")
-        options = {"threads": self.setup.threads, "model": self.setup.model, "isa": isa}
-        return {"engine": "fake", "version": "1", "settings": options, "bytes_per_token": 1000000}
-
-    def answer(self, prompts, generate):
-        if "break" in self.setup.options:
-            raise RuntimeError("the fake breaks")
-        self.log.write(repr([prompts, generate]) + "\\n")
-        self.log.flush()
-        answers, now = [([], []) for _ in prompts], time.perf_counter() + 0.010
-        for step in range(generate):
-            for tokens, moments in answers:
-                tokens.append(step)
-                moments.append(now + 0.002 * step)
-        time.sleep(max(0.0, moments[-1] - time.perf_counter()))
-        return answers
-
-    def score(self, prompt, answer):
-        import numpy as np
-        logits = np.zeros((len(answer), 4096), np.float32)  # as likely, all of them
-        logits[:, 0] = len(prompt) - 4  # the first token more so behind longer prompts
-        return logits
-"""
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peer:
-    """A peer whose environment is this Python and whose engine is the one above."""
-    monkeypatch.setenv("SNELLO_PEERS", str(tmp_path / "peers"))
-    python = tmp_path / "peers" / "fake" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.symlink_to(sys.executable)
-    engine, log = tmp_path / "engine.py", tmp_path / "asked.txt"
-    engine.write_text(ENGINE)
-    environment = Environment(name="fake", proof="import json")
-    return Peer(
-        name="fake",
-        environment=environment,
-        converter=environment,
-        engine=str(engine),
-        models={"bf16": "bf16.bin", "int4": "int4.bin"},
-        settings=({"log": str(log)},),
-    )
-
-
-def fake_contender(fake: Peer, **options: str) -> Contender:
-    return Contender(name="fake-one", weights="bf16", peer=fake, options={**fake.settings[0], **options})
-
-
-def demo_subject(fake: Peer) -> Subject:
-    subject = subject_of_model(load("demo"), "demo")
-    model = fake_contender(fake).converted(subject)
-    model.parent.mkdir(parents=True, exist_ok=True)
-    model.write_bytes(b"weights")
-    return subject
-
+from tests.measure.fake_peer import demo_subject, fake_contender
 
 # ---- who is compared ------------------------------------------------------------------------------------------------
 
@@ -134,41 +57,6 @@ def test_contenders_have_as_many_bits_as_ours() -> None:
     for peer in PEERS.values():
         assert set(peer.models) == {"int3", "int4", "int4-all", "int8", "bf16"}
         assert (contending.INSIDE / peer.engine).exists() and peer.environment.requirements.exists()
-
-
-def test_all_are_held_to_an_instruction_set_each_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SNELLO_PEERS", "/peers")
-    everybody = ",".join(PEERS)
-    subject = subject_of_shape("tinyllama-1.1b", "int4")
-    free, asked = (
-        {one.name: one for one in contenders(peers_named(everybody, isa), "int4", isa=isa)} for isa in (None, "avx2")
-    )
-    assert asked.keys() == free.keys() - {"openvino-int4-bf16"}, "which needs AVX-512"
-    for name, one in asked.items():
-        assert one.model(subject) == free[name].model(subject), "one conversion for all"
-        assert one.isa == "avx2" and not free[name].variables
-        if one.peer:
-            assert one.variables["ONEDNN_MAX_CPU_ISA"] == "AVX2"
-    assert asked["snello-int4"].variables == {"SNELLO_ISA": "avx2"}
-    assert "dynamic_quantization=0" in asked["openvino-int4-f32"].command(subject)
-    assert asked["ctranslate2-int8"].variables["CT2_FORCE_CPU_ISA"] == "AVX2"
-    assert asked["transformers-f32"].variables["ATEN_CPU_CAPABILITY"] == "avx2"
-    compiled = {isa: peers_named("llama.cpp", isa)[0].environment for isa in ("amx", "avx512vnni", "avxvnni", "avx2")}
-    assert compiled["amx"] == compiled["avx512vnni"] == LLAMACPP, "compiled without AMX as it is"
-    for isa, flag in (("avxvnni", True), ("avx2", False)):
-        arguments = compiled[isa].variables["CMAKE_ARGS"]
-        assert compiled[isa].folder == Path(f"/peers/llamacpp-{isa}") and compiled[isa].requirements.exists()
-        assert arguments.index("GGML_NATIVE=OFF") > arguments.index("GGML_NATIVE=ON"), "the last one counts"
-        assert ("GGML_AVX_VNNI=ON" in arguments) is flag and "AVX512" not in arguments
-
-
-def test_a_peer_that_cannot_be_held_to_a_set_is_refused(fake: Peer) -> None:
-    assert held(fake, None) == held(fake, "amx") == fake
-    with pytest.raises(SnelloError, match="fake cannot be held to avx2"):
-        held(fake, "avx2")
-    with pytest.raises(SnelloError, match="openvino cannot be held to scalar") as found:
-        peers_named("openvino", "scalar")
-    assert found.value.hint == "choose from: amx, avx512vnni, avxvnni, avx2"
 
 
 def test_the_weights_of_a_model_are_named_like_a_shape_s() -> None:
@@ -256,6 +144,7 @@ def test_the_command_line_says_what_is_wrong(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SNELLO_PEERS", str(tmp_path))
+    monkeypatch.setattr(core, "available_isas", lambda: ["avx2"])
     assert main(["bench", *words]) in (1, 2)
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -380,6 +269,18 @@ def test_several_streams_keep_their_prompts_and_the_prompt_is_timed_alone(fake: 
     assert len(set(prompts)) == len(prompts) == 6
 
 
+def test_a_worker_is_given_an_answer_and_its_logits_come_back(fake: Peer, tmp_path: Path) -> None:
+    one = Worker("fake", [*fake_contender(fake).command(demo_subject(fake)), "--prompt", "4"], tmp_path / "fake.log")
+    try:
+        one.load()
+        one.score([1, 2, 3, 4, 5], [6, 7], tmp_path / "logits.npy")
+        assert one.go()["decode_tokens_per_second"]
+    finally:
+        one.close()
+    logits = np.load(tmp_path / "logits.npy")
+    assert logits.shape == (2, 4096) and logits.dtype == np.float32 and logits[0, 0] == 1.0 and not logits[:, 1:].any()
+
+
 # ---- in turn --------------------------------------------------------------------------------------------------------
 
 
@@ -467,26 +368,6 @@ def test_the_command_line_compares_and_prints(
     assert "too long together" in capsys.readouterr().err
 
 
-def test_the_command_line_holds_all_to_an_instruction_set(
-    fake: Peer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lesser = [isa for isa in core.available_isas() if isa in ONEDNN]
-    if not lesser:
-        pytest.skip("this processor has none of the sets")
-    isa = lesser[-1]
-    demo_subject(fake)
-    monkeypatch.setitem(PEERS, "fake", fake)
-    monkeypatch.setitem(HELD, "fake", {isa: {}})
-    command = ["bench", "demo", "--against", "fake", "--prompt", "8", "--generate", "6", "--repeats", "1", "--isa"]
-    assert main([*command, isa, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    ours, theirs = document["rows"].values()
-    assert document["held_to"] == ours["settings"]["isa"] == isa and theirs["settings"]["isa"] == ONEDNN[isa]
-    monkeypatch.setattr(core, "available_isas", lambda: ["scalar"])
-    assert main([*command, isa]) == 2
-    assert f"this processor has no {isa}" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("streams", [1, 3])
 def test_ours_and_a_peer_are_compared(fake: Peer, streams: int) -> None:
     subject, told = demo_subject(fake), []
@@ -502,92 +383,6 @@ def test_ours_and_a_peer_are_compared(fake: Peer, streams: int) -> None:
     low, high = theirs["ours_over_this_95"]
     assert low <= theirs["ours_over_this"] <= high
     assert json.loads(json.dumps(result)) == result
-
-
-# ---- and no worse? --------------------------------------------------------------------------------------------------
-
-
-class Sayer:
-    """An engine that always says the same, whatever it is given."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        self.logits = logits
-
-    def score(self, prompt: Sequence[int], answer: Sequence[int], logits: Path) -> None:
-        np.save(logits, np.repeat(self.logits[None], len(answer), axis=0))
-
-
-def test_a_worker_is_given_an_answer_and_its_logits_come_back(fake: Peer, tmp_path: Path) -> None:
-    one = Worker("fake", [*fake_contender(fake).command(demo_subject(fake)), "--prompt", "4"], tmp_path / "fake.log")
-    try:
-        one.load()
-        one.score([1, 2, 3, 4, 5], [6, 7], tmp_path / "logits.npy")
-        assert one.go()["decode_tokens_per_second"]
-    finally:
-        one.close()
-    logits = np.load(tmp_path / "logits.npy")
-    assert logits.shape == (2, 4096) and logits.dtype == np.float32 and logits[0, 0] == 1.0 and not logits[:, 1:].any()
-
-
-def test_divergence_is_that_of_the_original_from_the_engine() -> None:
-    original, other = np.log(np.array([0.5, 0.5])), np.log(np.array([0.25, 0.75]))
-    read = Quality([np.arange(6)] * 3, 4, [np.repeat(original[None], 2, axis=0)] * 3)
-    assert read.positions == 6
-    expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
-    for found in read.divergences(Sayer(other)):
-        np.testing.assert_allclose(found, [expected] * 2, rtol=1e-6)
-    padded = np.concatenate([original, [100.0]])  # a vocabulary that an engine has padded
-    assert not np.concatenate(read.divergences(Sayer(padded))).any()
-
-
-def test_pieces_are_spread_over_the_text_and_too_few_are_refused(tmp_path: Path) -> None:
-    demo, text = load("demo"), tmp_path / "text.txt"
-    text.write_text("def area(radius):\n    return 3.14 * radius ** 2\n" * 400)
-    pieces, prompt = pieces_of(demo, text, 40, 8)
-    assert prompt == 40 and len(pieces) == 24 and {len(piece) for piece in pieces} == {48}
-    ids = demo.tokenizer.encode(text.read_text())
-    assert list(pieces[0]) == ids[:48] and list(pieces[-1]) == ids[-48:]
-    text.write_text("too short")
-    with pytest.raises(SnelloError, match="too few to compare answers on") as found:
-        pieces_of(demo, text, 40, 8)
-    assert "at least 384 tokens" in str(found.value.hint)
-    with pytest.raises(SnelloError, match="cannot read"):
-        pieces_of(demo, tmp_path / "absent.txt", 40, 8)
-
-
-@pytest.mark.parametrize(
-    ("speed", "divergence", "said"),
-    [
-        ((1.1, 1.2, 1.3), (-0.3, -0.2, -0.1), "ahead"),
-        ((1.1, 1.2, 1.3), (-0.1, 0.0, 0.1), "faster, KL not told apart"),
-        ((1.1, 1.2, 1.3), (0.1, 0.2, 0.3), "faster, at a worse KL"),
-        ((0.9, 1.2, 1.3), (-0.3, -0.2, -0.1), "not shown faster"),
-    ],
-)
-def test_ahead_is_faster_at_a_divergence_no_worse(
-    speed: tuple[float, float, float], divergence: tuple[float, float, float], said: str
-) -> None:
-    assert verdict(Interval(*speed), Interval(*divergence)) == said
-
-
-def test_the_command_line_says_what_each_engine_s_arithmetic_costs(
-    fake: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    demo_subject(fake)
-    monkeypatch.setitem(PEERS, "fake", fake)
-    (name,) = (one.name for one in contenders([fake], "bf16")[1:])
-    text = tmp_path / "text.txt"
-    text.write_text("".join(f"def area_{i}(radius):\n    return {i} * radius ** 2\n" for i in range(100)))
-    command = ["bench", "demo", "--against", "fake", "--prompt", "32", "--generate", "6", "--repeats", "1"]
-    assert main([*command, "--text", str(text), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["kl_positions"] == 24 * 6
-    ours, theirs = document["rows"]["snello-bf16"]["kl"], document["rows"][name]["kl"]
-    assert 0 <= ours["mean"] < 0.01 < 1 < theirs["mean"]
-    assert theirs["ours_less_this_90"][1] < 0 and document["rows"][name]["verdict"] in ("ahead", "not shown faster")
-    assert main([*command, "--text", str(text)]) == 0
-    assert "KL from the original in FP32" in capsys.readouterr().out
-    assert main(["bench", "--shape", "tinyllama-1.1b", "--against", "fake", "--text", str(text)]) != 0
 
 
 def test_a_peer_that_breaks_ends_the_run_with_its_last_words(fake: Peer) -> None:

@@ -49,6 +49,7 @@ class Peer:
     settings: tuple[dict[str, str], ...] = ({},)
     options: dict[str, str] = field(default_factory=dict)  # with each of the settings
     variables: dict[str, str] = field(default_factory=dict)  # of its process
+    isa: str | None = None  # the instruction set that it is held to
 
     @property
     def label(self) -> str:
@@ -187,7 +188,7 @@ def our_name(weights: str, cache: str | None = None) -> str:
     return f"snello-{weights}" + (f"-kv-{cache}" if cache else "")
 
 
-def contenders_of(peer: Peer, weights: str, cache: str | None = None, isa: str | None = None) -> list[Contender]:
+def contenders_of(peer: Peer, weights: str, cache: str | None = None) -> list[Contender]:
     """The peer's settings at these bits."""
     model = peer.models[weights].removesuffix(".gguf")
     return [
@@ -196,18 +197,17 @@ def contenders_of(peer: Peer, weights: str, cache: str | None = None, isa: str |
             weights=weights,
             cache=cache,
             peer=peer,
-            isa=isa,
+            isa=peer.isa,
             options=settings | peer.options,
         )
         for settings in peer.settings
     ]
 
 
-def contenders(
-    peers: Sequence[Peer], weights: str, cache: str | None = None, isa: str | None = None
-) -> list[Contender]:
-    """Ours and all of theirs at these bits; `isa` is what `peers_named` held the peers to."""
-    theirs = [contender for peer in peers for contender in contenders_of(peer, weights, cache, isa)]
+def contenders(peers: Sequence[Peer], weights: str, cache: str | None = None) -> list[Contender]:
+    """Ours and all of theirs at these bits, ours held to what the peers are held to."""
+    theirs = [contender for peer in peers for contender in contenders_of(peer, weights, cache)]
+    isa = peers[0].isa if peers else None
     return [Contender(name=our_name(weights, cache), weights=weights, cache=cache, isa=isa), *theirs]
 
 

@@ -23,7 +23,7 @@ ONEDNN = {"avx512vnni": "AVX512_CORE_FP16", "avxvnni": "AVX2_VNNI", "avx2": "AVX
 OTHERS = {"avx512vnni": "avx512", "avxvnni": "avx2", "avx2": "avx2"}  # who knows no name for VNNI
 AVX2 = {"GGML_NATIVE": "OFF", "GGML_AVX2": "ON", "GGML_FMA": "ON", "GGML_F16C": "ON", "GGML_BMI2": "ON"}
 
-# By peer and instruction set of ours: what replaces fields of `Peer`. AMX is what they all may use anyway.
+# By peer and instruction set of ours: what replaces fields of `Peer`.
 HELD: dict[str, dict[str, Mapping[str, Any]]] = {
     "llama.cpp": {
         "avx512vnni": {"environment": LLAMACPP},
@@ -41,17 +41,16 @@ HELD: dict[str, dict[str, Mapping[str, Any]]] = {
 
 
 def held(peer: Peer, isa: str | None) -> Peer:
-    """The peer, kept from instructions beyond `isa`; None and `amx` leave it as it is.
+    """The peer, kept from instructions beyond `isa`; None leaves it as it is.
 
     Raises:
         SnelloError: it cannot be held to this set.
     """
-    if isa is None or isa == "amx":
+    if isa is None:
         return peer
     found = HELD.get(peer.name, {}).get(isa)
     if found is None:
-        raise SnelloError(
-            f"{peer.name} cannot be held to {isa}", f"choose from: {', '.join(['amx', *ONEDNN])}", exit_code=2
-        )
+        raise SnelloError(f"{peer.name} cannot be held to {isa}", f"choose from: {', '.join(ONEDNN)}", exit_code=2)
     variables = {"ONEDNN_MAX_CPU_ISA": ONEDNN[isa], "MKL_ENABLE_INSTRUCTIONS": OTHERS[isa].upper()}
-    return dataclasses.replace(peer, **{**found, "variables": {**variables, **found.get("variables", {})}})
+    fields = {**found, "variables": {**variables, **found.get("variables", {})}}
+    return dataclasses.replace(peer, isa=isa, **fields)

@@ -188,6 +188,8 @@ struct Kernels {
   int group_panels;
   // whether `linear` takes quantized rows times two matrices at once (LinearTask::up)
   bool gates;
+  // the same kernels with another `linear`, the same to the last bit, that may be the faster one for one row, or null
+  const Kernels* for_one_row;
   // rows [m0, m1) of everything that works row by row
   void (*embed)(const EmbedTask&, int m0, int m1);
   void (*norm)(const NormTask&, int m0, int m1);

@@ -50,8 +50,7 @@ int column_cost(int kind) {
 }
 
 // Rows that cost about what one does.
-int few_rows(const LinearTask& task) {
-  const Kernels& k = kernels();
+int few_rows(const Kernels& k, const LinearTask& task) {
   const bool halves_on_tiles = task.halves.data && k.halves_on_tiles != nullptr && k.halves_on_tiles();
   return task.quantized || halves_on_tiles ? k.few_rows : kFewRowsFloat;
 }
@@ -206,6 +205,7 @@ int snello_program::replay(const snello_batch& batch, Place place, Treat treat) 
   const std::lock_guard<std::mutex> lock(pool_.mutex());
   const snello::FloatEnvironment environment;
   pool_.wake();
+  const auto start = std::chrono::steady_clock::now();
   begin(batch);
   save_states(batch);
   run(over_rows_, {0, batch.num_rows, not_finite_.data()});
@@ -219,6 +219,7 @@ int snello_program::replay(const snello_batch& batch, Place place, Treat treat) 
     run(over_blocks_, rows);
     treat(rows);
   }
+  if (has_two_ways(batch) && !profiling_) one_row_.took(snello::seconds_since(start));
   for (int i = 0; i < batch.num_outputs; ++i)
     if (output_not_finite_[static_cast<size_t>(i)]) not_finite_[static_cast<size_t>(batch.output_rows[i])] = 1;
   batch_ = nullptr;
@@ -227,7 +228,14 @@ int snello_program::replay(const snello_batch& batch, Place place, Treat treat) 
   return result;
 }
 
+// Whether the products of this batch can be done in two ways: `one_row_` finds out which is faster.
+bool snello_program::has_two_ways(const snello_batch& batch) {
+  return batch.num_rows == 1 && snello::kernels().for_one_row != nullptr;
+}
+
 void snello_program::begin(const snello_batch& batch) {
+  products_ = &snello::kernels();
+  if (has_two_ways(batch) && one_row_.way() == kForOneRow) products_ = products_->for_one_row;
   look_at(batch);
   std::fill_n(not_finite_.begin(), batch.num_rows, uint8_t{0});
   std::fill_n(output_not_finite_.begin(), batch.num_outputs, uint8_t{0});
@@ -430,6 +438,7 @@ LinearTask snello_program::linear_task(const snello_op& o, const Rows& r) const 
 
 // Products that run at once, as one job. Its unit is as many panels as belong together.
 struct snello_program::Linears {
+  const snello::Kernels& kernels;
   std::vector<snello::LinearShare>& shares;
   int unit = 1, most_rows = 0;
   int64_t units = 0, bytes = 0, work = 0;  // work: bytes times rows
@@ -458,7 +467,7 @@ struct snello_program::Linears {
       const int64_t from = std::max(begin, share.first) - share.first, to = std::min(end, share.end) - share.first;
       if (from >= to) continue;
       const int64_t last = std::min(to * unit, snello::panels_of(*share.task.weights));
-      snello::kernels().linear(share.task, static_cast<int>(from * unit), static_cast<int>(last));
+      kernels.linear(share.task, static_cast<int>(from * unit), static_cast<int>(last));
     }
   }
 };
@@ -492,16 +501,16 @@ void snello_program::add_group(Linears* job, LinearTask task, const snello_tenso
 
 void snello_program::run_linears(const Part& part, const Stage& stage, const Rows& r) {
   shares_.clear();
-  Linears job{shares_};
+  Linears job{*products_, shares_};
   if (runs_gated(stage))
     job.add(gated_task(part, stage, r));
   else
     for (int a = stage.begin; a < stage.end; ++a) add_linear(&job, op(part.actions[static_cast<size_t>(a)].op), r);
   if (shares_.empty()) return;
   // Few rows are bound by memory, which is read fastest in long runs; many by arithmetic, which is shared in pieces.
-  const bool few = job.most_rows <= snello::few_rows(shares_.front().task);
+  const bool few = job.most_rows <= snello::few_rows(job.kernels, shares_.front().task);
   const bool by_channel = job.by_channel();
-  const int panels = few ? snello::kernels().few_panels : snello::kernels().group_panels;
+  const int panels = few ? job.kernels.few_panels : job.kernels.group_panels;
   job.divide(by_channel ? std::max(panels, snello::kSlabPanels) : panels);
 
   const int64_t piece = few ? snello::kLinearPieceFew : snello::kLinearPieceMany;
@@ -531,6 +540,13 @@ void snello_program::flag_infinite_outputs(const Rows& r) {
       if (infinite) __atomic_store_n(r.not_finite + m, uint8_t{1}, __ATOMIC_RELAXED);
     }
   });
+}
+
+int snello_program::one_row(double* seconds) const {
+  const std::lock_guard<std::mutex> lock(pool_.mutex());
+  for (const int way : {0, kForOneRow}) seconds[way] = one_row_.decided() ? one_row_.median(way) : 0.0;
+  if (!one_row_.decided()) return SNELLO_ONE_ROW_UNDECIDED;
+  return one_row_.way() == kForOneRow ? SNELLO_ONE_ROW_VECTORS : SNELLO_ONE_ROW_TILES;
 }
 
 void snello_program::profile(bool enable, double* seconds) {
@@ -592,6 +608,11 @@ int32_t snello_score(snello_program* program, const snello_batch* batch, const i
     if (targets[i] < 0 || targets[i] >= program->output_width())
       return fail("score: target %d is token %d of %d", i, targets[i], program->output_width());
   return program->score(*batch, targets, log_probability, top1);
+}
+
+int32_t snello_one_row(const snello_program* program, double* seconds) {
+  if (program == nullptr || seconds == nullptr) return fail("one row: no program or no memory");
+  return program->one_row(seconds);
 }
 
 int32_t snello_profile(snello_program* program, int32_t enable, double* seconds) {

@@ -18,6 +18,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "pool.h"
+#include "trial.h"
 
 namespace snello {
 
@@ -102,6 +103,7 @@ struct snello_program {
 
   int step(const snello_batch& batch, float* outputs);
   int score(const snello_batch& batch, const int32_t* targets, float* log_probability, int32_t* top1);
+  int one_row(double* seconds) const;
   void profile(bool enable, double* seconds);
   int output_width() const { return spec_.registers[static_cast<size_t>(output_)].width; }
   uint64_t arena_bytes() const { return arena_.bytes(); }
@@ -140,6 +142,7 @@ struct snello_program {
   bool runs_gated(const snello::Stage& stage) const;
   snello::Memory lay_out(const snello::ProgramFacts& facts);
 
+  static bool has_two_ways(const snello_batch& batch);
   void begin(const snello_batch& batch);
   void look_at(const snello_batch& batch);
   void gather(const snello_batch& batch);
@@ -208,6 +211,11 @@ struct snello_program {
   std::vector<snello::RowGroup> groups_;
   std::vector<int32_t> source_, places_, cursor_;
   std::vector<uint8_t> expert_not_finite_;
+
+  // Which products steps of one row take, and those of the step under way.
+  static constexpr int kForOneRow = 1;  // the way of Kernels::for_one_row
+  snello::Trial one_row_;
+  const snello::Kernels* products_ = nullptr;
 
   bool profiling_ = false;
   std::vector<double> seconds_;

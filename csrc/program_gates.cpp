@@ -54,7 +54,7 @@ bool snello_program::forgotten(int reg, int after) const {
 
 // ---- one step ----
 
-bool snello_program::runs_gated(const Stage& stage) const { return stage.gate >= 0 && snello::kernels().gates; }
+bool snello_program::runs_gated(const Stage& stage) const { return stage.gate >= 0 && products_->gates; }
 
 // Two products and what becomes of them.
 LinearTask snello_program::gated_task(const Part& part, const Stage& stage, const Rows& r) const {

@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 9
+#define SNELLO_ABI_VERSION 10
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
@@ -244,6 +244,11 @@ SNELLO_API int32_t snello_step(snello_program* program, const snello_batch* batc
  * targets [num_outputs], and the most likely token top1 [num_outputs] (may be NULL). */
 SNELLO_API int32_t snello_score(snello_program* program, const snello_batch* batch, const int32_t* targets,
                                 float* log_probability, int32_t* top1);
+/* How products of one row are done where there are tiles: the first steps of one row take tiles and vectors in turn,
+ * with the same bytes, and all later ones what was faster. seconds [2]: the median step of each, 0 as long as
+ * undecided. */
+enum snello_one_row_way { SNELLO_ONE_ROW_UNDECIDED = 0, SNELLO_ONE_ROW_TILES = 1, SNELLO_ONE_ROW_VECTORS = 2 };
+SNELLO_API int32_t snello_one_row(const snello_program* program, double* seconds);
 /* Seconds spent in each op since the last call with reset, [num_ops]; the measuring itself is always on for
  * snello_profile(program, 1, ...) until (program, 0, ...). */
 SNELLO_API int32_t snello_profile(snello_program* program, int32_t enable, double* seconds);

@@ -27,6 +27,8 @@ double seconds_now() {
 
 constexpr int kProducts = 256;  // on top of each other, so that tiles are almost always full
 
+constexpr Kernels kPlain = table("amx");
+
 bool product_holds(const int8_t (*rows)[kTileColumns], const int8_t (*weights)[kTileColumns]) {
   alignas(64) int32_t sums[kTileRows][kPanel];
   begin_tiles(kTileRows, 0);
@@ -114,5 +116,5 @@ bool tiles_hold(double seconds) {
   return true;
 }
 
-constinit const Kernels kAmxKernels = amx::with_tiles(amx::table("amx"));
+constinit const Kernels kAmxKernels = amx::with_tiles(amx::kPlain);
 }  // namespace snello

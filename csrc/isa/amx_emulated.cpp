@@ -14,8 +14,10 @@ inline bool halves_on_tiles() { return true; }
 #include "kernels/table.inl"
 #include "kernels/tiles.inl"
 #include "kernels/attention_tiles.inl"
+
+constexpr Kernels kPlain = table("amx-emulated");
 }  // namespace
 }  // namespace amx_emulated
 
-constinit const Kernels kAmxEmulatedKernels = amx_emulated::with_tiles(amx_emulated::table("amx-emulated"));
+constinit const Kernels kAmxEmulatedKernels = amx_emulated::with_tiles(amx_emulated::kPlain);
 }  // namespace snello

@@ -88,7 +88,10 @@ inline void attend_on_tiles(const AttentionTask& task, int h, int m0, int m1, vo
   attend(task, h, m0, m1, scratch);
 }
 
-constexpr Kernels with_tiles(Kernels kernels) {
+// `plain`: the table without tiles, which one row may do better without.
+constexpr Kernels with_tiles(const Kernels& plain) {
+  Kernels kernels = plain;
+  kernels.for_one_row = &plain;
   kernels.linear = linear_on_tiles;
   kernels.multiply = multiply_in_cache<TileInt8>;
   kernels.multiply_halves = multiply_in_cache<TileHalves>;

@@ -17,6 +17,7 @@ constexpr Kernels table(const char* name) {
       .few_panels = 1,
       .group_panels = kGroupPanels,
       .gates = false,
+      .for_one_row = nullptr,
       .embed = embed,
       .norm = norm,
       .transform = transform,

@@ -5,6 +5,7 @@ or a server under load.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from snello.cli import against, load
@@ -165,6 +166,8 @@ def _decoder(
         here = probe_again(here)  # what was measured is possible: the probe saw a busy machine
         measured["ceiling"] = ceiling_facts(ceiling_of(executor, here, Workload(prompt, generate)))
     measured |= {"prompt": prompt, "generate": generate, "resident_bytes": max(resident)}
+    if one_row := executor.program.one_row():
+        measured["one_row"] = asdict(one_row)
     if arguments.streams > 1:
         clock = Clock(executor, Workload(prompt, generate, arguments.streams))
         rates = sorted(1 / clock.throughput() for _ in range(arguments.repeats))
@@ -240,6 +243,13 @@ def _print(terminal: Terminal, facts: dict[str, Any]) -> None:
         read, held = numbers.size(facts["bytes_per_token"]), numbers.size(facts["weights_bytes"])
         bits, peak = facts["bits_per_weight"], numbers.size(facts["resident_bytes"])
         terminal.product(f"  reads {read} a token; weights {held}, {bits:.2f} bits each; peak memory {peak}")
+    if "one_row" in facts:
+        terminal.product("  " + said_of_one_row(**facts["one_row"]))
+
+
+def said_of_one_row(*, on_tiles: bool, tiles_seconds: float, vectors_seconds: float) -> str:
+    tried = f"tried: {numbers.seconds(tiles_seconds)} a step on tiles, {numbers.seconds(vectors_seconds)} on vectors"
+    return f"one answer at a time is multiplied on {'tiles' if on_tiles else 'vectors'} ({tried})"
 
 
 def _print_profile(terminal: Terminal, name: str, profile: Profile) -> None:

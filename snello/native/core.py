@@ -46,6 +46,7 @@ PANEL_ROWS = 16
 BLOCK_COLUMNS = 64
 PAGE_POSITIONS = 128
 ALIGNMENT = 64
+ONE_ROW_ON_TILES = 1
 # Raised whenever the core gives other bits for the same packed model and tokens: what was stored under another number
 # is not used. tests/native/test_version.py notices.
 NUMERICS_VERSION = 4
@@ -353,6 +354,15 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class OneRow:
+    """Which products steps of one row take, and the median step of those that tried tiles and vectors in turn."""
+
+    on_tiles: bool
+    tiles_seconds: float
+    vectors_seconds: float
+
+
 class Program:
     """Operations over registers, replayed for batches. Keeps tensors, pool and cache alive.
 
@@ -413,6 +423,13 @@ class Program:
         pointers = (targets.ctypes.data, scores.ctypes.data, top1.ctypes.data)
         self._finite(library().snello_score(self.handle, c.byref(batch.to_c()), *pointers))
         return scores, top1
+
+    def one_row(self) -> OneRow | None:
+        """How steps of one row are done; None where there are no tiles, or too few such steps until now."""
+        seconds = np.zeros(2, np.float64)
+        way = library().snello_one_row(self.handle, seconds.ctypes.data)
+        _check(way)
+        return OneRow(way == ONE_ROW_ON_TILES, *seconds.tolist()) if way else None
 
     def profile(self, enable: bool) -> npt.NDArray[np.float64]:
         """Starts (True) or ends (False) timing; seconds of each op since it started."""

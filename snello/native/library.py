@@ -12,7 +12,7 @@ from typing import Any
 
 from snello.errors import SnelloError
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 NAMES = ("libsnello.so", "libsnello.dylib")
 
 I32, U64, F32, PTR = c.c_int32, c.c_uint64, c.c_float, c.c_void_p
@@ -99,6 +99,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "snello_program_arena_bytes": (U64, [PTR]),
     "snello_step": (I32, [PTR, c.POINTER(CBatch), PTR]),
     "snello_score": (I32, [PTR, c.POINTER(CBatch), PTR, PTR, PTR]),
+    "snello_one_row": (I32, [PTR, PTR]),
     "snello_profile": (I32, [PTR, I32, PTR]),
     "snello_sample": (I32, [PTR, I32, c.POINTER(CSampling), PTR, I32, I32, c.c_int64, PTR]),
     "snello_compare": (I32, [PTR, PTR, I32, I32, PTR, PTR, PTR, PTR, PTR, PTR]),

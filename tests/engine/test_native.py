@@ -111,6 +111,20 @@ def test_same_bits_on_every_instruction_set(variant: str, tmp_path_factory: pyte
     assert "scalar" in results
 
 
+def test_one_row_has_two_ways_where_there_are_tiles(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = checkpoint(tmp_path_factory, "llama", torch.bfloat16)
+    for isa in ("scalar", "amx-emulated"):
+        with NativeExecutor(model, Deployment(isa=isa, threads=1)) as executor, executor.session() as session:
+            for token in TOKENS[:32]:
+                assert executor.program.one_row() is None
+                session.feed(np.array([token]))
+            tried = executor.program.one_row()
+    core.select_isa(None)
+    assert tried, "the last of them has tiles"
+    assert tried.on_tiles == (tried.tiles_seconds <= tried.vectors_seconds)
+    assert min(tried.tiles_seconds, tried.vectors_seconds) > 0
+
+
 @pytest.mark.parametrize("variant", ["mistral-window", "opt", "gemma3"])
 def test_sessions_alone_and_together(variant: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     model = checkpoint(tmp_path_factory, variant)

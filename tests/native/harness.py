@@ -281,6 +281,11 @@ class Program:
         )
         return checked(result), log_probability, top1
 
+    def one_row(self) -> tuple[int, float, float]:
+        """The way of steps of one row, and the median steps on tiles and on vectors."""
+        seconds = np.zeros(2)
+        return checked(LIB.snello_one_row(C.c_void_p(self.handle), pointer(seconds))), *seconds.tolist()
+
     def profile(self, enable: bool) -> NDArray[np.float64]:
         seconds = np.zeros(self.num_ops)
         checked(LIB.snello_profile(C.c_void_p(self.handle), int(enable), pointer(seconds)))

@@ -20,6 +20,7 @@ from tests.native.harness import (
     LINEAR,
     TRANSFORM,
     Builder,
+    Program,
     Tensor,
     isa,
     run_rows,
@@ -83,10 +84,10 @@ def test_rows_longer_than_a_panel_keeps(format_: str, group_size: int) -> None:
     compare(Case(weights, x, None, None, x), [1, 32, 33, 49, 129, 150])
 
 
-def gated(weights: tuple[Tensor, Tensor], x: F32, kind: int, read_up: bool) -> F32:
+def gated_program(weights: tuple[Tensor, Tensor], x: F32, kind: int, read_up: bool) -> Program:
     """activation(x gate) * (x up), in place and up first, or plus the second product, which is read again."""
     b = Builder()
-    rows, n = len(x), weights[0].rows
+    n = weights[0].rows
     into = b.op(TRANSFORM, [b.table(x)], b.register(weights[0].columns, True))
     products = [b.op(LINEAR, [into], b.register(n), [b.tensor(w)]) for w in weights]
     if read_up:
@@ -97,7 +98,11 @@ def gated(weights: tuple[Tensor, Tensor], x: F32, kind: int, read_up: bool) -> F
         up, gate = products
         out = b.op(ACTIVATE, [gate, up], up, i=[kind])
     b.gather(out)
-    return run_rows(b.build(threads=2), rows)
+    return b.build(threads=2)
+
+
+def gated(weights: tuple[Tensor, Tensor], x: F32, kind: int, read_up: bool) -> F32:
+    return run_rows(gated_program(weights, x, kind, read_up), len(x))
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 3, 4, 5])
@@ -114,6 +119,28 @@ def test_two_products_and_their_activation_at_once(format_: str, group_size: int
             for name in TILED:
                 with isa(name):
                     assert gated(weights, x[:count], kind, read_up).tobytes() == wanted.tobytes(), (name, count)
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_one_row_takes_tiles_and_vectors_in_turn_and_then_the_faster(name: str) -> None:
+    rng = np.random.default_rng(3)
+    weights = tuple(packed(random_matrix("int4", 128, 304, 192, rng)) for _ in range(2))
+    x, tried = rng.standard_normal((2, 192)).astype(np.float32), 32
+    with isa(OTHER):
+        program = gated_program(weights, x, 1, False)
+        wanted = run_rows(program, 2)
+        for _ in range(tried + 1):
+            assert run_rows(program, 1).tobytes() == wanted[:1].tobytes()
+        assert program.one_row() == (0, 0.0, 0.0), "there is one way only"
+    with isa(name):
+        program = gated_program(weights, x, 1, False)
+        for done in range(tried + 8):
+            assert (program.one_row()[0] > 0) == (done >= tried)
+            assert run_rows(program, 1).tobytes() == wanted[:1].tobytes()
+            assert run_rows(program, 2).tobytes() == wanted.tobytes(), "more rows try nothing"
+    way, on_tiles, on_vectors = program.one_row()
+    assert (way == core.ONE_ROW_ON_TILES) == (on_tiles <= on_vectors)
+    assert min(on_tiles, on_vectors) > 0
 
 
 def test_emulated_tiles_are_never_a_machines_own_choice() -> None:

@@ -285,8 +285,7 @@ LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "orig
         ({"rope_theta": 5e5}, Rope(base=5e5, dims=8)),
         ({"rope_theta": 5e5, "rope_scaling": None}, Rope(base=5e5, dims=8)),
         ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, Rope(base=5e5, dims=8)),
-        ({"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5}}, Rope(base=5e5, dims=4)),
-        ({"partial_rotary_factor": 0.5}, Rope(base=1e4, dims=4)),
+        ({"rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 1.0}}, Rope(base=5e5, dims=8)),
         (
             {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}},
             Rope(base=5e5, dims=8, scaling=(("rope_type", "linear"), ("factor", 2.0))),
@@ -318,6 +317,8 @@ def test_rope_in_both_dialects(settings: dict[str, Any], expected: Rope) -> None
     [
         ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "both 500000.0 and 10000.0"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ by type of layer"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 is not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"rope_scaling": {"factor": 2.0}}, "beside type default"),
         ({"rope_scaling": "linear"}, "expected a table"),
     ],

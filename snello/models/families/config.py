@@ -191,15 +191,15 @@ def rope(
     config: Config,
     head_dim: int,
     *,
-    fraction: float = 1.0,
+    fraction: float | None = None,
     base_key: str = "rope_theta",
     base: float | None = None,
     fraction_key: str = "partial_rotary_factor",
 ) -> Rope:
     """Rotary settings from `rope_parameters` (Transformers 5) or `rope_theta` + `rope_scaling` (before).
 
-    `base_key` and `fraction_key` are what a family called those two before; `fraction` and
-    `base` are what it takes unsaid.
+    `base_key` and `fraction_key` are what a family called those two before; `fraction` and `base` are what it takes
+    unsaid. `fraction` None: a family whose heads rotate whole, which Transformers does whatever a config says.
     """
     settings = {**rope_table(config, "rope_scaling"), **rope_table(config, "rope_parameters")}
     if any(isinstance(value, dict) for value in settings.values()):
@@ -208,7 +208,12 @@ def rope(
         )
     bases = [settings.pop("rope_theta", None), config.raw("rope_theta"), config.raw(base_key)]
     fractions = [settings.pop("partial_rotary_factor", None), config.raw("partial_rotary_factor")]
-    part = agreed("partial_rotary_factor", [*fractions, config.raw(fraction_key)], fraction)
+    part = agreed("partial_rotary_factor", [*fractions, config.raw(fraction_key)], fraction or 1.0)
+    if fraction is None and part != 1:
+        raise Unsupported(
+            f"config.json: partial_rotary_factor {part:g} is not supported in models of this family",
+            "their heads rotate whole",
+        )
     return rope_of(settings, agreed("rope_theta", bases, base or DEFAULT_ROPE_BASE), rotary_dims(head_dim, part))
 
 

@@ -34,7 +34,7 @@ def _phi3(config: Config, task: Task) -> Spec:
     window = None if config.raw("sliding_window") is None else config.integer("sliding_window")
     original = config.integer("original_max_position_embeddings", ORIGINAL_POSITIONS)
     positions = config.integer("max_position_embeddings", ORIGINAL_POSITIONS)
-    rotary = _longrope(rope(config, head_dim), original, positions)
+    rotary = _longrope(rope(config, head_dim, fraction=1.0), original, positions)
     windows = (window,) * config.integer("num_hidden_layers")
     spec = decoder(config, "phi3", windows=windows, rotary=rotary, epsilon=1e-5)
     return dataclasses.replace(spec, max_positions=min(positions, original) if rotary.scaling else positions)

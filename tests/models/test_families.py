@@ -275,6 +275,7 @@ def test_gpt_variants_are_refused(base: dict[str, Any], settings: dict[str, Any]
         spec_from_config(base | settings)
 
 
+LINEAR = {"rope_type": "linear", "factor": 4.0}
 LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -321,6 +322,8 @@ def test_rope_in_both_dialects(settings: dict[str, Any], expected: Rope) -> None
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"rope_scaling": {"factor": 2.0}}, "beside type default"),
         ({"rope_scaling": "linear"}, "expected a table"),
+        ({"rope_scaling": LINEAR, "rope_parameters": LINEAR | {"factor": 2.0}}, "rope_scaling and rope_parameters differ"),
+        ({"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 5e5}}, "rope_scaling and rope_parameters differ"),
     ],
 )
 def test_rope_that_cannot_be_meant(settings: dict[str, Any], message: str) -> None:

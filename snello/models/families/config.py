@@ -201,7 +201,10 @@ def rope(
     `base_key` and `fraction_key` are what a family called those two before; `fraction` and `base` are what it takes
     unsaid. `fraction` None: a family whose heads rotate whole, which Transformers does whatever a config says.
     """
-    settings = {**rope_table(config, "rope_scaling"), **rope_table(config, "rope_parameters")}
+    before, settings = rope_table(config, "rope_scaling"), rope_table(config, "rope_parameters")
+    if before and settings and before != settings:
+        raise SnelloError("config.json: rope_scaling and rope_parameters differ", "keep the right one")
+    settings = settings or before
     if any(isinstance(value, dict) for value in settings.values()):
         raise Unsupported(
             "config.json: rope_parameters differ by type of layer", "only one rotary setting is supported"

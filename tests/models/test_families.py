@@ -147,6 +147,14 @@ def test_mixture_settings() -> None:
     assert normalized is not None and normalized.normalized
 
 
+def test_rotation_of_mixtures_where_a_config_is_silent() -> None:
+    """Mixtral's base is not that of others."""
+    for settings in ({}, {"rope_parameters": {"rope_type": "default"}}):
+        assert attention(spec_from_config(MIXTRAL | settings)).rope == Rope(base=1e6, dims=8)
+        assert attention(spec_from_config(QWEN3_MOE | settings)).rope == Rope(base=1e4, dims=8)
+    assert attention(spec_from_config(MIXTRAL | {"rope_theta": 500})).rope == Rope(base=500.0, dims=8)
+
+
 def test_a_mixture_of_qwens_has_one_window_for_all_layers() -> None:
     """As Transformers 5 reads it, which does not look at `max_window_layers` here."""
 

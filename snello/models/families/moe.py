@@ -10,13 +10,14 @@ import json
 from dataclasses import replace
 
 from snello.errors import SnelloError
-from snello.models.families.config import Config
+from snello.models.families.config import Config, rope
 from snello.models.families.family import ExpertStems, Family
 from snello.models.families.llama import IGNORED, STEMS, decoder, mistral_windows
 from snello.models.spec import Experts, FeedForward, Spec, Task
 
 # What only training and its losses look at.
 HARMLESS = frozenset(["output_router_logits", "router_aux_loss_coef", "router_jitter_noise"])
+MIXTRAL_ROPE_BASE = 1_000_000.0  # where a config is silent
 FUSED = {
     "model.layers.{i}.mlp.experts.gate_up_proj": ("gate", "up"),
     "model.layers.{i}.mlp.experts.down_proj": ("down",),
@@ -40,8 +41,15 @@ def _mixtral(config: Config, task: Task) -> Spec:
         activation=config.activation("hidden_act"),
         experts=experts(config, normalized=True),
     )
-    feed_forwards = (feed_forward,) * config.integer("num_hidden_layers")
-    return decoder(config, "mixtral", windows=mistral_windows(config), feed_forwards=feed_forwards, epsilon=1e-5)
+    head_dim = config.integer("head_dim", config.integer("hidden_size") // config.integer("num_attention_heads"))
+    return decoder(
+        config,
+        "mixtral",
+        windows=mistral_windows(config),
+        feed_forwards=(feed_forward,) * config.integer("num_hidden_layers"),
+        rotary=rope(config, head_dim, base=MIXTRAL_ROPE_BASE),
+        epsilon=1e-5,
+    )
 
 
 def _qwen3_moe(config: Config, task: Task) -> Spec:

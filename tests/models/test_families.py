@@ -78,6 +78,22 @@ def test_qwen_windows(base: dict[str, Any]) -> None:
         windows(layer_types=["full_attention", "chunked_attention", "full_attention"])
 
 
+def test_windows_where_a_config_is_silent() -> None:
+    """What Transformers takes; null says that there is none."""
+    assert attention(spec_from_config(MISTRAL)).window == 4096
+    assert attention(spec_from_config(MIXTRAL)).window is None
+    for base in (QWEN2, QWEN3):
+        deep = base | {"use_sliding_window": True, "num_hidden_layers": 30}
+        seen = [attention(spec_from_config(deep | {"sliding_window": 7}), index).window for index in range(30)]
+        assert seen == [None] * 28 + [7] * 2
+        assert attention(spec_from_config(deep | {"max_window_layers": 0})).window == 4096
+        assert attention(spec_from_config(deep | {"max_window_layers": 0, "sliding_window": None})).window is None
+        with pytest.raises(SnelloError, match="max_window_layers"):
+            spec_from_config(deep | {"max_window_layers": "28"})
+    moe = QWEN3_MOE | {"use_sliding_window": True}
+    assert attention(spec_from_config(moe)).window == 4096
+
+
 def test_qwen_biases_and_norms() -> None:
     two, three = attention(spec_from_config(QWEN2)), attention(spec_from_config(QWEN3))
     assert (two.qkv_bias, two.out_bias, two.qk_norm) == (True, False, None)
@@ -330,7 +346,10 @@ def test_rope_in_both_dialects(settings: dict[str, Any], expected: Rope) -> None
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"rope_scaling": {"factor": 2.0}}, "beside type default"),
         ({"rope_scaling": "linear"}, "expected a table"),
-        ({"rope_scaling": LINEAR, "rope_parameters": LINEAR | {"factor": 2.0}}, "rope_scaling and rope_parameters differ"),
+        (
+            {"rope_scaling": LINEAR, "rope_parameters": LINEAR | {"factor": 2.0}},
+            "rope_scaling and rope_parameters differ",
+        ),
         ({"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 5e5}}, "rope_scaling and rope_parameters differ"),
     ],
 )

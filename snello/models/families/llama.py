@@ -31,6 +31,7 @@ STEMS: Mapping[str, str] = {
     "layers.{i}.ffn.down": "model.layers.{i}.mlp.down_proj",
     "norm": "model.norm",
 }
+WINDOW, WINDOW_LAYERS = 4096, 28  # where a config is silent: how far layers with a window see, and the first of Qwen's
 # Tables that a model recomputes from its config.
 IGNORED = ("model.rotary_emb.inv_freq", "model.layers.{i}.self_attn.rotary_emb.inv_freq")
 
@@ -109,10 +110,15 @@ def _mistral(config: Config, task: Task) -> Spec:
     return decoder(config, "mistral", windows=mistral_windows(config))
 
 
-def mistral_windows(config: Config) -> tuple[int | None, ...]:
+def mistral_windows(config: Config, silent: int | None = WINDOW) -> tuple[int | None, ...]:
     """One window for all layers, or none."""
-    window = None if config.raw("sliding_window") is None else config.integer("sliding_window")
-    return (window,) * config.integer("num_hidden_layers")
+    return (_window(config, silent),) * config.integer("num_hidden_layers")
+
+
+def _window(config: Config, silent: int | None = WINDOW) -> int | None:
+    """Null is none; a config without the key means `silent`."""
+    stated = config.optional("sliding_window", silent) is not None
+    return config.integer("sliding_window", silent) if stated else None
 
 
 def _qwen2(config: Config, task: Task) -> Spec:
@@ -129,11 +135,11 @@ def _qwen3(config: Config, task: Task) -> Spec:
 def qwen_windows(config: Config) -> tuple[int | None, ...]:
     """Per layer: `layer_types` where given, else the layers from `max_window_layers` on; none unless switched on."""
     count, width = config.integer("num_hidden_layers"), None
-    first = config.raw("max_window_layers")
-    if config.flag("use_sliding_window", False) and config.raw("sliding_window") is not None:
-        width = config.integer("sliding_window")
+    first = config.number("max_window_layers", WINDOW_LAYERS)
+    if config.flag("use_sliding_window", False):
+        width = _window(config)
     config.raw("sliding_window")
-    silent = ["full_attention" if index < (first or 0) else "sliding_attention" for index in range(count)]
+    silent = ["full_attention" if index < first else "sliding_attention" for index in range(count)]
     return tuple(width if kind == "sliding_attention" else None for kind in layer_types(config, silent))
 
 

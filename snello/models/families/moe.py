@@ -45,7 +45,7 @@ def _mixtral(config: Config, task: Task) -> Spec:
     return decoder(
         config,
         "mixtral",
-        windows=mistral_windows(config),
+        windows=mistral_windows(config, silent=None),
         feed_forwards=(feed_forward,) * config.integer("num_hidden_layers"),
         rotary=rope(config, head_dim, base=MIXTRAL_ROPE_BASE),
         epsilon=1e-5,

@@ -99,9 +99,8 @@ def _message(message: Any) -> dict[str, Any]:
         raise SnelloError(
             f"a chat message is {type(message).__name__}, not a table", 'write {"role": ..., "content": ...}'
         )
-    plain = _plain(message)
-    assert isinstance(plain, dict)
-    return plain
+    # as in Transformers: of what is null templates expect that it is not there (many would write "None")
+    return {str(key): _plain(value) for key, value in message.items() if value is not None}
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

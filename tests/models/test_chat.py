@@ -147,6 +147,20 @@ def test_variables_reach_the_template(name: str, variables: dict[str, Any], fold
     assert load_tokenizer(folder).prompt(messages, **variables) == expected
 
 
+def test_what_is_null_in_a_message_is_not_there(folder: Path) -> None:
+    """Clients of OpenAI's protocol say `content: null` beside calls, and `tool_calls: null` beside words."""
+    written = "{% for m in messages %}{{ m.role ~ m.content }}{% if m.tool_calls is defined %}C{% endif %};{% endfor %}"
+    (folder / "chat_template.jinja").write_text(written)
+    calls = [{"type": "function", "function": {"name": "weather", "arguments": {"city": None}}}]
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "user", "content": "x", "tool_calls": None},
+    ]
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert load_tokenizer(folder).prompt(messages) == expected == "assistantC;userx;"
+
+
 def test_the_tests_above_do_reach_what_they_mean_to() -> None:
     special = {"bos_token": "<s>", "eos_token": "</s>"}
     assert "<think>hm</think>" in chat.render(MODERN, [{"role": "assistant", "content": "x", "thinking": "hm"}])

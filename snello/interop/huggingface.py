@@ -30,11 +30,11 @@ from snello.models.quantized import KEYS as QUANTIZED
 from snello.models.spec import Format, Spec
 from snello.models.stored_tensors import stored_tensors
 from snello.models.tensor_writer import DType, Floats, write_shards
-from snello.models.tokenizer import TOKENIZER_FILES
+from snello.models.tokenizer import TOKENIZER_FILES, copy_tokenizer_files
 from snello.optimize.files import publish_folder
 
 TORCH_NAMES: Mapping[DType, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-SMALL_FILES = (*TOKENIZER_FILES, "generation_config.json", "sentence_bert_config.json")
+SMALL_FILES = ("generation_config.json", "sentence_bert_config.json")
 POOLING_MODES = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
 
 
@@ -127,6 +127,7 @@ def hf_names(spec: Spec) -> Names:
 
 
 def _small_files(model: Model, folder: Path) -> None:
+    copy_tokenizer_files(model.path, folder)
     for name in SMALL_FILES:
         if (model.path / name).exists():
             shutil.copyfile(model.path / name, folder / name)

@@ -20,7 +20,7 @@ from snello.models.packed import FORMAT_VERSION, PackedWeights
 from snello.models.packed_writer import PackedWriter, cannot_write
 from snello.models.spec import Spec
 from snello.models.spec_json import spec_from_json
-from snello.models.tokenizer import TOKENIZER_FILES
+from snello.models.tokenizer import NAMED_TEMPLATES, TOKENIZER_FILES, copy_tokenizer_files
 
 LEAN = "snello.json"
 PACKED = "model.safetensors"
@@ -91,9 +91,8 @@ def _check_free(path: Path) -> None:
     """Only an absent or empty folder, or a lean one with nothing else in it, may be replaced."""
     if path.exists() and not path.is_dir():
         raise SnelloError(f"{path} is a file", "choose another output folder")
-    others = (
-        {item.name for item in path.iterdir()} - {LEAN, PACKED, *TOKENIZER_FILES, *CONFIGS} if path.exists() else set()
-    )
+    own = {LEAN, PACKED, *TOKENIZER_FILES, NAMED_TEMPLATES, *CONFIGS}
+    others = {item.name for item in path.iterdir()} - own if path.exists() else set()
     if others or (path.exists() and any(path.iterdir()) and not (path / LEAN).exists()):
         held = ", ".join(sorted(others)[:4]) or "a model"
         raise SnelloError(f"{path} is not empty and holds {held}", "choose another output folder")
@@ -102,7 +101,8 @@ def _check_free(path: Path) -> None:
 def _copy_small_files(source: Model, folder: Path) -> None:
     """The tokenizer as the source has it; a source without files of its own writes it anew."""
     if source.path.is_dir():
-        for name in (*TOKENIZER_FILES, *CONFIGS):
+        copy_tokenizer_files(source.path, folder)
+        for name in CONFIGS:
             if (source.path / name).exists():
                 shutil.copyfile(source.path / name, folder / name)
     elif source.path.suffix == ".bin":

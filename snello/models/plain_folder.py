@@ -30,7 +30,7 @@ from snello.models.quantized import KEYS as QUANTIZED
 from snello.models.spec import Attention, FloatFormat, Spec
 from snello.models.stored_tensors import stored_tensors
 from snello.models.tensor_writer import write_shards
-from snello.models.tokenizer import TOKENIZER_FILES
+from snello.models.tokenizer import copy_tokenizer_files
 
 HISTORY = "snello_history.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -208,9 +208,9 @@ def _lengthen(path: Path, positions: int) -> None:
 def _copy_small_files(source: Model, folder: Path) -> None:
     if source.path.is_file():
         return source.tokenizer.save(folder)
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
-        if (source.path / name).exists():
-            shutil.copyfile(source.path / name, folder / name)
+    copy_tokenizer_files(source.path, folder)
+    if (source.path / "generation_config.json").exists():
+        shutil.copyfile(source.path / "generation_config.json", folder / "generation_config.json")
 
 
 def check_free(path: Path) -> None:

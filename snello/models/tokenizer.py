@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +27,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+NAMED_TEMPLATES = "additional_chat_templates"  # a folder; each file is a template of its name
 _CONVERT = "convert it once: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
 REPLACEMENT = "\ufffd"  # what incomplete UTF-8 decodes to
 LONGEST_CHARACTER = 4  # bytes, so also tokens
@@ -166,6 +168,23 @@ class StreamDecoder:
         self._whole, self._given = len(self._window), len(self._text())
 
 
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def copy_tokenizer_files(source: Path, target: Path) -> None:
+    """What makes a tokenizer in one folder into another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+    for template in _named_templates(source):
+        (target / NAMED_TEMPLATES).mkdir(exist_ok=True)
+        shutil.copyfile(template, target / NAMED_TEMPLATES / template.name)
+
+
+def _named_templates(folder: Path) -> list[Path]:
+    return sorted((folder / NAMED_TEMPLATES).glob("*.jinja"))
+
+
 # ---- loading --------------------------------------------------------------------------------------------------------
 
 
@@ -293,9 +312,11 @@ def _add_bos_and_eos(backend: tokenizers.Tokenizer, config: Mapping[str, Any], s
 
 
 def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Templates by name. A file of its own wins over tokenizer_config.json; one without a name is "default"."""
-    if (path / "chat_template.jinja").exists():
-        return {"default": (path / "chat_template.jinja").read_text(encoding="utf-8")}
+    """Templates by name. Files of their own win over tokenizer_config.json; one without a name is "default"."""
+    files = {"default": path / "chat_template.jinja"} if (path / "chat_template.jinja").exists() else {}
+    files |= {file.stem: file for file in _named_templates(path)}
+    if files:
+        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
     found = config.get("chat_template")
     if found is None:
         found = read_json_if_there(path / "chat_template.json").get("chat_template")

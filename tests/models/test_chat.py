@@ -12,7 +12,7 @@ import transformers
 
 from snello.errors import SnelloError
 from snello.models import chat
-from snello.models.tokenizer import load_tokenizer
+from snello.models.tokenizer import copy_tokenizer_files, load_tokenizer
 from tests.checkpoints import write_tokenizer
 
 LLAMA3 = """{{- bos_token }}
@@ -190,6 +190,19 @@ def test_where_templates_are_kept(folder: Path) -> None:
         load_tokenizer(with_template(7))
     with pytest.raises(SnelloError, match="has no chat template"):
         load_tokenizer(with_template([{"name": "rag", "template": "x"}])).prompt(TALK)
+
+
+def test_templates_with_names_of_their_own_files(folder: Path, tmp_path: Path) -> None:
+    """As Transformers saves them, and copied with the other files of a tokenizer."""
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    theirs.chat_template = {"default": "one", "tool_use": "tools"}
+    theirs.save_pretrained(folder)
+    assert (folder / "additional_chat_templates" / "tool_use.jinja").exists()
+    (copied := tmp_path / "copied").mkdir()
+    copy_tokenizer_files(folder, copied)
+    for path in (folder, copied):
+        assert load_tokenizer(path).prompt(TALK) == "one"
+        assert load_tokenizer(path).prompt(TALK, tools=TOOLS) == "tools"
 
 
 def test_no_template_says_what_to_do(folder: Path) -> None:

@@ -200,6 +200,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     _add_tokens(backend, path, config, special)
+    if defaults is GPT2_SPECIAL or config.get("tokenizer_class") in BYTE_LEVEL_CLASSES:
+        _set_prefix_space(backend, config)
     if defaults is GPT2_SPECIAL:
         _add_bos_and_eos(backend, config, special)
     return Tokenizer(backend, special, _chat_templates(path, config), path.resolve().name)
@@ -295,6 +297,13 @@ def _add_tokens(
     backend.add_tokens([token for token in sorted(extra, key=lambda t: extra[t]) if backend.token_to_id(token) is None])
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     backend.add_special_tokens([token for token in special.values() if token not in known])
+
+
+def _set_prefix_space(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """GPT-2's tokenizer_config.json says whether a space stands before a text, whatever tokenizer.json says."""
+    stated = config.get("add_prefix_space")
+    if isinstance(stated, bool) and isinstance(backend.pre_tokenizer, tokenizers.pre_tokenizers.ByteLevel):
+        backend.pre_tokenizer.add_prefix_space = stated
 
 
 def _add_bos_and_eos(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:

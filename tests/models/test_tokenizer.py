@@ -103,6 +103,20 @@ def test_added_ends_are_those_of_transformers(files: tuple[str, ...], bos: bool,
         assert (mine.encode("Hello")[0] == 50256, mine.encode("Hello")[-1] == 50256) == (bos, eos)
 
 
+@needs_data
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize("files", [("vocab.json", "merges.txt"), ("tokenizer.json",)], ids=str)
+def test_a_space_before_the_text_is_what_gpt2_s_config_says(
+    files: tuple[str, ...], stated: bool, tmp_path: Path
+) -> None:
+    config: dict[str, object] = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": stated}
+    path = folder(tmp_path / "a", config, **{name.replace(".", "_"): f"gpt2-{name}" for name in files})
+    mine, theirs = load_tokenizer(path), transformers.AutoTokenizer.from_pretrained(path)
+    for text in TEXTS:
+        assert mine.encode(text) == theirs.encode(text)
+    assert mine.decode(mine.encode("Hello")) == (" Hello" if stated else "Hello")
+
+
 def test_tokens_written_only_beside_tokenizer_json(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, 307)
     before = load_tokenizer(tmp_path).vocab_size

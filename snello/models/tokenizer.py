@@ -277,6 +277,16 @@ def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     return {key: text for key, text in texts.items() if text is not None}
 
 
+def _extra_special_tokens(path: Path, config: Mapping[str, Any]) -> list[str]:
+    """Special tokens without a role (or with one of the model's own), under either of the names that they have had."""
+    listed = {**read_json_if_there(path / "special_tokens_map.json"), **config}
+    found: list[Any] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        extra = listed.get(key)
+        found += extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else ()
+    return [text for text in map(_text, found) if text is not None]
+
+
 def _text(token: Any) -> str | None:
     """A special token is a text, or a table whose `content` is the text."""
     content = token.get("content") if isinstance(token, dict) else token
@@ -296,7 +306,8 @@ def _add_tokens(
     extra = read_json_if_there(path / "added_tokens.json")
     backend.add_tokens([token for token in sorted(extra, key=lambda t: extra[t]) if backend.token_to_id(token) is None])
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    backend.add_special_tokens([token for token in special.values() if token not in known])
+    listed = (*special.values(), *_extra_special_tokens(path, config))
+    backend.add_special_tokens([token for token in dict.fromkeys(listed) if token not in known])
 
 
 def _set_prefix_space(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:

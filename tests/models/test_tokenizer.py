@@ -132,6 +132,19 @@ def test_tokens_written_only_beside_tokenizer_json(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])
+@pytest.mark.parametrize("beside", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_special_tokens_without_a_role_are_special(key: str, beside: str, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, 307)
+    before = load_tokenizer(tmp_path).vocab_size
+    stated = json.loads((tmp_path / beside).read_text()) if (tmp_path / beside).exists() else {}
+    (tmp_path / beside).write_text(json.dumps(stated | {key: ["<|im_end|>", "<|tool|>"]}))
+    mine, theirs = load_tokenizer(tmp_path), transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ids = mine.encode("a<|im_end|>b<|tool|>")
+    assert ids == theirs.encode("a<|im_end|>b<|tool|>") and ids[1::2] == [before, before + 1]
+    assert mine.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == "ab"
+
+
 def test_special_tokens_map_is_read_and_overruled(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, 307)
     (tmp_path / "special_tokens_map.json").write_text(

@@ -6,6 +6,7 @@ import argparse
 import inspect
 from typing import Any
 
+from snello.cli import apply
 from snello.cli.options import option_rows
 from snello.cli.techniques import lookup, names
 from snello.terminal import Terminal, table
@@ -26,7 +27,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     for flag, values, default, sentence in rows:
         terminal.product(f"  {flag} {values} [{default}]")
         terminal.product(f"      {sentence}")
-    more = [("alone", f"snello apply {arguments.technique} MODEL --text yours.txt -o DIR"), ("more", page)]
+    alone = next(example for example in apply.EXAMPLES if example.split()[2] == arguments.technique)
+    more = [("alone", alone), ("more", page)]
     terminal.product("\n" + "\n".join(table(more)))
     names = ("flag", "values", "default", "help")
     options = [dict(zip(names, row, strict=True)) for row in rows]

@@ -23,6 +23,8 @@ from snello.errors import SnelloError
 Message = Mapping[str, Any]
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which a message's reasoning is passed
 
+_SCALARS: Mapping[type, Any] = {str: str.__str__, int: int.__int__, float: float.__float__}
+
 
 class _Generation(Extension):
     """`{% generation %}` marks the assistant's words for training; here its body is simply rendered."""
@@ -110,8 +112,11 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Plain JSON types, rebuilt: no object whose methods a template could call."""
-    if value is None or type(value) in (str, int, float, bool):
+    if value is None or type(value) is bool:
         return value
+    for kind, plain in _SCALARS.items():
+        if isinstance(value, kind):  # the member of an enumeration is the text or number that it stands for
+            return plain(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
 
@@ -228,6 +230,12 @@ def test_no_template_says_what_to_do(folder: Path) -> None:
 def test_what_a_template_may_not_do(template: str, messages: list[Any], message: str) -> None:
     with pytest.raises(SnelloError, match=message):
         chat.render(template, messages, special_tokens={"bos_token": "<s>", "eos_token": "</s>"})
+
+
+def test_members_of_enumerations_are_what_they_stand_for() -> None:
+    role = StrEnum("Role", {"USER": "user"}).USER
+    written = chat.render("{{ messages[0].role }} {{ x | tojson }}", [{"role": role}], x=np.float64(2.5))
+    assert written == "user 2.5"
 
 
 def test_objects_do_not_reach_the_template() -> None:

@@ -96,4 +96,7 @@ def _longrope_factor(scaling: Mapping[str, float | str], max_positions: int) -> 
 def _number(scaling: Mapping[str, float | str], name: str) -> float:
     if name not in scaling:
         raise Unsupported(f"RoPE scaling without {name!r}", "check rope_scaling / rope_parameters in config.json")
-    return float(scaling[name])
+    value = scaling[name]
+    if isinstance(value, str) or not 0 < value < math.inf:
+        raise SnelloError(f"RoPE scaling by {name} {value}, which must be a number above zero")
+    return value

@@ -12,6 +12,7 @@ from snello.errors import SnelloError, Unsupported
 from snello.models.families import FAMILIES
 from snello.models.families.config import HARMLESS
 from snello.models.families.resolve import spec_from_config
+from snello.models.rope import inverse_frequencies
 from snello.models.shapes import SHAPES, spec_of_shape
 from snello.models.spec import Attention, Experts, Rope, Spec
 
@@ -356,6 +357,31 @@ def test_rope_in_both_dialects(settings: dict[str, Any], expected: Rope) -> None
 def test_rope_that_cannot_be_meant(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SnelloError, match=message):
         spec_from_config(LLAMA | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is NaN"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06"),
+        ({"hidden_act": ["silu"]}, "hidden_act"),
+        ({"dtype": ["float32"]}, "dtype"),
+        ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"rope_theta": -5e5}, "rope_theta is -500000"),
+    ],
+)
+def test_values_that_are_none_are_one_clear_error(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SnelloError, match=message):
+        spec_from_config(LLAMA | settings)
+
+
+@pytest.mark.parametrize("factor", ["8", 0, -2.0, float("inf"), None])
+def test_a_factor_that_is_none_is_one_clear_error(factor: object) -> None:
+    spec = spec_from_config(LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": factor}})
+    rotary = attention(spec).rope
+    assert rotary is not None
+    with pytest.raises(SnelloError, match="factor"):
+        inverse_frequencies(rotary)
 
 
 def test_types_in_both_dialects() -> None:

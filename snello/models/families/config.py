@@ -8,6 +8,7 @@ own.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -114,8 +115,9 @@ class Config:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
+        """One that is not negative."""
         value = self._value(key, default)
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
             self._refuse(key, "a number")
         return float(value)
 
@@ -136,7 +138,7 @@ class Config:
 
     def activation(self, key: str) -> Activation:
         value = self._value(key, None)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise Unsupported(f"config.json: {key} {json.dumps(value)} is not supported", _known(ACTIVATIONS))
         return ACTIVATIONS[value]
 
@@ -222,6 +224,8 @@ def rope(
 
 def rope_of(settings: Mapping[str, Any], base: float, dims: int) -> Rope:
     """What one table of rotary settings says, beside base and width."""
+    if not 0 < base < math.inf:
+        raise SnelloError(f"config.json: rope_theta is {base:g}, expected a number above zero")
     left = {key: value for key, value in settings.items() if value is not None}
     legacy = left.pop("type", None)
     kind = left.pop("rope_type", legacy) or "default"

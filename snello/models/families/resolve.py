@@ -81,7 +81,7 @@ def _family(values: Mapping[str, Any]) -> tuple[Family, Task]:
 
 def _stated_type(values: Mapping[str, Any]) -> FloatFormat:
     stated = values.get("dtype") or values.get("torch_dtype") or "float32"
-    if stated not in TORCH_TYPES:
+    if not isinstance(stated, str) or stated not in TORCH_TYPES:
         raise Unsupported(f"config.json: dtype {stated} is not supported", f"supported: {', '.join(TORCH_TYPES)}")
     return TORCH_TYPES[stated]
 

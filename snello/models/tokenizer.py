@@ -297,17 +297,32 @@ def _add_tokens(
     backend: tokenizers.Tokenizer, path: Path, config: Mapping[str, Any], special: Mapping[str, str]
 ) -> None:
     """Tokens that are written down only beside tokenizer.json."""
-    listed = config.get("added_tokens_decoder") or {}
-    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
-    for settings in [listed[key] for key in sorted(listed, key=int)]:
-        token = tokenizers.AddedToken(settings["content"], **{key: settings[key] for key in flags if key in settings})
-        if backend.token_to_id(settings["content"]) is None:
-            (backend.add_special_tokens if settings.get("special") else backend.add_tokens)([token])
-    extra = read_json_if_there(path / "added_tokens.json")
-    backend.add_tokens([token for token in sorted(extra, key=lambda t: extra[t]) if backend.token_to_id(token) is None])
+    for number, token in _tokens_beside(path, config):
+        if backend.token_to_id(token.content) is not None:
+            continue
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        if backend.token_to_id(token.content) != number:
+            message = f"{path}: token {token.content} is number {number}, and tokens before it are written down nowhere"
+            raise SnelloError(message, "copy tokenizer.json from where the checkpoint came from")
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     listed = (*special.values(), *_extra_special_tokens(path, config))
     backend.add_special_tokens([token for token in dict.fromkeys(listed) if token not in known])
+
+
+def _tokens_beside(path: Path, config: Mapping[str, Any]) -> list[tuple[int, tokenizers.AddedToken]]:
+    """By number; with its settings where there are any."""
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    listed, bare = config.get("added_tokens_decoder") or {}, read_json_if_there(path / "added_tokens.json")
+    try:
+        found = [
+            (int(number), tokenizers.AddedToken(token["content"], **{key: token[key] for key in flags if key in token}))
+            for number, token in listed.items()
+        ]
+        found += [(int(number), tokenizers.AddedToken(token)) for token, number in bare.items()]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        message = f"{path}: added_tokens_decoder or added_tokens.json does not say numbers and tokens"
+        raise SnelloError(message, "download or copy the files again") from None
+    return sorted(found, key=lambda numbered: numbered[0])
 
 
 def _set_prefix_space(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
@@ -336,7 +351,7 @@ def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     files = {"default": path / "chat_template.jinja"} if (path / "chat_template.jinja").exists() else {}
     files |= {file.stem: file for file in _named_templates(path)}
     if files:
-        return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+        return {name: _template(file) for name, file in files.items()}
     found = config.get("chat_template")
     if found is None:
         found = read_json_if_there(path / "chat_template.json").get("chat_template")
@@ -348,3 +363,10 @@ def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if not all(isinstance(template, str) for template in templates.values()):
         raise SnelloError(f"{path}: chat_template is not a text")
     return templates
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SnelloError(f"{path} cannot be read: {error}", "download or copy the file again") from None

@@ -132,6 +132,24 @@ def test_tokens_written_only_beside_tokenizer_json(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {"content": "a"}}}', "does not say numbers"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"400": {"special": true}}}', "does not say numbers"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}', "does not say numbers"),
+        ("added_tokens.json", b'{"<a>": "b"}', "does not say numbers"),
+        ("added_tokens.json", b'{"<a>": 4000}', "token <a> is number 4000"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja cannot be read"),
+    ],
+)
+def test_damaged_files_beside_are_one_clear_error(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, 307)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SnelloError, match=message):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens"])
 @pytest.mark.parametrize("beside", ["tokenizer_config.json", "special_tokens_map.json"])
 def test_special_tokens_without_a_role_are_special(key: str, beside: str, tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ def _transformers(exported: Model, ids: Any) -> Any:
         "embedding": "AutoModel",
     }
     auto = getattr(transformers, classes[exported.spec.task])
-    model = auto.from_pretrained(str(exported.path), dtype=torch.float32).eval()
+    mixes = any(layer.feed_forward.experts for layer in exported.spec.layers)
+    eager = {"experts_implementation": "eager"} if mixes else {}  # the usual one knows widths of whole 16 bytes only
+    model = auto.from_pretrained(str(exported.path), dtype=torch.float32, **eager).eval()
     output = model(ids)
     return output.last_hidden_state if exported.spec.task == "embedding" else output.logits
 

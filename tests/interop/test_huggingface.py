@@ -68,6 +68,13 @@ def test_the_round_trip_runs_in_a_fresh_process_and_asks_transformers(name: str,
     )
 
 
+def test_experts_of_an_odd_width_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture, options = VARIANTS["mixtral"]
+    monkeypatch.setitem(VARIANTS, "odd", (architecture, options | {"intermediate_size": 71}))
+    exported = export(load(make_checkpoint(tmp_path / "odd", "odd")), tmp_path / "out")
+    assert "as in Transformers" in exported.proof
+
+
 def header(path: Path) -> int:
     return 8 + int.from_bytes(path.read_bytes()[:8], "little")
 

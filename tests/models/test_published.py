@@ -181,6 +181,43 @@ GEMMA3_1B = GEMMA2_2B | {
 }
 del GEMMA3_1B["hidden_act"]
 
+LFM2_1B: dict[str, Any] = {
+    "architectures": ["Lfm2ForCausalLM"],
+    "block_auto_adjust_ff_dim": True,
+    "block_dim": 2048,
+    "block_ff_dim": 12288,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_mlp_init_scale": 1.0,
+    "block_multiple_of": 256,
+    "block_norm_eps": 1e-05,
+    "block_out_init_scale": 1.0,
+    "block_use_swiglu": True,
+    "block_use_xavier_init": True,
+    "bos_token_id": 1,
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "conv_dim": 2048,
+    "conv_dim_out": 2048,
+    "conv_use_xavier_init": True,
+    "eos_token_id": 7,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "max_position_embeddings": 128000,
+    "model_type": "lfm2",
+    "norm_eps": 1e-05,
+    "num_attention_heads": 32,
+    "num_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "pad_token_id": 0,
+    "rope_theta": 1000000.0,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_pos_enc": True,
+    "vocab_size": 65536,
+}
+
 PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "gpt2": (GPT2, 124_439_808),
     "opt-125m": (OPT_125M, 125_239_296),
@@ -189,6 +226,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
     "phi-4-mini": (PHI4_MINI, 3_836_021_760),
     "gemma-2-2b": (GEMMA2_2B, 2_614_341_888),
     "gemma-3-1b": (GEMMA3_1B, 999_885_952),
+    "lfm2-1.2b": (LFM2_1B, 1_170_340_608),
 }
 
 
@@ -202,6 +240,21 @@ def test_which_layers_of_gemma_3_see_everything() -> None:
     mixers = [layer.mixer for layer in spec_from_config(GEMMA3_1B).layers]
     seen = [(i, m.rope.base) for i, m in enumerate(mixers) if isinstance(m, Attention) and m.rope and m.window is None]
     assert seen == [(5, 1e6), (11, 1e6), (17, 1e6), (23, 1e6)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_use_swiglu", False),
+        ("conv_dim", 1024),
+        ("num_heads", 16),
+        ("block_norm_eps", 1e-6),
+        ("use_pos_enc", False),
+    ],
+)
+def test_what_lfm2_s_config_says_twice_is_one_thing(key: str, value: Any) -> None:
+    with pytest.raises(Unsupported, match=f"{key} .* is not supported"):
+        spec_from_config(LFM2_1B | {key: value})
 
 
 def test_opt_350m_is_refused_by_what_makes_it_different() -> None:

@@ -52,6 +52,7 @@ _STEMS: Mapping[str, str] = {
 def _spec(config: Config, task: Task) -> Spec:
     hidden, vocab_size = config.integer("hidden_size"), config.integer("vocab_size")
     norm = Norm(kind="rms", epsilon=config.number("norm_eps", 1e-5))
+    _expect_what_is_said_twice(config, hidden)
     mixers = {
         "full_attention": _attention(config, hidden, norm),
         "conv": ShortConvolution(kernel=config.integer("conv_L_cache", 3), bias=config.flag("conv_bias", False)),
@@ -73,6 +74,16 @@ def _spec(config: Config, task: Task) -> Spec:
         eos_tokens=config.tokens("eos_token_id", vocab_size),
         pad_token=config.token("pad_token_id", vocab_size),
     )
+
+
+def _expect_what_is_said_twice(config: Config, hidden: int) -> None:
+    """Published configs keep the names of the library that trained them, of which Transformers reads none."""
+    for key in ("block_dim", "conv_dim", "conv_dim_out"):
+        config.expect(key, hidden)
+    for key in ("block_use_swiglu", "use_pos_enc"):
+        config.expect(key, True)
+    config.expect("num_heads", config.integer("num_attention_heads", 32))
+    config.expect("block_norm_eps", config.number("norm_eps", 1e-5))
 
 
 def _attention(config: Config, hidden: int, norm: Norm) -> Mixer:
@@ -160,5 +171,13 @@ LFM2 = Family(
     heads={"causal-lm": {"head": "lm_head"}},
     copies={"causal-lm": {"lm_head.weight": "embedding.tokens.weight"}},
     base="model.",
-    harmless=frozenset({"theta"}),
+    harmless=frozenset(
+        [
+            "block_mlp_init_scale",
+            "block_out_init_scale",
+            "block_use_xavier_init",
+            "conv_use_xavier_init",
+            "theta",  # rope_theta again
+        ]
+    ),
 )

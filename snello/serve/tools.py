@@ -64,14 +64,18 @@ def format_of(tokenizer: Tokenizer) -> Format | None:
     return next((form for mark, form in MARKS if mark in template), None)
 
 
-def schema_of(tools: Tools) -> tuple[str, dict[str, Any]]:
-    """The names of the functions that may be called, as words, and what one call is as a JSON schema of `arguments`."""
+def schema_of(tools: Tools, arguments: str = "arguments") -> tuple[str, dict[str, Any]]:
+    """The names of the functions that may be called, as words, and what one call is as a JSON schema.
+
+    Args:
+        arguments: how the model names them.
+    """
     chosen = [f for f in tools.functions if tools.choice in ("required", f["name"])]
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"const": f["name"]}, "arguments": f.get("parameters") or {"type": "object"}},
-            "required": ["name", "arguments"],
+            "properties": {"name": {"const": f["name"]}, arguments: f.get("parameters") or {"type": "object"}},
+            "required": ["name", arguments],
             "additionalProperties": False,
         }
         for f in chosen
@@ -81,11 +85,11 @@ def schema_of(tools: Tools) -> tuple[str, dict[str, Any]]:
 
 def grammar_of(tools: Tools, form: Format, tokenizer: Tokenizer) -> str:
     """A Lark grammar of answers that are calls of the chosen functions and nothing else."""
-    _, schema = schema_of(tools)
+    _, schema = schema_of(tools, "parameters" if form == "llama3" else "arguments")
     several = tools.choice == "required" and tools.parallel
     text = json.dumps(schema)
     if form == "llama3":
-        return "start: call\ncall: %json " + text.replace('"arguments"', '"parameters"') + "\n"
+        return f"start: call\ncall: %json {text}\n"
     if form == "mistral":
         mark = _tag("[TOOL_CALLS]", tokenizer) if tokenizer.token_id("[TOOL_CALLS]") is not None else ""
         more = '("," " "? call)*' if several else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 
@@ -92,6 +93,25 @@ def test_a_forced_call_may_be_written_with_the_tokens_that_tags_are(
         matcher.accept(token)  # raises where the grammar has another token in mind
         said += parser.feed(decoder.feed(token), token)
     assert matcher.finished and said + parser.flush() == [ROME]
+
+
+def takes(form: Format, function: dict[str, Any], call: str) -> bool:
+    """Whether a forced call of this function may be written so."""
+    tokenizer = load("demo").tokenizer
+    source = grammar_of(Tools(functions=[function], choice=function["name"]), form, tokenizer)
+    matcher = GrammarCompiler(tokenizer, tokenizer.vocab_size, [0]).compile("grammar", source).start()
+    for token in tokenizer.encode(call, add_special=False):
+        if not np.isfinite(matcher.masked(np.zeros(tokenizer.vocab_size, np.float32))[token]):
+            return False
+        matcher.accept(token)
+    return matcher.finished
+
+
+def test_a_parameter_keeps_its_name_whatever_the_model_calls_the_arguments() -> None:
+    said = {"type": "object", "properties": {"arguments": {"enum": ["arguments"]}}, "required": ["arguments"]}
+    function = {"name": "run", "parameters": {**said, "additionalProperties": False}}
+    assert takes("llama3", function, '{"name": "run", "parameters": {"arguments": "arguments"}}')
+    assert not takes("llama3", function, '{"name": "run", "parameters": {"parameters": "parameters"}}')
 
 
 @pytest.mark.parametrize(

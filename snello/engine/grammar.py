@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["json", "regex", "choice", "grammar"]
 KEPT = 64  # compiled grammars
-SPACE = " ?"  # between parts of JSON; where any space is allowed, small models write nothing else
+WHITESPACE = {"whitespace_pattern": " ?"}  # of JSON; where any space is allowed, small models write nothing else
+SPACING = {"x-guidance": WHITESPACE}  # the same as a key of a schema that stands in a Lark grammar
 
 
 class TokenGrammar:
@@ -140,7 +141,7 @@ def _grammar(kind: Kind, value: Any) -> str:
     matcher = _guidance().LLMatcher
     if kind == "json":
         schema = json.dumps(_bare(value))
-        return str(matcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": SPACE}))
+        return str(matcher.grammar_from_json_schema(schema, overrides=WHITESPACE))
     if kind == "regex":
         return str(matcher.grammar_from_regex(value))
     if kind == "choice":

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from snello.engine.grammar import SPACING
 from snello.models.tokenizer import Tokenizer
 from snello.serve.errors import RequestError
 from snello.serve.fields import BOOLEAN, TABLE, TEXT
@@ -87,7 +88,7 @@ def grammar_of(tools: Tools, form: Format, tokenizer: Tokenizer) -> str:
     """A Lark grammar of answers that are calls of the chosen functions and nothing else."""
     _, schema = schema_of(tools, "parameters" if form == "llama3" else "arguments")
     several = tools.choice == "required" and tools.parallel
-    text = json.dumps(schema)
+    text = json.dumps({**schema, **SPACING})
     if form == "llama3":
         return f"start: call\ncall: %json {text}\n"
     if form == "mistral":

@@ -107,6 +107,14 @@ def takes(form: Format, function: dict[str, Any], call: str) -> bool:
     return matcher.finished
 
 
+@pytest.mark.parametrize(("form", "begin", "end"), [("hermes", "<tool_call>\n", "\n</tool_call>"), ("llama3", "", "")])
+def test_a_forced_call_has_at_most_one_space_between_its_parts(form: Format, begin: str, end: str) -> None:
+    function, key = {"name": "time"}, "parameters" if form == "llama3" else "arguments"
+    assert takes(form, function, f'{begin}{{"name": "time", "{key}": {{}}}}{end}')
+    assert not takes(form, function, f'{begin}{{\n  "name": "time", "{key}": {{}}}}{end}')
+    assert not takes(form, function, f'{begin}{{"name": "time", "{key}": {{  }}}}{end}')
+
+
 def test_a_parameter_keeps_its_name_whatever_the_model_calls_the_arguments() -> None:
     said = {"type": "object", "properties": {"arguments": {"enum": ["arguments"]}}, "required": ["arguments"]}
     function = {"name": "run", "parameters": {**said, "additionalProperties": False}}

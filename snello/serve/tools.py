@@ -68,6 +68,8 @@ def format_of(tokenizer: Tokenizer) -> Format | None:
 def schema_of(tools: Tools, arguments: str = "arguments") -> tuple[str, dict[str, Any]]:
     """The names of the functions that may be called, as words, and what one call is as a JSON schema.
 
+    Each function's own schema gets a name (`$id`), so that references in it (`#/$defs/...`) stay inside it.
+
     Args:
         arguments: how the model names them.
     """
@@ -75,11 +77,14 @@ def schema_of(tools: Tools, arguments: str = "arguments") -> tuple[str, dict[str
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"const": f["name"]}, arguments: f.get("parameters") or {"type": "object"}},
+            "properties": {
+                "name": {"const": f["name"]},
+                arguments: {"$id": f"urn:function:{place}", **(f.get("parameters") or {"type": "object"})},
+            },
             "required": ["name", arguments],
             "additionalProperties": False,
         }
-        for f in chosen
+        for place, f in enumerate(chosen)
     ]
     return ", ".join(f["name"] for f in chosen), {"anyOf": calls} if len(calls) > 1 else calls[0]
 

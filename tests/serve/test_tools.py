@@ -95,10 +95,10 @@ def test_a_forced_call_may_be_written_with_the_tokens_that_tags_are(
     assert matcher.finished and said + parser.flush() == [ROME]
 
 
-def takes(form: Format, function: dict[str, Any], call: str) -> bool:
-    """Whether a forced call of this function may be written so."""
+def takes(form: Format, functions: list[dict[str, Any]], call: str, choice: str = "required") -> bool:
+    """Whether a forced call of these functions may be written so."""
     tokenizer = load("demo").tokenizer
-    source = grammar_of(Tools(functions=[function], choice=function["name"]), form, tokenizer)
+    source = grammar_of(Tools(functions=functions, choice=choice), form, tokenizer)
     matcher = GrammarCompiler(tokenizer, tokenizer.vocab_size, [0]).compile("grammar", source).start()
     for token in tokenizer.encode(call, add_special=False):
         if not np.isfinite(matcher.masked(np.zeros(tokenizer.vocab_size, np.float32))[token]):
@@ -109,17 +109,31 @@ def takes(form: Format, function: dict[str, Any], call: str) -> bool:
 
 @pytest.mark.parametrize(("form", "begin", "end"), [("hermes", "<tool_call>\n", "\n</tool_call>"), ("llama3", "", "")])
 def test_a_forced_call_has_at_most_one_space_between_its_parts(form: Format, begin: str, end: str) -> None:
-    function, key = {"name": "time"}, "parameters" if form == "llama3" else "arguments"
-    assert takes(form, function, f'{begin}{{"name": "time", "{key}": {{}}}}{end}')
-    assert not takes(form, function, f'{begin}{{\n  "name": "time", "{key}": {{}}}}{end}')
-    assert not takes(form, function, f'{begin}{{"name": "time", "{key}": {{  }}}}{end}')
+    functions, key = [{"name": "time"}], "parameters" if form == "llama3" else "arguments"
+    assert takes(form, functions, f'{begin}{{"name": "time", "{key}": {{}}}}{end}', "time")
+    assert not takes(form, functions, f'{begin}{{\n  "name": "time", "{key}": {{}}}}{end}', "time")
+    assert not takes(form, functions, f'{begin}{{"name": "time", "{key}": {{  }}}}{end}', "time")
 
 
 def test_a_parameter_keeps_its_name_whatever_the_model_calls_the_arguments() -> None:
     said = {"type": "object", "properties": {"arguments": {"enum": ["arguments"]}}, "required": ["arguments"]}
     function = {"name": "run", "parameters": {**said, "additionalProperties": False}}
-    assert takes("llama3", function, '{"name": "run", "parameters": {"arguments": "arguments"}}')
-    assert not takes("llama3", function, '{"name": "run", "parameters": {"parameters": "parameters"}}')
+    assert takes("llama3", [function], '{"name": "run", "parameters": {"arguments": "arguments"}}')
+    assert not takes("llama3", [function], '{"name": "run", "parameters": {"parameters": "parameters"}}')
+
+
+@pytest.mark.parametrize("choice", ["a", "required"])
+def test_references_in_a_functions_schema_stay_inside_it(choice: str) -> None:
+    """As programs write schemas of classes: `$defs`, and `#` for the class itself."""
+    closed = {"type": "object", "additionalProperties": False}
+    town = {"$ref": "#/$defs/Town"}
+    first = {**closed, "properties": {"town": town}, "required": ["town"], "$defs": {"Town": {"enum": ["Rome"]}}}
+    second = {**closed, "properties": {"town": town, "via": {"$ref": "#"}}, "$defs": {"Town": {"enum": ["Oslo"]}}}
+    functions = [{"name": "a", "parameters": first}, {"name": "b", "parameters": second}]
+    assert takes("llama3", functions, '{"name": "a", "parameters": {"town": "Rome"}}', choice)
+    assert not takes("llama3", functions, '{"name": "a", "parameters": {"town": "Oslo"}}', choice)
+    nested = '{"name": "b", "parameters": {"via": {"town": "Oslo", "via": {}}}}'
+    assert takes("llama3", functions, nested, choice) == (choice == "required")
 
 
 @pytest.mark.parametrize(

@@ -156,3 +156,5 @@ def check_unicode(body: Mapping[str, Any]) -> None:
         json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise RequestError("a string holds half of a surrogate pair", code="invalid_unicode") from None
+    except RecursionError:  # what is read may still be too deep to be written
+        raise RequestError("the body is nested too deeply", code="invalid_json") from None

@@ -24,6 +24,7 @@ from snello.errors import SnelloError
 from snello.native.core import NotFinite
 from snello.serve import batch
 from snello.serve.batch import BatchOptions, Progress, answer_file
+from snello.serve.batch_file import read_line
 from tests.checkpoints import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -246,6 +247,15 @@ def test_bad_lines_among_good_ones_have_their_own_errors(tmp_path: Path) -> None
         assert line["custom_id"] == (given.get("custom_id") or None if isinstance(given, dict) else line["custom_id"])
     assert found[3]["custom_id"] is None and "line 4: " in found[3]["error"]["message"]
     assert last.failed == len(bad)
+
+
+def test_a_line_of_any_depth_is_answered_or_refused() -> None:
+    """Some depths can be read and not be written again."""
+    for depth in range(800, 1000):
+        body = f'{{"prompt": "a", "metadata": {"[" * depth}{"]" * depth}}}'
+        line = f'{{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {body}}}'
+        error = read_line(line.encode(), place=0, line=1).error
+        assert error is None or "nested too deeply" in error.message
 
 
 def test_a_line_that_is_not_utf8_is_an_error_of_its_own(tmp_path: Path) -> None:

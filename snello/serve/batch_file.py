@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from snello.errors import SnelloError
 from snello.serve.errors import RequestError
-from snello.serve.fields import unknown_field
+from snello.serve.fields import finite, unknown_field
 from snello.serve.openai import EmbeddingRequest, Request, read_request
 
 LINE_FIELDS = ("custom_id", "method", "url", "body")
@@ -176,7 +176,7 @@ def read_line(raw: bytes, *, place: int, line: int) -> Item:
 
 def _table(raw: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)
+        value = json.loads(raw.decode("utf-8-sig"), parse_float=finite, parse_constant=_no_constant)
     except UnicodeDecodeError:
         raise RequestError("the line is not UTF-8", code="invalid_json") from None
     except RecursionError:

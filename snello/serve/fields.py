@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -158,3 +159,15 @@ def check_unicode(body: Mapping[str, Any]) -> None:
         raise RequestError("a string holds half of a surrogate pair", code="invalid_unicode") from None
     except RecursionError:  # what is read may still be too deep to be written
         raise RequestError("the body is nested too deeply", code="invalid_json") from None
+
+
+def finite(digits: str) -> float:
+    """A number of JSON, which can say 1e999: no float, and no JSON when it is repeated.
+
+    Raises:
+        ValueError: it is too large.
+    """
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return value

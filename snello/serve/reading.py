@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from snello.engine.grammar import Kind
 from snello.serve import openai
 from snello.serve.errors import RequestError
-from snello.serve.fields import check_unicode
+from snello.serve.fields import check_unicode, finite
 from snello.serve.openai import ChatRequest, CompletionRequest, EmbeddingRequest
 from snello.serve.options import Limits
 from snello.serve.tools import Tools, read_tools
@@ -50,7 +50,7 @@ def parse_body(raw: bytes, limits: Limits) -> dict[str, Any]:
         RequestError: it is none, or nested too deeply.
     """
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(raw.decode("utf-8"), parse_float=finite, parse_constant=_no_constant)
     except RecursionError:
         raise RequestError("the body is nested too deeply", code="invalid_json") from None
     except ValueError as error:

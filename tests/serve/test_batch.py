@@ -222,6 +222,7 @@ def test_bad_lines_among_good_ones_have_their_own_errors(tmp_path: Path) -> None
         ("[1]", "not a JSON table"),
         ('{"custom_id": "nan", "body": NaN}', "NaN is no JSON number"),
         ("[" * 100_000, "nested too deeply"),
+        ('{"custom_id": "large", "body": {"metadata": 1e999}}', "1e999 is too large a number"),
         (request("", prompt="a"), "custom_id must be a string"),
         (request("good", prompt="a"), "custom_id 'good' stands on an earlier line too"),
         (request("url", "/v1/images", prompt="a"), "there is no url"),

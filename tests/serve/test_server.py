@@ -286,7 +286,17 @@ def test_a_schema_keyword_that_would_be_ignored_is_refused(here: Running, keywor
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"[]", b"{", b'{"a":NaN}', b"\xff\xfe", b'{"prompt":"' + b"a" * 10, b'{"a":' * 100 + b"1" + b"}" * 100]
+    "raw",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"a":NaN}',
+        b'{"prompt":"a","user":1e999}',
+        b"\xff\xfe",
+        b'{"prompt":"' + b"a" * 10,
+        b'{"a":' * 100 + b"1" + b"}" * 100,
+    ],
 )
 def test_what_is_no_json_table_is_refused(here: Running, raw: bytes) -> None:
     response = here.client.post(TEXTS, content=raw)

@@ -230,6 +230,7 @@ class Worker:
         for number in ticket.numbers:
             self._tickets.pop(number, None)
             self._engine.cancel(number)
+        ticket.numbers.clear()  # a new engine gives them to others
 
     def _step(self) -> None:
         started = time.perf_counter()

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import transformers
 
 from snello.engine.llm import LLM
+from snello.engine.sequence import Step
 from snello.native.core import NotFinite
 from snello.serve.openai import CHAT_FIELDS, COMPLETION_FIELDS
 from snello.serve.options import Limits, ServeOptions
@@ -467,6 +469,31 @@ def test_a_bug_in_a_step_ends_its_requests_and_the_next_one_runs(
         response = here.post(TEXTS, {"model": "demo", "prompt": "a"})
         assert response.status_code == 500 and "ZeroDivision" not in response.text
     assert ask(here, prompt="a", max_tokens=2)["choices"] and here.idle()
+
+
+def test_who_comes_after_a_failed_step_is_not_ended_with_those_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new engine counts its requests from one again."""
+    with serving(ServeOptions(models=("demo",), threads=1)) as here:
+        served = here.app.models["demo"]
+        run, failed = served.llm.executor.run, threading.Event()
+
+        def fail_once(step: Step) -> Any:
+            if not failed.is_set():
+                until = time.monotonic() + 10
+                while not served.worker._asked and time.monotonic() < until:
+                    time.sleep(0.001)  # the other one is there
+                failed.set()
+                raise ZeroDivisionError
+            time.sleep(0.05)  # what is to be ended now has time to be
+            return run(step)
+
+        monkeypatch.setattr(served.llm.executor, "run", fail_once)
+        with ThreadPoolExecutor(1) as aside:
+            first = aside.submit(here.post, TEXTS, {"prompt": "a"})
+            while not served.worker.engine.has_work:
+                time.sleep(0.001)
+            second = here.post(TEXTS, {"prompt": "b", "ignore_eos": True}, headers={"x-request-timeout": "5"})
+        assert (first.result().status_code, second.status_code) == (500, 200), second.text
 
 
 # ---- nonsense -------------------------------------------------------------------------------------------------------

@@ -84,9 +84,8 @@ class App:
             await asyncio.sleep(0.02)
         if not self.inside:
             return True
-        error = RequestError("the server was stopped", code="shutting_down", status=503, retry_after=1)
         for served in self.models.engines():
-            served.worker.fail_all(error)
+            served.worker.fail_all(stopped())
         return False
 
     # ---- one request
@@ -119,6 +118,8 @@ class App:
             await self._router(scope, receive, answer.send)
         except Disconnected:
             record.status, record.ended = 499, "disconnected"
+        except asyncio.CancelledError:  # the web server ends, and waits no longer
+            await answer.refuse(stopped())
         except HTTPException as error:
             said = RequestError(
                 _http_words(scope, error), code=HTTP_CODES.get(error.status_code), status=error.status_code
@@ -153,6 +154,11 @@ class App:
         self.metrics.ended(record, time.monotonic(), pattern)
         if record.path not in OPEN_PATHS and record.path != "/metrics":
             log_request(record)
+
+
+def stopped() -> RequestError:
+    """What those hear who are still inside at the end."""
+    return RequestError("the server was stopped", code="shutting_down", status=503, retry_after=1)
 
 
 class _Answer:

@@ -175,6 +175,21 @@ def test_a_second_signal_ends_it_now_and_a_short_drain_says_why() -> None:
         assert here.end()[0] == 1
 
 
+def test_whose_request_is_still_coming_at_the_end_hears_that_the_server_was_stopped() -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
+    with Process("--drain", "0.1s", "--threads", "1") as here:
+        host, port = here.address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as plug:
+            plug.sendall(head + b'{"prompt": ')
+            while httpx.get(here.address + "/status").json()["requests_inside"] == 0:
+                time.sleep(0.01)
+            here.process.send_signal(signal.SIGTERM)
+            said = plug.makefile("rb").read()
+        assert said.startswith(b"HTTP/1.1 503") and b'"code":"shutting_down"' in said, said
+        code, log = here.end()
+    assert code == 1 and "Traceback" not in log
+
+
 def test_a_port_in_use_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

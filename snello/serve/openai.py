@@ -7,6 +7,7 @@ OpenAI's own fields the ones that vLLM adds are known (`top_k`, `min_p`, `repeti
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -298,9 +299,26 @@ def settings(sampling: Mapping[str, Any], defaults: Mapping[str, Any], seed: int
     return SamplingParams(**{**defaults, "seed": seed, **sampling})
 
 
-def chat_tokens(request: ChatRequest, tokenizer: Tokenizer) -> list[int]:
-    """The conversation through the checkpoint's template."""
-    return tokenizer.chat(request.messages, **request.variables)
+def chat_tokens(request: ChatRequest, tokenizer: Tokenizer, **variables: Any) -> list[int]:
+    """The conversation through the checkpoint's template, which sees these variables too."""
+    messages = [_with_arguments(message) for message in request.messages]
+    return tokenizer.chat(messages, **request.variables, **variables)
+
+
+def _with_arguments(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Calls in a conversation carry JSON text; chat templates expect tables."""
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [_with_table(call) for call in calls]} if calls else message
+
+
+def _with_table(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call["function"]
+    if not isinstance(function["arguments"], str):
+        return call
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"] or "{}")}}
+    except (ValueError, RecursionError):
+        return call
 
 
 def prompt_tokens(prompt: Prompt, encode: Callable[[str], list[int]]) -> list[int]:

@@ -105,33 +105,12 @@ async def _prompts(reading: Reading, served: Served) -> list[list[int]]:
         if reading.tools is not None and served.call_format is None:
             message = f"the chat template of {served.name} offers no functions to it"
             raise RequestError(message, param="tools", code="unsupported_parameter")
-        variables = dict(request.variables)
-        if reading.tools is not None:
-            variables["tools"] = reading.tools.listed
-        messages = [_with_arguments(message) for message in request.messages]
-        size = sum(len(str(message.get("content", ""))) for message in messages)
-        return [await aside(size, lambda: llm.tokenizer.chat(messages, **variables))]
+        variables = {} if reading.tools is None else {"tools": reading.tools.listed}
+        size = sum(len(str(message.get("content", ""))) for message in request.messages)
+        return [await aside(size, lambda: openai.chat_tokens(request, llm.tokenizer, **variables))]
     texts = request.prompts
     size = sum(len(text) for text in texts if isinstance(text, str))
     return await aside(size, lambda: [openai.prompt_tokens(text, llm.encode) for text in texts])
-
-
-def _with_arguments(message: Any) -> Any:
-    """Calls in a conversation carry JSON text; chat templates expect tables."""
-    calls = message.get("tool_calls")
-    return message if not isinstance(calls, list) else {**message, "tool_calls": [_with_table(call) for call in calls]}
-
-
-def _with_table(call: Any) -> Any:
-    import json
-
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        return {**call, "function": {**function, "arguments": json.loads(function["arguments"] or "{}")}}
-    except (ValueError, RecursionError):
-        return call
 
 
 async def aside(size: int, function: Callable[[], Result]) -> Result:

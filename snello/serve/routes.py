@@ -220,7 +220,7 @@ async def tokenize(app: App, request: Request) -> Response:
         asked = openai.read_request(openai.CHAT, body)
         assert isinstance(asked, openai.ChatRequest)
         begin = given.get("add_generation_prompt", True)
-        ids = tokenizer.chat(asked.messages, begin, **asked.variables)
+        ids = openai.chat_tokens(asked, tokenizer, add_generation_prompt=begin)
     strings = [tokenizer.backend.id_to_token(token) for token in ids] if given.get("return_token_strs") else None
     return as_json({"count": len(ids), "max_model_len": served.context, "tokens": ids, "token_strs": strings})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from typing import Any
 
@@ -93,6 +94,20 @@ def test_prompts_are_texts_or_tokens_one_or_many() -> None:
     assert prompts(["a", "b"]) == ("a", "b")
     assert prompts([1, 2]) == ((1, 2),)
     assert prompts([[1, 2], [3]]) == ((1, 2), (3,))
+
+
+def test_a_template_sees_the_arguments_of_a_call_as_a_table(tokenizer: Tokenizer) -> None:
+    template = "{% for m in messages %}{{ m.tool_calls[0].function | tojson }}{% endfor %}"
+    chatty = dataclasses.replace(tokenizer, chat_templates={"default": template})
+
+    def rendered(arguments: Any) -> str:
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        asked = read_request(CHAT, {"messages": [{"role": "assistant", "tool_calls": [call]}]})
+        assert isinstance(asked, openai.ChatRequest)
+        return tokenizer.decode(openai.chat_tokens(asked, chatty))
+
+    assert rendered('{"town": "Rome"}') == rendered({"town": "Rome"}) == '{"name": "f", "arguments": {"town": "Rome"}}'
+    assert rendered("") == '{"name": "f", "arguments": {}}' and '"no JSON"' in rendered("no JSON")
 
 
 def test_parts_of_text_become_one_text() -> None:

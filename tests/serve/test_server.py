@@ -202,6 +202,14 @@ def test_models_tokens_and_status(here: Running) -> None:
     assert here.post("/detokenize", {"model": "demo", "tokens": told["tokens"]}).json()["prompt"] == "def f"
     chat = here.post("/tokenize", {"model": "chat", "messages": SAY}).json()
     assert chat["tokens"] == here.app.models["chat"].llm.tokenizer.chat(SAY)
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Rome"}'}}
+    calling = [
+        *SAY,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "12", "tool_call_id": "1"},
+    ]
+    counted = here.post("/tokenize", {"model": "chat", "messages": calling}).json()["count"]
+    assert counted == ask(here, CHAT, messages=calling, max_tokens=1)["usage"]["prompt_tokens"]
     status = here.get("/status").json()
     assert status["ready"] and [model["name"] for model in status["models"]] == ["demo", "chat", "bert"]
     assert here.get("/health/live").status_code == here.get("/health/ready").status_code == 200

@@ -55,7 +55,7 @@ class ServeOptions:
         threads, context, max_num_seqs, speculate: as for `LLM`, of each model.
         keep_first, keep_last: as for `LLM`, of each decoder.
         cache: a folder for answers and prefixes that outlast this process; None: memory alone.
-        cache_bytes: of the answers, and as much again of the prefixes of each model.
+        cache_bytes: of the answers, and as much again of the prefixes, of all models together.
         similar: answers to similar questions, of `cache`; None: none.
         drain_seconds: what runs may take so long to finish when the server is told to stop.
         keep_alive_seconds: a stream that says nothing for so long gets a comment, so that no proxy closes it.

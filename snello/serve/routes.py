@@ -206,10 +206,20 @@ def _encoding(executor: Any, prompt: Sequence[int]) -> Any:
 # ---- words and tokens -----------------------------------------------------------------------------------------------
 
 
+OF_ONE = {  # fields that ask for something of a prompt alone, or of messages alone
+    "prompt": {"add_special_tokens"},
+    "messages": {"add_generation_prompt", "chat_template_kwargs"},
+}
+
+
 async def tokenize(app: App, request: Request) -> Response:
     given = read_fields(await _body(app, request), openai.TOKENIZE_FIELDS, neutral={}, required=())
     if ("prompt" in given) == ("messages" in given):
         raise RequestError("give a prompt or messages", param="prompt", code="missing_required_parameter")
+    kind, other = ("prompt", "messages") if "prompt" in given else ("messages", "prompt")
+    for name in sorted(name for name in OF_ONE[other] if given.get(name)):
+        message = f"{name} belongs to {other}, and has no meaning for {kind}"
+        raise RequestError(message, param=name, code="unsupported_parameter")
     served = _served(app, request, given.get("model"))
     tokenizer = served.llm.tokenizer
     if "prompt" in given:

@@ -272,6 +272,10 @@ def test_metrics_count_under_both_names(here: Running) -> None:
         ("/v1/embeddings", {"input": "a", "model": "demo"}, 400, "model", "unsupported_url"),
         ("/detokenize", {"tokens": [-1]}, 400, "tokens", "invalid_value"),
         ("/tokenize", {"prompt": "a", "messages": SAY}, 400, "prompt", "missing_required_parameter"),
+        ("/tokenize", {"messages": SAY, "add_special_tokens": True}, 400, "add_special_tokens",
+         "unsupported_parameter"),
+        ("/tokenize", {"prompt": "a", "chat_template_kwargs": {"a": 1}}, 400, "chat_template_kwargs",
+         "unsupported_parameter"),
         ("/v1/audio", {}, 404, None, "not_found"),
     ],
 )  # fmt: skip

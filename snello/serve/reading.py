@@ -84,7 +84,14 @@ def read_chat(body: Mapping[str, Any], limits: Limits) -> Reading:
     tools = read_tools(
         rest.pop("tools", None), rest.pop("tool_choice", None), rest.pop("parallel_tool_calls", None), limits.tools
     )
-    rules = _response_format(rest.pop("response_format", None)) or _structured(rest.pop("structured_outputs", None))
+    rules, other = (
+        _response_format(rest.pop("response_format", None)),
+        _structured(rest.pop("structured_outputs", None)),
+    )
+    if rules is not None and other is not None:
+        message = "response_format and structured_outputs both say what an answer must be; leave one out"
+        raise RequestError(message, param="structured_outputs", code="invalid_value")
+    rules = rules or other
     usage = _stream_options(rest)
     request = openai.read_request(openai.CHAT, rest)
     assert isinstance(request, ChatRequest)

@@ -260,6 +260,8 @@ def test_metrics_count_under_both_names(here: Running) -> None:
         (CHAT, {"messages": SAY, "tool_choice": "required"}, 400, "tool_choice", "invalid_value"),
         (CHAT, {"messages": SAY, "tools": [{"type": "web"}]}, 400, "tools[0]", "unsupported_tool"),
         (CHAT, {"messages": SAY, "response_format": {"type": "xml"}}, 400, "response_format", "invalid_value"),
+        (CHAT, {"messages": SAY, "response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, 400,
+         "structured_outputs", "invalid_value"),
         (CHAT, {"messages": SAY, "reasoning_effort": "high"}, 400, "reasoning_effort", "unsupported_parameter"),
         ("/v1/embeddings", {"input": ["a"] * 5, "model": "bert"}, 400, "input", "limit_exceeded"),
         ("/v1/responses", {"input": [{"role": [], "content": "a"}]}, 400, "input[0]", "unsupported_content"),

@@ -31,7 +31,7 @@ from snello.models.spec import Format, Spec
 from snello.models.stored_tensors import stored_tensors
 from snello.models.tensor_writer import DType, Floats, write_shards
 from snello.models.tokenizer import TOKENIZER_FILES, copy_tokenizer_files
-from snello.optimize.files import publish_folder
+from snello.optimize.files import check_exchangeable, publish_folder
 
 TORCH_NAMES: Mapping[DType, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SMALL_FILES = ("generation_config.json", "sentence_bert_config.json")
@@ -53,11 +53,13 @@ def export(
     """Writes `path`, a folder for Transformers, and proves it by a round trip.
 
     Raises:
-        SnelloError: the folder exists, a number does not fit `dtype`, or the round trip differs.
+        SnelloError: the folder exists or would take something else with it, a number does not fit `dtype`, or the round
+            trip differs.
         Unsupported: no Hugging Face config can say what this model is.
     """
     if path.exists() and not overwrite:
         raise SnelloError(f"{path} is there already", "--overwrite replaces it")
+    check_exchangeable(path, [model.path])
     config = hf_config(model, dtype)
     staged = path.with_name(f".{path.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)

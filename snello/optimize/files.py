@@ -10,7 +10,10 @@ import ctypes
 import hashlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+
+from snello.errors import SnelloError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -58,6 +61,24 @@ def publish_folder(staged: Path, final: Path) -> None:
         os.rename(staged, final)
         shutil.rmtree(old)
     flush_folder(final.parent)
+
+
+def check_exchangeable(output: Path, held: Iterable[Path]) -> None:
+    """Refuses a place that could never be exchanged, or whose exchange would take one of `held`, the home or the
+    working folder with it.
+    """
+    place = output.resolve()
+    if not output.name or output.name == "..":
+        raise SnelloError(f"--output {output} is not a folder of its own", "for example -o lean/model")
+    if output.exists() and not output.is_dir():
+        raise SnelloError(f"{output} is a file", "give a folder: -o lean/model")
+    if output.is_mount():
+        raise SnelloError(
+            f"{output} is a mount point, which cannot be exchanged", f"give a folder in it: -o {output}/lean"
+        )
+    for path in (Path.cwd(), Path.home(), *held):
+        if path.exists() and path.resolve().is_relative_to(place):
+            raise SnelloError(f"--output {output} would replace {path}", "give a folder of its own: -o lean/model")
 
 
 def recover_folder(final: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from snello.errors import SnelloError
 from snello.measure.metric import check_command
 from snello.measure.text import Limits
+from snello.optimize.files import check_exchangeable
 from snello.optimize.recipe import GOALS, Recipe, nearest, share
 from snello.optimize.target import Target
 
@@ -139,19 +140,8 @@ def _check(found: Request) -> None:
 
 def check_place(found: Request) -> None:
     """Refuses an output that could never be put in place, or that would take something else with it."""
-    output, place = found.output, found.output.resolve()
-    if not output.name or output.name == "..":
-        raise SnelloError(f"--output {output} is not a folder of its own", "for example -o lean/model")
-    if output.exists() and not output.is_dir():
-        raise SnelloError(f"{output} is a file", "give a folder: -o lean/model")
-    if output.is_mount():
-        raise SnelloError(
-            f"{output} is a mount point, which cannot be exchanged", f"give a folder in it: -o {output}/lean"
-        )
-    held = [Path.cwd(), Path.home(), Path(found.model).expanduser(), *found.text]
-    for path in held:
-        if path.exists() and path.resolve().is_relative_to(place):
-            raise SnelloError(f"--output {output} would replace {path}", "give a folder of its own: -o lean/model")
+    check_exchangeable(found.output, [Path(found.model).expanduser(), *found.text])
+    place = found.output.resolve()
     parent = next(folder for folder in place.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise SnelloError(f"{parent} cannot be written", "give another --output")

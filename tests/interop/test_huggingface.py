@@ -185,3 +185,23 @@ def test_names_are_the_inverse_of_reading(folders: Path) -> None:
     shapes, values = hf_tensors(model)
     assert set(shapes) <= {name for source in hf_names(model.spec).sources.values() for name in source.names}
     assert values("bert.embeddings.word_embeddings.weight").shape == shapes["bert.embeddings.word_embeddings.weight"]
+
+
+def test_an_export_replaces_nothing_that_is_not_a_folder_of_its_own(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(folders / "llama")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for path, said in (
+        (notes, "is a file"),
+        (Path("."), "not a folder of its own"),
+        (Path(".."), "not a folder of its own"),
+        (tmp_path, "would replace"),
+        (folders / "llama", "would replace"),
+    ):
+        with pytest.raises(SnelloError, match=said):
+            export(model, path, overwrite=True)
+    assert notes.read_text() == "mine" and not list(tmp_path.glob(".*.partial"))

@@ -102,7 +102,10 @@ class Terminal:
 
 
 def prepare_streams() -> None:
-    """A character that the stream's encoding cannot say becomes `?` and never ends a run."""
+    """A character that the stream's encoding cannot say becomes `?` and never ends a run; a closed stream is empty."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # `>&-`; taken now, its number does not become that of a file
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open to the end)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -225,6 +225,18 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     assert done.stdout.startswith("# Qwen3") and "Error" not in done.stderr
 
 
+@pytest.mark.parametrize("end", ["| true", "> /dev/full", ">&-", "<&-", "2>&-"])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("--help", 0), ("explain --help", 0), ("explain prune", 0), ("explain prune --json", 0), ("explain x --json", 2)],
+)
+def test_where_nobody_can_read_there_is_an_exit_code_and_no_traceback(words: str, code: int, end: str) -> None:
+    command = f"(sleep 0.2; {sys.executable} -m snello {words}; echo $? >&3) 3>&2 {end}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr and "bug" not in done.stderr and "ignored" not in done.stderr
+    assert done.stderr.split()[-1] == str(code or int("full" in end))
+
+
 def test_report_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples.write(tmp_path)
     assert main(["report", str(tmp_path), "--json"]) == 0

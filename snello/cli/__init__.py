@@ -54,30 +54,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The entry point of `snello`; returns the exit code."""
     prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(words, Terminal(json="--json" in words))
+
+
+def _overview(words: list[str]) -> bool:
+    """Says what needs no verb: the help of all, or the version. False where a verb was named."""
     if not words or words[0] in ("-h", "--help", "help"):
         verbs = "\n".join(f"  {verb:<10}{summary}" for verb, summary in VERBS.items())
         sys.stdout.write(HELP.format(verbs=verbs))
-        return 0
-    if words[0] == "--version":
+    elif words[0] == "--version":
         from snello import __version__
 
         sys.stdout.write(f"snello {__version__}\n")
-        return 0
-    terminal = Terminal(json="--json" in words)
-    return _guarded(words, terminal)
+    else:
+        return False
+    return True
 
 
 def _guarded(words: list[str], terminal: Terminal) -> int:
     """Runs the verb; whatever happens becomes an exit code and, with --json, one last document."""
     verbose = any(word in ("-v", "--verbose") for word in words)
     try:
-        document = dispatch(words, terminal)
+        document = None if _overview(words) else dispatch(words, terminal)
     except SnelloError as error:
         return _fail(terminal, error.message, error.hint, error.exit_code)
     except KeyboardInterrupt as interrupt:
         return _leave(_fail(terminal, "interrupted", str(interrupt) or None, 130))
     except BrokenPipeError:  # the reader has what it wanted (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go()
         return 0
     except MemoryError:
         return _fail(terminal, "out of memory", "a smaller --context, or a model in fewer bits, needs less", 1)
@@ -89,12 +93,8 @@ def _guarded(words: list[str], terminal: Terminal) -> int:
             raise
         hint = f"this is a bug; {write_log(words)} has the details (-v prints them)"
         return _fail(terminal, f"{type(error).__name__}: {error}".splitlines()[0], hint, 1)
-    if document is None:  # --help was asked for
-        return 0
-    code = int(document.pop("exit", 0))
-    if terminal.json:
-        terminal.document({"event": "result", "exit": code, **document})
-    return code
+    code = 0 if document is None else int(document.pop("exit", 0))  # None: help was asked for
+    return _conclude(terminal, code, document)
 
 
 def dispatch(words: list[str], terminal: Terminal) -> dict[str, Any] | None:
@@ -138,9 +138,34 @@ def _module(verb: str) -> Any:
 def _fail(terminal: Terminal, message: str, hint: str | None, code: int) -> int:
     lines = [f"error: {message}"] + [f"hint:  {line}" for line in (hint or "").splitlines()]
     terminal.always("\n".join(lines))
-    if terminal.json:
-        terminal.document({"event": "result", "exit": code, "error": message, "hint": hint})
+    return _conclude(terminal, code, {"error": message, "hint": hint})
+
+
+def _conclude(terminal: Terminal, code: int, document: dict[str, Any] | None) -> int:
+    """Writes the last document and what waits to be written. Whether anybody reads it changes no exit code; that it
+    could not be written makes a success a failure.
+    """
+    try:
+        if terminal.json and document is not None:
+            terminal.document({"event": "result", "exit": code, **document})
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go()
+    except OSError as error:
+        _let_go()
+        if code == 0:
+            lines = (
+                f"error: standard output could not be written: {error.strerror}",
+                "hint:  free some space, then again",
+            )
+            terminal.always("\n".join(lines))
+            return 1
     return code
+
+
+def _let_go() -> None:
+    """What is still buffered for stdout goes nowhere, so that the end of the process does not stumble over it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(code: int) -> int:

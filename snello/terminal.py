@@ -102,14 +102,17 @@ class Terminal:
 
 
 def prepare_streams() -> None:
-    """A character that the stream's encoding cannot say becomes `?` and never ends a run; a closed stream is empty."""
+    """A character that the stream's encoding cannot say becomes `?` and never ends a run; a closed stream is empty.
+
+    A byte of stdin that is not text is kept, as in arguments: the tokenizer says so.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # `>&-`; taken now, its number does not become that of a file
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open to the end)
-    for stream in (sys.stdout, sys.stderr):
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="replace")
+            reconfigure(errors=errors)
 
 
 def is_terminal(stream: TextIO) -> bool:

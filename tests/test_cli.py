@@ -162,6 +162,14 @@ def test_a_bug_is_one_line_and_a_log(monkeypatch: pytest.MonkeyPatch, capsys: py
     log.unlink()
 
 
+def test_the_log_of_a_bug_holds_any_argument() -> None:
+    from snello.cli import write_log
+
+    log = Path(write_log(["run", "caf\udce9"]))
+    assert r"snello run caf\udce9" in log.read_text()
+    log.unlink()
+
+
 def test_a_full_disk_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "lean/report.html")

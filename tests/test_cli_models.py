@@ -76,6 +76,23 @@ def test_an_answer_is_all_that_a_pipe_gets(home: Path) -> None:
     assert document["possible_decode_tokens_per_second"] > 0
 
 
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize(("words", "given"), [((), b"caf\xe9"), ((b"caf\xe9",), b"")])
+def test_a_prompt_that_is_not_utf8_is_the_users_to_mend(
+    home: Path, words: tuple[bytes, ...], given: bytes, locale: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "snello", "run", "llama", *words],
+        cwd=home,
+        input=given,
+        capture_output=True,
+        env=environment(home, LC_ALL=locale, PYTHONCOERCECLOCALE="0"),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: the text is not UTF-8 (character 3)\nhint:  "), done.stderr
+
+
 def test_a_prompt_comes_from_a_pipe(home: Path) -> None:
     piped = snello(home, "run", "llama", "-q", "--seed", "1", "--max-tokens", "8", text="the rain")
     given = snello(home, "run", "llama", "the rain", "-q", "--seed", "1", "--max-tokens", "8")

@@ -193,7 +193,7 @@ def write_log(words: Sequence[str]) -> str:
     import traceback
 
     handle, path = tempfile.mkstemp(prefix="snello-", suffix=".log")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"snello {' '.join(words)}\n{platform.platform()}, Python {platform.python_version()}\n\n")
         file.write(traceback.format_exc())
     return path

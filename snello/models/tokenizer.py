@@ -52,8 +52,19 @@ class Tokenizer:
     name: str = "this model"
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Token ids; special tokens are added as the checkpoint says."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
+        """Token ids; special tokens are added as the checkpoint says.
+
+        Raises:
+            SnelloError: the text holds half of a surrogate pair, which is how Python keeps a byte that is not UTF-8.
+        """
+        try:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
+        except TypeError:
+            place = next((i for i, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
+            if place is None:
+                raise
+            hint = "convert it to UTF-8, for example: iconv -f latin1 -t utf-8"
+            raise SnelloError(f"the text is not UTF-8 (character {place})", hint) from None
         return ids
 
     def encode_pair(self, text: str, pair: str, add_special: bool = True) -> tuple[list[int], list[int]]:

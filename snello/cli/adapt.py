@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.cli.optimize import follow, write_pages
-from snello.cli.options import add_options, build, duration, percent
+from snello.cli.options import add_options, at_least, build, duration, percent
 from snello.cli.techniques import require_torch
 from snello.errors import SnelloError, Unsupported
 from snello.report import numbers
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="an adapter that is there, to be merged")
     parser.add_argument("--merge", action="store_true", help="write the model with the adapter in it")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the result goes")
-    parser.add_argument("--seed", type=int, default=0, help="[0]")
-    parser.add_argument("--threads", type=int, help="[torch's own]")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="[0]")
+    parser.add_argument("--threads", type=at_least(1), help="[torch's own]")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
     add_options(parser, Adapt, "the adapter")
     add = parser.add_argument_group("the merged model made lean").add_argument
@@ -158,7 +158,7 @@ def _check(arguments: argparse.Namespace) -> None:
     only = [name for name in ("text", "max_loss", "goal", "time_budget") if getattr(arguments, name) is not None]
     if only and not _lean(arguments):
         flag = f"--{only[0].replace('_', '-')}"
-        raise SnelloError(f"{flag} goes with --quantize or --recipe", EXAMPLES[2], exit_code=2)
+        raise SnelloError(f"{flag} goes with --quantize or --recipe", EXAMPLES[3], exit_code=2)
     if arguments.output.exists() and not arguments.overwrite:
         raise SnelloError(f"{arguments.output} is there already", "--overwrite replaces it")
 

@@ -284,6 +284,7 @@ def test_flags_come_from_the_dataclass() -> None:
     assert given == Sample(kind="better", size=32, share=0.5, fast=False, cache="int8")
     assert parse("--share", "none") == Sample()
     assert [row[0] for row in option_rows(Sample)] == ["--kind", "--size", "--share", "--fast", "--cache"]
+    assert [row[1] for row in option_rows(Sample) if row[0] == "--fast"] == ["or --no-fast"]  # no word follows it
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def _reader(option: Option) -> Callable[[str], Any]:
 
 def _metavar(option: Option) -> str:
     if option.kind is bool:
-        return "on|off"
+        return "or --no-" + option.name.replace("_", "-")
     values = [str(choice) for choice in option.choices] or [option.kind.__name__]
     return "|".join(values + (["none"] if option.optional else []))
 

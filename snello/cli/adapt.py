@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quantize", choices=("int8", "int4"), help="by rounding, if the gate keeps it")
     add("--recipe", type=Path, metavar="FILE", help="these stages instead")
     add("--text", type=Path, action="append", metavar="FILE", help="judges the loss [the training examples]")
-    add("--max-loss", type=percent, metavar="1%%", help="most that it may get worse than the adapted model [1%%]")
+    add("--max-loss", type=percent, metavar="1%", help="most that it may get worse than the adapted model [1%%]")
     add("--goal", choices=("latency", "throughput", "memory"), help="what has to improve [latency]")
     add("--time-budget", type=duration, metavar="30m", help="covers making it lean [30m]")
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", nargs="?", help="a folder, a Hugging Face name, or demo [the recipe's]")
     add = parser.add_argument_group("most used").add_argument
     add("--text", type=Path, action="append", metavar="FILE", help="your text; repeatable: the worst counts")
-    add("--max-loss", type=percent, metavar="1%%", help="most that it may get worse [1%%]")
+    add("--max-loss", type=percent, metavar="1%", help="most that it may get worse [1%%]")
     add("--goal", choices=("latency", "throughput", "memory"), help="what has to improve [latency]")
     add("-o", "--output", type=Path, metavar="DIR", help="where the lean folder goes [lean/MODEL]")
     add("--time-budget", type=duration, metavar="30m", help="covers everything [30m]")

@@ -140,6 +140,22 @@ def _limits(request: Request, worker: Worker, runners: Runners, original: Candid
     return Limits(**unit.value)
 
 
+def limit_of(examiner: Examiner, *, by_time: bool) -> str:
+    """What more text needs to be read at all, where limits and not the text ended the reading; else nothing.
+
+    `by_time`: whether the time budget chose the limits.
+    """
+    limits, usual = examiner.request.limits, Limits()
+    assert limits is not None
+    for cut in ("select", "proof"):
+        most = getattr(limits, cut)
+        if any(source.tokens(cut) + source.dropped_blocks * WINDOW >= most for source in examiner.texts.sources):
+            if by_time and most < getattr(usual, cut):
+                return ", and a longer --time-budget to read them"
+            return ", and read them: select_tokens and proof_tokens under [data] of a recipe"
+    return ""
+
+
 def _check_replay(request: Request, original: Candidate, found: Texts) -> None:
     replay = request.recipe.replay
     if replay is None:

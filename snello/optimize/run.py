@@ -36,7 +36,7 @@ from snello.optimize.journal import Journal
 from snello.optimize.lossless import check_lossless
 from snello.optimize.plan import plan
 from snello.optimize.planner import Goals
-from snello.optimize.prepare import BLIND, Tools, catches, power_of, prepare, sources_of
+from snello.optimize.prepare import BLIND, Tools, catches, limit_of, power_of, prepare, sources_of
 from snello.optimize.recipe import Recipe
 from snello.optimize.request import Request, check_output, check_place, resolve
 from snello.optimize.target import Target
@@ -171,7 +171,8 @@ class _Optimizer:
         blind = not power.enough or not catches(examiner, original.select, fault)
         if blind and not request.lossless:  # where nothing can be lost, nothing has to be seen
             self.journal.clear()
-            sentence = BLIND if power.enough else power.sentence
+            limit = limit_of(examiner, by_time=request.limits is None)
+            sentence = BLIND if power.enough else power.sentence + limit
             yield Finished(result=Result(exit_code=4, sentence=sentence, reason=sentence, seconds=self._seconds))
             return
         if request.dry_run:

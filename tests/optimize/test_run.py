@@ -115,8 +115,17 @@ def test_a_text_that_proves_too_little_is_exit_4(bed: Bed, tmp_path: Path) -> No
     result = bed.run(max_loss=0.0005)
     assert result.exit_code == 4 and result.path is None
     assert result.sentence.startswith("this text can prove ")
-    assert "you asked for 0.05%: give about" in result.sentence
+    assert "you asked for 0.05%: give about" in result.sentence and result.sentence.endswith(" tokens")
     assert not bed.output.exists() and not bed.bench.applied
+
+
+def test_text_that_was_not_read_for_want_of_time_is_not_asked_for_alone(bed: Bed, tmp_path: Path) -> None:
+    from tests.optimize.fakes import write_text
+
+    bed.text = write_text(tmp_path / "long.txt", words=60_000)
+    result = bed.run(max_loss=0.0005, time_budget=0.01)
+    assert result.exit_code == 4
+    assert result.sentence.endswith("tokens, and a longer --time-budget to read them")
 
 
 def test_a_missed_target_is_exit_3_without_artefact(bed: Bed) -> None:

@@ -252,13 +252,31 @@ def _unpack(tensor: Tensor, **outputs: npt.NDArray[Any]) -> None:
 # ---- objects of the core
 
 
-class Pool:
+class _Object:
+    """An object of the core; `close` frees it, which the end of this one does at the latest."""
+
+    def __init__(self, handle: int | None, destroy: Callable[[int], None]) -> None:
+        self._handle = _created(handle)
+        self.close = weakref.finalize(self, destroy, self._handle)
+
+    @property
+    def handle(self) -> int:
+        """What the core knows it by.
+
+        Raises:
+            SnelloError: it was closed.
+        """
+        if not self.close.alive:
+            raise SnelloError("the model is closed", "open it again, or close it later")
+        return self._handle
+
+
+class Pool(_Object):
     """`num_threads` threads, the caller one of them."""
 
     def __init__(self, num_threads: int) -> None:
         self.num_threads = num_threads
-        self.handle = _created(library().snello_pool_create(num_threads))
-        self.close = weakref.finalize(self, library().snello_pool_destroy, self.handle)
+        super().__init__(library().snello_pool_create(num_threads), library().snello_pool_destroy)
 
 
 @dataclass(frozen=True)
@@ -271,13 +289,13 @@ class CacheLayer:
     state_rows: int = 0
 
 
-class Cache:
+class Cache(_Object):
     """Pages of keys and values of all layers."""
 
     def __init__(self, layers: Sequence[CacheLayer], num_pages: int) -> None:
         self.num_pages, self.page_bytes = num_pages, cache_page_bytes(layers)
-        self.handle = _created(library().snello_cache_create(_layers(layers), len(layers), num_pages))
-        self.close = weakref.finalize(self, library().snello_cache_destroy, self.handle)
+        created = library().snello_cache_create(_layers(layers), len(layers), num_pages)
+        super().__init__(created, library().snello_cache_destroy)
 
     def copy_page(self, destination: int, source: int) -> None:
         _check(library().snello_cache_copy_page(self.handle, destination, source))
@@ -363,7 +381,7 @@ class OneRow:
     vectors_seconds: float
 
 
-class Program:
+class Program(_Object):
     """Operations over registers, replayed for batches. Keeps tensors, pool and cache alive.
 
     Raises:
@@ -387,21 +405,19 @@ class Program:
         c_tensors = (CTensor * max(1, len(tensors)))(*(tensor.to_c() for tensor in tensors))
         kinds = get_args(RowKind)
         c_registers = (CRegister * len(registers))(*(CRegister(r.width, kinds.index(r.rows)) for r in registers))
-        self.handle = _created(
-            library().snello_program_create(
-                pool.handle,
-                c_ops,
-                len(ops),
-                c_tensors,
-                len(tensors),
-                c_registers,
-                len(registers),
-                cache.handle if cache else None,
-                max_rows,
-                head_rows,
-            )
+        created = library().snello_program_create(
+            pool.handle,
+            c_ops,
+            len(ops),
+            c_tensors,
+            len(tensors),
+            c_registers,
+            len(registers),
+            cache.handle if cache else None,
+            max_rows,
+            head_rows,
         )
-        self.close = weakref.finalize(self, library().snello_program_destroy, self.handle)
+        super().__init__(created, library().snello_program_destroy)
         self.output_width = int(library().snello_program_output_width(self.handle))
         self.arena_bytes = int(library().snello_program_arena_bytes(self.handle))
 

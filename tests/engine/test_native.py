@@ -171,3 +171,13 @@ def test_a_closed_executor_can_be_closed_again(tmp_path: Path) -> None:
     executor = NativeExecutor(load(make_checkpoint(tmp_path / "m", "llama")))
     executor.close()
     executor.close()
+
+
+def test_a_closed_executor_says_so(tmp_path: Path) -> None:
+    executor = NativeExecutor(load(make_checkpoint(tmp_path / "m", "llama")))
+    session = executor.session()
+    executor.close()
+    calls = (lambda: executor.score([1, 2, 3]), lambda: session.feed([1]), lambda: executor.page(0))
+    for call in calls:
+        with pytest.raises(SnelloError, match="closed"):
+            call()

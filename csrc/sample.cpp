@@ -98,8 +98,8 @@ void find_block_maxima(const float* values, int n, std::vector<float>& maxima) {
   maxima.clear();
   for (int begin = 0; begin < n; begin += kSkip) {
     constexpr int kWide = 8;
-    std::array<float, kWide> wide;
-    wide.fill(-std::numeric_limits<float>::infinity());
+    float wide[kWide];
+    std::fill_n(wide, kWide, -std::numeric_limits<float>::infinity());
     if (n - begin >= kSkip) {
       for (int i = 0; i < kSkip; i += kWide)
         for (int j = 0; j < kWide; ++j) {
@@ -109,7 +109,7 @@ void find_block_maxima(const float* values, int n, std::vector<float>& maxima) {
     } else {
       for (int i = begin; i < n; ++i) wide[0] = std::max(wide[0], values[i]);
     }
-    maxima.push_back(*std::max_element(wide.begin(), wide.end()));
+    maxima.push_back(*std::max_element(wide, wide + kWide));
   }
 }
 

@@ -163,7 +163,7 @@ def _sampling(params: SamplingParams, spec: Spec, seed: int) -> core.Sampling:
         temperature=params.temperature,
         top_p=params.top_p,
         min_p=params.min_p,
-        top_k=params.top_k,
+        top_k=min(params.top_k, spec.vocab_size),
         repetition_penalty=params.repetition_penalty,
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,

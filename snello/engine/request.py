@@ -77,17 +77,17 @@ class SamplingParams:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
-        _check("max_tokens", self.max_tokens, 1, None)
+        _check("max_tokens", self.max_tokens, 1, None, whole=True)
         _check("temperature", self.temperature, 0, 100)
         _check("top_p", self.top_p, 0, 1, open_low=True)
-        _check("top_k", self.top_k, 0, None)
+        _check("top_k", self.top_k, 0, None, whole=True)
         _check("min_p", self.min_p, 0, 1)
         _check("repetition_penalty", self.repetition_penalty, 0, 100, open_low=True)
         _check("presence_penalty", self.presence_penalty, -2, 2)
         _check("frequency_penalty", self.frequency_penalty, -2, 2)
-        _check("n", self.n, 1, 128)
+        _check("n", self.n, 1, 128, whole=True)
         if self.logprobs is not None:
-            _check("logprobs", self.logprobs, 0, 100)
+            _check("logprobs", self.logprobs, 0, 100, whole=True)
         if any(not text for text in self.stops):
             raise SnelloError("a stop string is empty", "leave it out: an empty string would end every answer")
 
@@ -192,9 +192,12 @@ class Chunk:
     error: SnelloError | None = None
 
 
-def _check(name: str, value: float, low: float, high: float | None, *, open_low: bool = False) -> None:
-    wrong = not isinstance(value, int | float) or isinstance(value, bool) or value != value or value < low
-    if wrong or (open_low and value == low) or (high is not None and value > high):
+def _check(
+    name: str, value: float, low: float, high: float | None, *, open_low: bool = False, whole: bool = False
+) -> None:
+    wrong = not isinstance(value, int if whole else int | float) or isinstance(value, bool)
+    if wrong or value != value or value < low or (open_low and value == low) or (high is not None and value > high):
         upper = "" if high is None else f" and at most {high:g}"
         bound = f"over {low:g}" if open_low else f"at least {low:g}"
-        raise SnelloError(f"{name} is {value!r}", f"{name} must be {bound}{upper}")
+        kind = "a whole number, " if whole else ""
+        raise SnelloError(f"{name} is {value!r}", f"{name} must be {kind}{bound}{upper}")

@@ -89,6 +89,12 @@ def test_logprobs_are_those_of_score(llm: snello.LLM) -> None:
     np.testing.assert_allclose([item.logprob for item in given], scores[len(output.prompt_token_ids) - 1 :], atol=1e-5)
 
 
+@pytest.mark.parametrize("top_k", [2**31, 2**32 + 1])
+def test_a_top_k_beyond_the_vocabulary_means_all(llm: snello.LLM, top_k: int) -> None:
+    asked = {"seed": 3, "max_tokens": 8, "temperature": 1.5, "ignore_eos": True}
+    assert llm.generate("Once", top_k=top_k, **asked).token_ids == llm.generate("Once", **asked).token_ids
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -98,6 +104,8 @@ def test_logprobs_are_those_of_score(llm: snello.LLM) -> None:
         ({"top_p": 0}, "top_p is 0"),
         ({"min_p": float("nan")}, "min_p"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"max_tokens": 5.5}, "max_tokens is 5.5"),
+        ({"top_k": 1.5}, "top_k is 1.5"),
         ({"stop": ("",)}, "stop string is empty"),
         ({"logit_bias": {999: 1.0}}, "names token 999"),
     ],

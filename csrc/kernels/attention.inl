@@ -600,7 +600,7 @@ LANES Sight sight(const AttentionTask& task, int position, int length) {
   const int end = task.causal ? position + 1 : length;
   if (task.window <= 0) return {0, 0, end};
   const int begin = position - task.window + 1 > 0 ? position - task.window + 1 : 0;
-  const int last = task.causal || position + task.window > end ? end : position + task.window;
+  const int last = task.causal || task.window > end - position ? end : position + task.window;
   const int sinks = task.sinks < end ? task.sinks : end;
   return {sinks, begin > sinks ? begin : sinks, last};
 }

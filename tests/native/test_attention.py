@@ -87,6 +87,7 @@ CASES = [
     *[Case(kv_format=f, window=50, tokens=300) for f in ("f32", "int8")],
     *[Case(kv_format=f, window=20, sinks=4, tokens=300) for f in ("f16", "int8")],
     Case(kv_format="f16", window=3, sinks=131, tokens=300),
+    Case(kv_format="f32", causal=False, window=2**31 - 1, tokens=200),
     *[Case(kv_format=f, causal=False, tokens=200) for f in ("f32", "int8")],
     *[Case(kv_format=f, causal=False, window=30, tokens=200) for f in ("bf16", "int8")],
     *[Case(kv_format=f, cap=3.0, tokens=150) for f in ("f32", "int8")],

@@ -406,7 +406,7 @@ inline void round_weights(AttentionScratch& s, int n, const Panels* panels) {
 // All vectors, over panels [begin, end).
 inline void weigh(const AttentionTask& task, AttentionScratch& s, int n, const uint8_t* block, int begin, int end) {
   const Scoring scoring(task);
-  Panels panels[kVectors];
+  Panels panels[kVectors] = {};
   for (int v = 0; v < n; ++v) panels[v] = panels_seen(s, v, begin, end);
   if (task.cache.format != SNELLO_INT8) {
     for (int v = 0; v < n; ++v) weigh_float(scoring, s, v, panels[v]);

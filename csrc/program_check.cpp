@@ -381,11 +381,11 @@ class Checker {
                  kv_heads, head_dim);
     if (heads < 1 || heads % kv_heads != 0) return bad("%d heads over %d kv heads", heads, kv_heads);
     if (!reads_float(op_->in[0], "in0")) return false;
-    const int columns = heads * head_dim;
-    if (width(op_->in[0]) != columns) return bad("in0 has %d columns, not %d", width(op_->in[0]), columns);
+    const long long columns = static_cast<long long>(heads) * head_dim;
+    if (width(op_->in[0]) != columns) return bad("in0 has %d columns, not %lld", width(op_->in[0]), columns);
     if (op_->in[0] == op_->out) return bad("in0 and out are both register %d", op_->out);
     if (!exists(op_->out, "out")) return false;
-    if (width(op_->out) != columns) return bad("out has %d columns, not %d", width(op_->out), columns);
+    if (width(op_->out) != columns) return bad("out has %d columns, not %lld", width(op_->out), columns);
     if (op_->i[4] < 0 || op_->i[5] < 0) return bad("a window of %d with %d sinks", op_->i[4], op_->i[5]);
     if (op_->i[5] > 0 && op_->i[4] == 0) return bad("sinks need a window");
     if (!(op_->f[0] > 0.0f)) return bad("the scale of scores is %g", static_cast<double>(op_->f[0]));

@@ -384,6 +384,7 @@ REFUSALS: list[tuple[Callable[[Builder], None], str]] = [
     (refuse_attention([0, 4, 2, 8, 0, 0, 1]), r"cache layer 0 has 2 kv heads of 16, not 2 of 8"),
     (refuse_attention([0, 3, 2, 16, 0, 0, 1]), r"3 heads over 2 kv heads"),
     (refuse_attention([0, 4, 2, 16, 0, 0, 1], (32, 32, 32, 64)), r"in0 has 32 columns, not 64"),
+    (refuse_attention([0, 4 + 2**28, 2, 16, 0, 0, 1]), r"in0 has 64 columns, not 4294967360"),
     (refuse_attention([0, 4, 2, 16, 0, 0, 1], (64, 32, 64, 64)), r"op 3 \(store\): in1 has 64 columns, not 32"),
     (refuse_attention([0, 4, 2, 16, 0, 0, 1], out=0), r"in0 and out are both register 0"),
     (refuse_attention([0, 4, 2, 16, 0, 4, 1]), r"sinks need a window"),

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <exception>
+#include <new>
 
 namespace snello {
 namespace {
@@ -66,11 +67,18 @@ uint64_t total_bytes(const snello_cache_layer* layers, int num_layers) {
   return bytes;
 }
 
+// Throws std::bad_alloc where no address reaches that far.
+uint64_t bytes_of_pages(uint64_t page_bytes, int pages) {
+  constexpr uint64_t kMost = uint64_t{1} << 62;
+  if (page_bytes > kMost / static_cast<uint64_t>(pages)) throw std::bad_alloc();
+  return page_bytes * static_cast<uint64_t>(pages);
+}
+
 }  // namespace
 }  // namespace snello
 
 snello_cache::snello_cache(const snello_cache_layer* given, int num_layers, int pages)
-    : memory(snello::total_bytes(given, num_layers) * static_cast<uint64_t>(pages)),
+    : memory(snello::bytes_of_pages(snello::total_bytes(given, num_layers), pages)),
       page_bytes(snello::total_bytes(given, num_layers)),
       num_pages(pages) {
   uint8_t* data = memory.data();
@@ -98,9 +106,9 @@ snello_cache* snello_cache_create(const snello_cache_layer* layers, int32_t num_
   try {
     return new snello_cache(layers, num_layers, num_pages);
   } catch (const std::exception&) {
-    const uint64_t bytes = snello::total_bytes(layers, num_layers) * static_cast<uint64_t>(num_pages);
-    snello::fail("cannot map %llu bytes for %d pages of keys and values", static_cast<unsigned long long>(bytes),
-                 num_pages);
+    const uint64_t bytes = snello::total_bytes(layers, num_layers);
+    snello::fail("cannot map %d pages of keys and values, %llu bytes each", num_pages,
+                 static_cast<unsigned long long>(bytes));
     return nullptr;
   }
 }

@@ -508,6 +508,8 @@ def test_refused_caches() -> None:
     ):
         with pytest.raises(CoreError, match=message):
             Cache(layers, 1)
+    with pytest.raises(CoreError, match="cannot map 1717986919 pages"):  # their bytes are more than 64 bits count
+        Cache([(4096, 512, "f32")] * 5, 1717986919)
     with pytest.raises(CoreError, match="at least one page"):
         Cache([(1, 8, "f32")], 0)
     with pytest.raises(CoreError, match="page 2 of 2"):

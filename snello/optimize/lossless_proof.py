@@ -9,7 +9,7 @@ from snello.measure.interval import Interval
 from snello.optimize.baseline import again
 from snello.optimize.events import Event
 from snello.optimize.examine import cost_ratio
-from snello.optimize.lossless import Timed, answers_ratio, evidence
+from snello.optimize.lossless import DIFFER, Timed, answers_ratio, evidence
 from snello.optimize.proof import Proof, engine_speedup
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def prove_lossless(climb: Climb) -> Run:
     assert fault.loss is not None
     return Proof(
         evidence=evidence(examiner, "proof"),
-        proved=not timed.same.different,
+        refused=DIFFER.format(timed.same.different, timed.same.answers) if timed.same.different else "",
         tokens=timed.same.tokens,
         again=same,
         fault=fault.loss,

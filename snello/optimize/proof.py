@@ -48,7 +48,7 @@ class Proof:
     """Everything that was found when the proof text was read."""
 
     evidence: Evidence
-    proved: bool
+    refused: str  # why it is not proved; empty where it is
     tokens: int
     again: Interval
     fault: Interval
@@ -65,6 +65,10 @@ class Proof:
     worst: tuple[Passage, ...]
     documents: tuple[DocumentLoss, ...]
     same: Sameness | None = None  # of a pair's answers and the original's
+
+    @property
+    def proved(self) -> bool:
+        return not self.refused
 
 
 def prove(climb: Climb) -> Run:
@@ -87,7 +91,7 @@ def prove(climb: Climb) -> Run:
     engine, note = yield from engine_speedup(climb)
     return Proof(
         evidence=evidence,
-        proved=refused is None,
+        refused="" if refused is None else refused.reason,
         tokens=sum(source.tokens for source in evidence.sources),
         again=same,
         fault=fault,

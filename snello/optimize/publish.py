@@ -27,7 +27,6 @@ from snello.optimize.climb import TOO_LONG, Climb, in_words
 from snello.optimize.events import Event, ProofRead, Result, StageStarted
 from snello.optimize.files import publish_folder, sha256_file, write_atomically
 from snello.optimize.gate import PAYS, percent
-from snello.optimize.lossless import DIFFER
 from snello.optimize.lossless_proof import prove_lossless
 from snello.optimize.proof import Proof, pareto, prove
 from snello.optimize.receipts import ProofReceipt, RunReceipt
@@ -90,7 +89,7 @@ def outcome(climb: Climb, found: Proof | None) -> Result:
     if found.same is None and not found.fault_caught:
         code, reason = 3, "the proof failed: it would not have caught a planted fault, so it shows nothing"
     elif not found.proved:
-        code, reason = 3, _not_proved(found)
+        code, reason = 3, _not_proved(climb, found)
     elif found.same is not None and found.speedup.low <= 1:
         code, reason = 3, f"the draft does not pay on unseen text: {sentence.speedup(request.goal, found.speedup)}"
     elif not found.steady and found.speedup.low <= 1:
@@ -131,10 +130,13 @@ def _sentence(climb: Climb, found: Proof, size: float) -> str:
     )
 
 
-def _not_proved(found: Proof) -> str:
+def _not_proved(climb: Climb, found: Proof) -> str:
+    """The loss where that was too large; else what did refuse it."""
     if found.same is not None:
-        return DIFFER.format(found.same.different, found.same.answers)
-    return f"the proof failed: at most {percent(found.evidence.loss.high)} worse on unseen text"
+        return found.refused
+    high = found.evidence.loss.high
+    over = climb.request.max_loss < high < math.inf
+    return f"the proof failed: {f'at most {percent(high)} worse on unseen text' if over else found.refused}"
 
 
 def nearest_to_target(climb: Climb) -> str:

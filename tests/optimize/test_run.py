@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,21 @@ def test_a_failed_proof_is_exit_3(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> 
     assert not (bed.output / "model.safetensors").exists()
     proof = receipts.read(bed.output).proof
     assert proof is not None and not proof.proved and proof.exit_code == 3
+
+
+def test_a_proof_that_a_guard_fails_says_which(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    from snello.optimize.examine import Examiner
+
+    real = Examiner.guards
+
+    def guards(self: Examiner, *arguments: Any) -> Any:
+        found = yield from real(self, *arguments)
+        return dataclasses.replace(found, failed=("loops in 9% of answers",)) if arguments[3] == "proof" else found
+
+    monkeypatch.setattr(Examiner, "guards", guards)
+    result = bed.run(strict=True)
+    assert result.exit_code == 3 and result.path is None
+    assert result.sentence == "the proof failed: strict: loops in 9% of answers"
 
 
 def test_noise_is_cannot_tell(bed: Bed, fake_time: Any) -> None:

@@ -51,8 +51,13 @@ class Clusters:
 
 
 def mean_interval(clusters: Clusters, *, seed: int, draws: int = DRAWS, confidence: float = CONFIDENCE) -> Interval:
-    """The mean per token with its two one-sided bounds. Fewer than 8 clusters bound nothing: (-inf, mean, inf)."""
+    """The mean per token with its two one-sided bounds. Fewer than 8 clusters bound nothing: (-inf, mean, inf).
+
+    Neither does a token whose difference is not finite: (-inf, inf, inf), so that it is worse than any other.
+    """
     mean = clusters.mean
+    if not math.isfinite(mean):
+        return Interval(-math.inf, math.inf, math.inf)
     if not np.any(clusters.sums):
         return Interval.exact(0.0)  # the same bits twice
     if len(clusters.sums) < LEAST_CLUSTERS:

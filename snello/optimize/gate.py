@@ -39,6 +39,8 @@ def judge_quality(
 ) -> Judgement | None:
     """A judgement where quality alone decides; None where the stage may stay as far as quality goes."""
     margin = f"loss at most {percent(loss.high)}, budget {percent(max_loss)}"
+    if not math.isfinite(loss.mid):
+        return Judgement("dropped", "its loss is not finite", margin)
     if not math.isfinite(loss.high):
         return Judgement("cannot tell", "too few documents to bound the loss", margin)
     if loss.high > max_loss:

@@ -54,6 +54,12 @@ def test_few_clusters_bound_nothing() -> None:
     assert (found.low, found.mid, found.high) == (-math.inf, 0.5, math.inf)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_difference_that_is_not_finite_is_worse_than_any(value: float) -> None:
+    found = mean_interval(Clusters.of([np.ones(10)] * 19 + [np.full(10, value)], list(range(20))), seed=0)
+    assert (found.low, found.mid, found.high) == (-math.inf, math.inf, math.inf)
+
+
 def test_seeded() -> None:
     clusters = realistic(np.random.default_rng(3), 20, 0.01)
     assert mean_interval(clusters, seed=5) == mean_interval(clusters, seed=5)

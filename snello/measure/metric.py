@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from snello.errors import SnelloError, Unsupported
-from snello.measure.bootstrap import Clusters, mean_interval
+from snello.measure.bootstrap import LEAST_CLUSTERS, Clusters, mean_interval
 from snello.measure.interval import Interval
 
 
@@ -51,13 +51,13 @@ def run(command: str, model: Path, *, timeout_seconds: float | None = None) -> n
 
 def parse(output: str) -> np.ndarray:
     """The last line of the command's output as scores."""
-    hint = "the last line must be a JSON list of numbers, one per example"
+    hint = f"the last line must be a JSON list of numbers, one per example, at least {LEAST_CLUSTERS}"
     lines = output.strip().splitlines()
     try:
         scores = np.array(json.loads(lines[-1]), np.float64)
     except (ValueError, IndexError, TypeError) as error:
         raise SnelloError("the metric printed no list of scores", hint) from error
-    if scores.ndim != 1 or len(scores) < 2 or not np.isfinite(scores).all():
+    if scores.ndim != 1 or len(scores) < LEAST_CLUSTERS or not np.isfinite(scores).all():
         raise SnelloError(f"the metric printed {scores.size} usable scores", hint)
     return scores
 

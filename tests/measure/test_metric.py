@@ -19,8 +19,8 @@ def command(tmp_path: Path, body: str) -> str:
 
 
 def test_scores_are_the_last_line(tmp_path: Path) -> None:
-    found = metric.run(command(tmp_path, "print('hello', sys.argv[1])\nprint([1, 0.5, 0])"), Path("m"))
-    assert found.tolist() == [1.0, 0.5, 0.0]
+    found = metric.run(command(tmp_path, "print('hello', sys.argv[1])\nprint([1, 0.5] * 4)"), Path("m"))
+    assert found.tolist() == [1.0, 0.5] * 4
 
 
 def test_url_is_unsupported_and_no_model_is_an_error() -> None:
@@ -30,8 +30,11 @@ def test_url_is_unsupported_and_no_model_is_an_error() -> None:
         metric.check_command("python score.py")
 
 
-@pytest.mark.parametrize("output", ["", "no numbers", "[1]", '["a", "b"]', "[1, NaN]", "[[1, 2]]"])
+@pytest.mark.parametrize(
+    "output", ["", "no numbers", "[1]", '["a", "b"]', f"[{7 * 'NaN, '}1]", "[[1, 2]]", "[1, 1, 1, 1, 1, 1, 1]"]
+)
 def test_bad_output(output: str) -> None:
+    """Seven scores bound nothing, so that with them every stage would be dropped."""
     with pytest.raises(SnelloError, match="the metric printed"):
         metric.parse(output)
 

@@ -165,7 +165,8 @@ class Pairs:
     """Labelled pairs: AUC of the cosine; the loss is in points of AUC.
 
     The AUC is a mean over examples of how many examples of the other class they are ranked right against, so its
-    differences pair per example like any other.
+    differences pair per example like any other. Each text has an AUC of its own: examples of two texts are not ranked
+    against each other.
     """
 
     name = "AUC points"
@@ -180,10 +181,15 @@ class Pairs:
         return Reading(tuple(values))
 
     def differences(self, original: Reading, other: Reading, blocks: Sequence[Block]) -> list[np.ndarray]:
-        positive = np.array([block.label not in ("0", "no", "false") for block in blocks])
-        placed = [placements(np.concatenate(reading.values), positive) for reading in (original, other)]
-        share = np.where(positive, 2 * positive.mean(), 2 * (1 - positive.mean()))
-        return [np.array([value]) for value in (placed[0] - placed[1]) / share]
+        positive = np.array([str(block.label).lower() not in ("0", "no", "false") for block in blocks])
+        sources = np.array([block.source for block in blocks])
+        scores = [np.concatenate(reading.values) for reading in (original, other)]
+        found = np.empty(len(blocks))
+        for own in (sources == name for name in np.unique(sources)):
+            placed = [placements(each[own], positive[own]) for each in scores]
+            share = positive[own].mean()
+            found[own] = (placed[0] - placed[1]) / np.where(positive[own], 2 * share, 2 * (1 - share))
+        return [np.array([value]) for value in found]
 
     def loss(self, mean: Interval) -> Interval:
         return mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -185,6 +186,17 @@ def test_auc_points_and_their_fault() -> None:
     fault = quality.plant(Pairs(), original, blocks, max_loss=0.02, seed=0)
     found = quality.compare(Pairs(), original, fault, blocks, seed=0)
     assert found.loss.mid == pytest.approx(0.022, rel=0.05)
+
+
+def test_each_text_of_pairs_has_an_auc_of_its_own() -> None:
+    generator = np.random.default_rng(0)
+    labels = ["True" if n % 2 else "False" for n in range(600)]
+    blocks = example_blocks(labels) + [dataclasses.replace(block, source="other") for block in example_blocks(labels)]
+    cosines = [generator.normal(0.6 if label == "True" else 0.2, 0.2) for label in labels]
+    original = Reading(tuple(np.array([cosine + level]) for level in (0.0, 1.0) for cosine in cosines))
+    fault = quality.plant(Pairs(), original, blocks, max_loss=0.02, seed=0)
+    found = quality.compare(Pairs(), original, fault, blocks, seed=0)
+    assert [source.loss.mid for source in found.sources] == pytest.approx([0.022, 0.022], rel=0.05)
 
 
 def test_embeddings_turn_and_their_fault() -> None:

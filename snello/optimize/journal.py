@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -95,10 +96,11 @@ class Journal:
             entry = json.loads((self.units / f"{key}.json").read_text(encoding="utf-8"))
             arrays = {}
             if entry["arrays"]:
-                with np.load(self.units / f"{key}.npz", allow_pickle=False) as file:
+                stored = io.BytesIO((self.units / f"{key}.npz").read_bytes())  # numpy leaves a broken file open
+                with np.load(stored, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
             return Unit(entry["name"], entry["value"], entry["seconds"], arrays)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
     def keep(self, key: str, unit: Unit) -> None:

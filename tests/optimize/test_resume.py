@@ -257,8 +257,10 @@ def test_an_interrupted_write_leaves_nothing_readable(tmp_path: Path) -> None:
     journal.keep(key, Unit("score", {"x": 1.5}, 2.0, {"v": np.arange(3)}))
     found = journal.recall(key)
     assert found is not None and found.value == {"x": 1.5} and found.arrays["v"].tolist() == [0, 1, 2]
-    (tmp_path / "units" / f"{key}.npz").write_bytes(b"half")
-    assert journal.recall(key) is None
+    arrays = tmp_path / "units" / f"{key}.npz"
+    for half in (b"half", arrays.read_bytes()[:100], b""):
+        arrays.write_bytes(half)
+        assert journal.recall(key) is None
     (tmp_path / "units" / f"{key}.json").write_text('{"name": "sc')
     assert journal.recall(key) is None
     assert unit_key("score", {"a": 2}) != key

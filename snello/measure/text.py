@@ -17,7 +17,7 @@ import numpy as np
 
 from snello.errors import SnelloError
 from snello.measure.documents import Document, order
-from snello.models.overlap import seen_ngrams, without_overlap
+from snello.models.overlap import ngrams, seen_ngrams, without_overlap
 
 WINDOW = 1_024
 UNSCORED = 64
@@ -246,12 +246,18 @@ def _cut(document: Document, cluster: int, tokens: list[int], prefix: list[int],
     ]
 
 
+def unseen(blocks: Sequence[Block], seen: np.ndarray) -> list[Block]:
+    """The blocks of which neither text holds anything that was seen."""
+    kept = without_overlap(blocks, seen)
+    return [block for block in kept if block.other is None or not np.isin(ngrams(block.other), seen).any()]
+
+
 def drop_shared(sources: Sequence[Source]) -> tuple[Source, ...]:
     """Several texts may quote each other: every cut also loses the blocks that another text's calib holds."""
     seen = seen_ngrams([piece for source in sources for piece in source.calib])
     result = []
     for source in sources:
-        select, proof = without_overlap(source.select, seen), without_overlap(source.proof, seen)
+        select, proof = unseen(source.select, seen), unseen(source.proof, seen)
         lost = len(source.select) + len(source.proof) - len(select) - len(proof)
         dropped = source.dropped_blocks + lost
         kept = dataclasses.replace(source, select=tuple(select), proof=tuple(proof), dropped_blocks=dropped)
@@ -278,7 +284,7 @@ def cut_examples(documents: Sequence[Document], encode: Encode, *, longest: int,
     judged = ("select", "proof")
     cuts = {name: [_example(d, i, encode, longest) for i, d in enumerate(parts[name])] for name in judged}
     seen = seen_ngrams(chosen)
-    kept = {name: tuple(without_overlap(cuts[name], seen)) for name in judged}
+    kept = {name: tuple(unseen(cuts[name], seen)) for name in judged}
     return Source(
         name=documents[0].source,
         documents=len(ordered),

@@ -209,6 +209,16 @@ def test_examples_are_one_block_each() -> None:
     assert len({block.cluster for block in source.proof}) == len(source.proof)
 
 
+def test_the_second_text_of_a_pair_is_looked_at_too() -> None:
+    """In tables of pairs one text often stands in several rows, on either side."""
+    first = random_documents(60, 40)
+    documents = [dataclasses.replace(one, other=first[number - 1].text) for number, one in enumerate(first)]
+    source = cut_examples(documents, encode, longest=60, seed=0, limits=Limits(calib=400))
+    seen = seen_ngrams(source.calib)
+    assert source.dropped_blocks > 0
+    assert not any(np.isin(ngrams(block.other), seen).any() for block in (*source.select, *source.proof))
+
+
 def test_examples_that_share_text_with_calibration_are_dropped_and_counted() -> None:
     """Two examples that differ in one word at the end would be trained on and judged by."""
     documents = random_documents(60, 40)

@@ -84,7 +84,8 @@ def clusters(blocks: Sequence[Block]) -> list[int]:
     Two long documents among six short ones are hardly more than two, so they are counted by Kish's effective number,
     (sum n)^2 / sum n^2 of their tokens.
     """
-    documents = [block.cluster for block in blocks]
+    numbers: dict[tuple[str, int], int] = {}  # each text counts its documents from 0
+    documents = [numbers.setdefault((block.source, block.cluster), len(numbers)) for block in blocks]
     sizes = np.bincount(np.unique(documents, return_inverse=True)[1], [block.num_scored for block in blocks])
     effective = float(sizes.sum()) ** 2 / max(1.0, float((sizes**2).sum()))
     return documents if effective >= LEAST_CLUSTERS else list(range(len(blocks)))

@@ -119,6 +119,10 @@ def test_the_sentence_of_exit_4() -> None:
     assert found.sentence == "this text can prove 1.8%, you asked for 1%: give about 62,000 tokens"
 
 
+def test_documents_of_two_texts_are_no_cluster() -> None:
+    assert len(set(quality.clusters(make_blocks(12) + make_blocks(12, source="other")))) == 24
+
+
 def test_few_documents_fall_back_to_windows() -> None:
     blocks = [b for b in make_blocks(3) for _ in range(10)]
     assert quality.clusters(blocks) == list(range(30))

@@ -45,10 +45,11 @@ def judge_quality(
         return Judgement("cannot tell", "too few documents to bound the loss", margin)
     if loss.high > max_loss:
         if loss.mid <= max_loss:
-            return Judgement("dropped", f"at most {percent(loss.high)} is over {percent(max_loss)}", margin)
+            return Judgement("dropped", f"at most {above(loss.high, max_loss)} is over {percent(max_loss)}", margin)
         return Judgement("dropped", f"over {percent(max_loss)}", margin)
     if metric is not None and metric.high > max_loss:
-        return Judgement("dropped", f"your metric loses up to {percent(metric.high)}, over {percent(max_loss)}", margin)
+        most = above(metric.high, max_loss)
+        return Judgement("dropped", f"your metric loses up to {most}, over {percent(max_loss)}", margin)
     if strict_failures:
         return Judgement("dropped", f"strict: {strict_failures[0]}", margin)
     return None
@@ -80,6 +81,12 @@ def judge_equal(best: str, change: Interval) -> Judgement:
     return Judgement("dropped", f"costs the same as {best} and does not lose measurably less", margin)
 
 
-def percent(value: float) -> str:
+def percent(value: float, digits: int = 2) -> str:
     """Two significant digits: 0.0123 -> "1.2%"."""
-    return f"{float(f'{100 * value:.2g}'):g}%"
+    return f"{float(f'{100 * value:.{digits}g}'):g}%"
+
+
+def above(value: float, limit: float) -> str:
+    """A value over a limit, in as many digits as tell them apart: 0.01004 over 0.01 -> "1.004%"."""
+    written = (percent(value, digits) for digits in range(2, 6))
+    return next((text for text in written if text != percent(limit)), f"a little more than {percent(limit)}")

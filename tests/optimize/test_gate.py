@@ -33,6 +33,7 @@ def test_quality_within_budget_leaves_the_verdict_to_cost() -> None:
     [
         (Interval(0.02, 0.023, 0.026), {}, "dropped", "over 1%"),
         (Interval(0.0, 0.009, 0.012), {}, "dropped", "at most 1.2% is over 1%"),
+        (Interval(0.0, 0.009, 0.01004), {}, "dropped", "at most 1.004% is over 1%"),
         (Interval(-math.inf, 0.0, math.inf), {}, "cannot tell", "too few documents to bound the loss"),
         (Interval(-math.inf, math.inf, math.inf), {}, "dropped", "its loss is not finite"),
         (FINE, {"metric": Interval(0, 0.01, 0.02)}, "dropped", "your metric loses up to 2%, over 1%"),

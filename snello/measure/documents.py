@@ -132,12 +132,16 @@ def read_labelled(path: Path) -> list[Document]:
     """
     if not path.is_file():
         raise SnelloError(f"there is no text at {path}", "give a TSV file: text, tab, label")
-    rows = [line.split("\t") for line in _text(path).split("\n") if line.strip()]
+    lines = [(number, line) for number, line in enumerate(_text(path).split("\n"), start=1) if line.strip()]
+    rows = [line.split("\t") for _, line in lines]
     if rows and rows[0][-1].strip().lower() in ("label", "score", "gold"):
-        rows = rows[1:]
+        rows, lines = rows[1:], lines[1:]
     if not rows or not all(len(row) == len(rows[0]) for row in rows) or len(rows[0]) not in (2, 3):
         hint = "each row is: text, tab, label (or: text, tab, other text, tab, label)"
         raise SnelloError(f"{path} is not a table of labelled texts", hint)
+    for (number, _), row in zip(lines, rows, strict=True):
+        if not all(cell.strip() for cell in row):
+            raise SnelloError(f"{path} line {number} has an empty field", "remove that line, or fill it")
     return [_labelled(path, number, row) for number, row in enumerate(rows)]
 
 

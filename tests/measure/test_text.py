@@ -94,6 +94,9 @@ def test_read_labelled(tmp_path: Path) -> None:
     (tmp_path / "b.tsv").write_text("good film\n")
     with pytest.raises(SnelloError, match="not a table"):
         read_labelled(tmp_path / "b.tsv")
+    (tmp_path / "c.tsv").write_text("sentence\tlabel\ngood film\t1\n\n \t0\n")
+    with pytest.raises(SnelloError, match="line 4 has an empty field"):
+        read_labelled(tmp_path / "c.tsv")
 
 
 def test_order_is_seeded_and_depends_on_each_text_alone() -> None:

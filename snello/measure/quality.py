@@ -210,11 +210,15 @@ def _turn(vectors: list[np.ndarray], loss: float, generator: np.random.Generator
 
 @dataclass(frozen=True)
 class Power:
-    """The smallest loss that this text can prove, per source, and tokens that would do for the budget."""
+    """The smallest loss that this text can prove, per source, and tokens that would do for the budget.
+
+    `reading`: what else it takes to have so many read, where not the text was too short but what was read of it.
+    """
 
     smallest: dict[str, float]
     tokens_needed: int
     max_loss: float
+    reading: str = ""
 
     @property
     def worst(self) -> float:
@@ -228,7 +232,8 @@ class Power:
     def sentence(self) -> str:
         can, asked = percent(self.worst), percent(self.max_loss)
         needed = f"about {round_up(self.tokens_needed):,} tokens" if self.tokens_needed else "a longer text"
-        return f"this text can prove {can}, you asked for {asked}: give {needed}"
+        advice = f"it takes {needed}, and {self.reading} to read them" if self.reading else f"give {needed}"
+        return f"this text can prove {can}, you asked for {asked}: {advice}"
 
 
 def power(

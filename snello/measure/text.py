@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,6 +54,8 @@ class Source:
     select: tuple[Block, ...]
     proof: tuple[Block, ...]
     dropped_blocks: int = 0
+    num_tokens: int = 0  # about: of all that was read, calib and what was dropped with it
+    cut_short: bool = False  # the limit ended its select, not the text
 
     def tokens(self, cut: str) -> int:
         blocks = self.select if cut == "select" else self.proof
@@ -123,6 +125,8 @@ def cut_text(
         select=tuple(kept_select),
         proof=tuple(kept_proof),
         dropped_blocks=len(select) + len(proof) - len(kept_select) - len(kept_proof),
+        num_tokens=_num_tokens(parts, (*select, *proof)),
+        cut_short=sum(block.num_scored for block in select) >= limits.select,
     )
 
 
@@ -145,6 +149,13 @@ def assign(documents: Sequence[Document], limits: Limits) -> dict[str, list[Docu
         parts[name].append(document)
         filled[name] += _size(document)
     return parts
+
+
+def _num_tokens(parts: Mapping[str, Sequence[Document]], judged: Sequence[Block]) -> int:
+    """Of all three cuts, from those of select and proof by their share of the characters."""
+    sizes = {name: sum(map(_size, documents)) for name, documents in parts.items()}
+    read = sum(len(block.tokens) for block in judged)
+    return round(read * sum(sizes.values()) / max(1, sizes["select"] + sizes["proof"]))
 
 
 def _size(document: Document) -> int:
@@ -292,6 +303,7 @@ def cut_examples(documents: Sequence[Document], encode: Encode, *, longest: int,
         select=kept["select"],
         proof=kept["proof"],
         dropped_blocks=sum(len(cuts[name]) - len(kept[name]) for name in judged),
+        num_tokens=_num_tokens(parts, [block for name in judged for block in cuts[name]]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Generator
 from typing import Any, TypeAlias
 
@@ -83,7 +84,7 @@ def _enough(examiner: Examiner, written: list[Document]) -> Run:
     """
     request, original = examiner.request, examiner.original
     model = original.model
-    power, _ = power_of(examiner, (yield from examiner.read(original, "select", "text")))
+    power, _ = power_of(examiner, (yield from examiner.read(original, "select", "text")), timed=False)
     begun = self_written.answers_per_prompt(model.num_parameters)
     answers = self_written.answers_wanted(model.num_parameters, power.worst / request.max_loss)
     if answers == begun:
@@ -140,22 +141,6 @@ def _limits(request: Request, worker: Worker, runners: Runners, original: Candid
     return Limits(**unit.value)
 
 
-def limit_of(examiner: Examiner, *, by_time: bool) -> str:
-    """What more text needs to be read at all, where limits and not the text ended the reading; else nothing.
-
-    `by_time`: whether the time budget chose the limits.
-    """
-    limits, usual = examiner.request.limits, Limits()
-    assert limits is not None
-    for cut in ("select", "proof"):
-        most = getattr(limits, cut)
-        if any(source.tokens(cut) + source.dropped_blocks * WINDOW >= most for source in examiner.texts.sources):
-            if by_time and most < getattr(usual, cut):
-                return ", and a longer --time-budget to read them"
-            return ", and read them: select_tokens and proof_tokens under [data] of a recipe"
-    return ""
-
-
 def _check_replay(request: Request, original: Candidate, found: Texts) -> None:
     replay = request.recipe.replay
     if replay is None:
@@ -166,8 +151,11 @@ def _check_replay(request: Request, original: Candidate, found: Texts) -> None:
         raise SnelloError("the recipe was recorded on another text", "remove [replay] to decide afresh")
 
 
-def power_of(examiner: Examiner, original: Reading) -> tuple[quality.Power, Reading]:
-    """What the text can prove: the smaller of select, as measured, and proof, by its number of tokens."""
+def power_of(examiner: Examiner, original: Reading, *, timed: bool) -> tuple[quality.Power, Reading]:
+    """What the text can prove: the smaller of select, as measured, and proof, by its number of tokens.
+
+    `timed`: the limits of what is read came from the time budget.
+    """
     request, blocks = examiner.request, examiner.texts.blocks("select")
     fault = quality.plant(examiner.ruler, original, blocks, max_loss=request.max_loss, seed=request.seed)
     power = quality.power(
@@ -176,14 +164,28 @@ def power_of(examiner: Examiner, original: Reading) -> tuple[quality.Power, Read
         fault,
         blocks,
         max_loss=request.max_loss,
-        total_tokens=sum(s.tokens("select") + s.tokens("proof") for s in examiner.texts.sources),
+        total_tokens=sum(source.num_tokens for source in examiner.texts.sources),
         seed=request.seed,
     )
     smallest = {}
     for source in examiner.texts.sources:
         scale = source.tokens("select") / max(1, source.tokens("proof"))
         smallest[source.name] = power.smallest[source.name] * max(1.0, scale)
-    return dataclasses.replace(power, smallest=smallest), fault
+    worst = max(examiner.texts.sources, key=lambda source: smallest[source.name])
+    known = math.isfinite(smallest[worst.name]) and power.worst > 0
+    needed = math.ceil(power.tokens_needed * smallest[worst.name] / power.worst) if known else 0
+    reading = _reading(examiner, smallest[worst.name] / request.max_loss, timed) if known and worst.cut_short else ""
+    return dataclasses.replace(power, smallest=smallest, tokens_needed=needed, reading=reading), fault
+
+
+def _reading(examiner: Examiner, factor: float, timed: bool) -> str:
+    """What lets `factor` times as much be read."""
+    limits, usual = examiner.request.limits, Limits()
+    assert limits is not None
+    if timed and (limits.select < usual.select or limits.proof < usual.proof):
+        return "a longer --time-budget"
+    select, proof = (quality.round_up(math.ceil(factor * most)) for most in (limits.select, limits.proof))
+    return f"a recipe with [data] select_tokens = {select}, proof_tokens = {proof}"
 
 
 def catches(examiner: Examiner, original: Reading, fault: Reading) -> bool:

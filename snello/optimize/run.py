@@ -36,7 +36,7 @@ from snello.optimize.journal import Journal
 from snello.optimize.lossless import check_lossless
 from snello.optimize.plan import plan
 from snello.optimize.planner import Goals
-from snello.optimize.prepare import BLIND, Tools, catches, limit_of, power_of, prepare, sources_of
+from snello.optimize.prepare import BLIND, Tools, catches, power_of, prepare, sources_of
 from snello.optimize.recipe import Recipe
 from snello.optimize.request import Request, check_output, check_place, resolve
 from snello.optimize.target import Target
@@ -159,7 +159,7 @@ class _Optimizer:
         examiner = yield from prepare(request, tools, original, documents)
         yield StageStarted(index=1, stage="original", predicted_seconds=0.0)
         original.select = yield from examiner.read(original, "select", "original")
-        power, fault = power_of(examiner, original.select)
+        power, fault = power_of(examiner, original.select, timed=request.limits is None)
         sources = sources_of(examiner.texts, power)
         yield TextRead(
             sources=sources,
@@ -171,8 +171,7 @@ class _Optimizer:
         blind = not power.enough or not catches(examiner, original.select, fault)
         if blind and not request.lossless:  # where nothing can be lost, nothing has to be seen
             self.journal.clear()
-            limit = limit_of(examiner, by_time=request.limits is None)
-            sentence = BLIND if power.enough else power.sentence + limit
+            sentence = BLIND if power.enough else power.sentence
             yield Finished(result=Result(exit_code=4, sentence=sentence, reason=sentence, seconds=self._seconds))
             return
         if request.dry_run:

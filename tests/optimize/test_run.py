@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,27 @@ def test_text_that_was_not_read_for_want_of_time_is_not_asked_for_alone(bed: Bed
     result = bed.run(max_loss=0.0005, time_budget=0.01)
     assert result.exit_code == 4
     assert result.sentence.endswith("tokens, and a longer --time-budget to read them")
+
+
+def test_a_text_that_nearly_does_is_not_told_to_be_shorter_than_it_is(bed: Bed, tmp_path: Path) -> None:
+    from tests.optimize.fakes import write_text
+
+    bed.text = write_text(tmp_path / "short.txt", words=14_000)
+    result = bed.run(max_loss="2.5%")
+    can, wanted = (result.sentence.split()[place].strip("%,").replace(",", "") for place in (4, -2))
+    assert result.exit_code == 4
+    assert int(wanted) == pytest.approx(14_000 * float(can) / 2.5, rel=0.1)
+
+
+def test_a_text_of_which_too_little_is_read_is_told_how_to_read_more(bed: Bed, tmp_path: Path) -> None:
+    (tmp_path / "few.toml").write_text("[data]\nselect_tokens = 5000\nproof_tokens = 8000\n")
+    few = bed.run(recipe=tmp_path / "few.toml", max_loss="1.5%")
+    assert few.exit_code == 4
+    said, _, data = few.sentence.partition(", and a recipe with ")
+    assert said.startswith("this text can prove ") and ": it takes about " in said
+    table = data.removesuffix(" to read them").replace("] ", "]\n").replace(", ", "\n")
+    more = Recipe.from_table(tomllib.loads(table)).data
+    assert more["select_tokens"] > 5_000 and more["proof_tokens"] > 8_000
 
 
 def test_a_missed_target_is_exit_3_without_artefact(bed: Bed) -> None:

@@ -1,7 +1,8 @@
 """The verdict on quality: how much worse on the user's text, with a bound; what the text can prove; does the test work.
 
 Two readings of the same blocks are paired token by token; the loss and its one-sided 95% bound come from redrawing
-whole documents (windows, where a few documents are most of the text). Beside every verdict stand the instrument's own
+whole documents (windows, where a few documents are most of the text); of right and wrong answers, from a score test,
+because redraws know nothing of a change that no example has. Beside every verdict stand the instrument's own
 checks: the original against itself, which must be exactly zero, and a planted fault whose loss on this very text is 1.1
 times the budget, which must be caught.
 
@@ -21,7 +22,8 @@ import numpy as np
 
 from snello.measure.bootstrap import LEAST_CLUSTERS, Clusters, mean_interval
 from snello.measure.interval import Interval
-from snello.measure.rulers import Embeddings, NextTokens, Pairs, Reading, Ruler
+from snello.measure.proportions import flips_interval
+from snello.measure.rulers import Embeddings, Labels, NextTokens, Pairs, Reading, Ruler
 from snello.measure.text import Block
 
 FAULT = 1.1
@@ -60,22 +62,37 @@ class Comparison:
         return sum(source.tokens for source in self.sources)
 
 
-def compare(ruler: Ruler, original: Reading, other: Reading, blocks: Sequence[Block], *, seed: int) -> Comparison:
-    """How much worse `other` is than `original` on these blocks, per source."""
+def compare(
+    ruler: Ruler, original: Reading, other: Reading, blocks: Sequence[Block], *, seed: int, same_model: bool = False
+) -> Comparison:
+    """How much worse `other` is than `original` on these blocks, per source.
+
+    Args:
+        same_model: one model read twice; equal answers then leave nothing open, however few.
+    """
     differences = ruler.differences(original, other, blocks)
-    return compare_differences(ruler, differences, blocks, seed=seed)
+    return compare_differences(ruler, differences, blocks, seed=seed, same_model=same_model)
 
 
 def compare_differences(
-    ruler: Ruler, differences: Sequence[np.ndarray], blocks: Sequence[Block], *, seed: int
+    ruler: Ruler, differences: Sequence[np.ndarray], blocks: Sequence[Block], *, seed: int, same_model: bool = False
 ) -> Comparison:
     verdicts = []
     for source in dict.fromkeys(block.source for block in blocks):
         chosen = [i for i, block in enumerate(blocks) if block.source == source]
         own = [differences[i] for i in chosen]
-        mean = mean_interval(Clusters.of(own, clusters([blocks[i] for i in chosen])), seed=seed)
+        if same_model and not any(map(np.any, own)):
+            mean = Interval.exact(0.0)
+        else:
+            mean = _bounded_mean(ruler, own, [blocks[i] for i in chosen], seed)
         verdicts.append(SourceVerdict(source, ruler.loss(mean), sum(map(len, own)), len(own)))
     return Comparison(tuple(verdicts))
+
+
+def _bounded_mean(ruler: Ruler, differences: Sequence[np.ndarray], blocks: Sequence[Block], seed: int) -> Interval:
+    if isinstance(ruler, Labels):
+        return flips_interval(np.concatenate(differences))
+    return mean_interval(Clusters.of(list(differences), clusters(blocks)), seed=seed)
 
 
 def clusters(blocks: Sequence[Block]) -> list[int]:
@@ -251,10 +268,12 @@ def power(
     smallest: dict[str, float] = {}
     for source in dict.fromkeys(block.source for block in blocks):
         chosen = [i for i, block in enumerate(blocks) if block.source == source]
-        group = Clusters.of([differences[i] for i in chosen], clusters([blocks[i] for i in chosen]))
-        mean = mean_interval(group, seed=seed)
+        own = [differences[i] for i in chosen]
+        mean = _bounded_mean(ruler, own, [blocks[i] for i in chosen], seed)
         bound = ruler.loss(Interval.exact(mean.high - mean.mid)).mid if math.isfinite(mean.high) else math.inf
         smallest[source] = bound * bound / max_loss
+        if isinstance(ruler, Labels):  # no candidate is bounded by less than one that changes no answer
+            smallest[source] = max(smallest[source], flips_interval(np.zeros(len(own))).high)
     worst = max(smallest.values())
     needed = math.ceil(total_tokens * worst / max_loss) if math.isfinite(worst) else 0
     return Power(smallest, needed, max_loss)

@@ -83,7 +83,7 @@ def again(examiner: Examiner, cut: str, stage: str) -> Run:
 
     unit = yield from examiner.worker.unit(stage, "again", inputs, work)
     before, after = Reading(first.values[: len(blocks)]), Reading.load(dict(unit.arrays))
-    return quality.compare(examiner.ruler, before, after, blocks, seed=examiner.seed).loss
+    return quality.compare(examiner.ruler, before, after, blocks, seed=examiner.seed, same_model=True).loss
 
 
 def unsteady(loss: Interval, timed: Ratio) -> str:

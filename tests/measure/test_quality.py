@@ -173,6 +173,17 @@ def test_accuracy_points_and_their_fault() -> None:
     assert found.loss.high > 0.02
 
 
+def test_no_other_answer_among_few_examples_is_no_proof_of_equality() -> None:
+    ruler, blocks = Labels(("0", "1")), example_blocks(["1"] * 300)
+    reading = Reading(tuple(np.array([0.0]) for _ in blocks))
+    found = quality.compare(ruler, reading, reading, blocks, seed=0).loss
+    assert found.mid == 0.0 and found.high == pytest.approx(2.71 / 302.7, rel=0.01)
+    assert quality.compare(ruler, reading, reading, blocks, seed=0, same_model=True).loss == Interval.exact(0.0)
+    fault = quality.plant(ruler, reading, blocks, max_loss=0.005, seed=0)
+    asked = quality.power(ruler, reading, fault, blocks, max_loss=0.005, total_tokens=300, seed=0)
+    assert not asked.enough and asked.tokens_needed >= 300 * 0.0089 / 0.005
+
+
 def test_placements_are_the_auc() -> None:
     scores = np.array([0.1, 0.4, 0.35, 0.8])
     positive = np.array([False, False, True, True])

@@ -23,7 +23,7 @@ from snello.cli.ladder import Ladder, row_line, time_left
 from snello.cli.options import Parser, add_options, build, duration, option_rows, percent, target
 from snello.errors import SnelloError
 from snello.measure.interval import Interval
-from snello.models.shapes import shape
+from snello.models.shapes import spec_of_shape
 from snello.optimize import events
 from snello.techniques.table import TECHNIQUES
 from snello.terminal import Terminal, bar, table
@@ -79,7 +79,7 @@ def test_explain_ends_with_a_command_that_can_run(name: str, capsys: pytest.Capt
     command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("alone"))
     parser, rest = parser_for(shlex.split(command)[2:])
     arguments = parser.parse(rest)
-    spec = shape("qwen3-0.6b")
+    spec = spec_of_shape("qwen3-0.6b")
     if name == "skip":
         assert arguments.model == "lean/demo-int8"
         spec = TECHNIQUES["quantize"](weights="int8").plan(spec)

@@ -15,17 +15,19 @@ import pytest
 
 from snello.terminal import Terminal
 from tests.checkpoints import make_checkpoint
+from tests.serve.world import make_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two decoders of one vocabulary, an encoder, and a cache of its own."""
+    """A folder with two decoders of one vocabulary, two encoders, and a cache of its own."""
     home = tmp_path_factory.mktemp("home")
     make_checkpoint(home / "llama", "llama")
     make_checkpoint(home / "other", "llama", seed=1)
     make_checkpoint(home / "bert", "bert-mlm")
+    make_encoder(home / "encoder")
     return home
 
 
@@ -199,6 +201,32 @@ def test_embed_gives_a_vector_a_line(home: Path) -> None:
     assert done.returncode == 1 and "gives no vectors of texts: it is made for masked-lm" in done.stderr
     done = snello(home, "embed", "llama", "x")
     assert done.returncode == 1 and "hint:  snello run llama TEXT" in done.stderr
+    lines = snello(home, "embed", "encoder", text="the rain\nthe\u2028rain\r\nrain\n").stdout.splitlines()
+    assert len(lines) == 3 and len(set(lines)) == 3
+    assert "text 2 of 3 is empty" in snello(home, "embed", "encoder", text="the rain\n\nrain\n").stderr
+    assert snello(home, "embed", "encoder", text=" \n").returncode == 2
+
+
+def test_embed_says_what_it_would_not_read(home: Path) -> None:
+    long = "the rain " * 200
+    done = snello(home, "embed", "encoder", "the rain", long, long)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "reads 128 tokens, and 2 of 3 texts (the first is number 2) are longer" in done.stderr
+    cut = result(snello(home, "embed", "encoder", "the rain", long, "--truncate", "--json"))["embeddings"]
+    assert cut[0] == result(snello(home, "embed", "encoder", "the rain", "--json"))["embeddings"][0] != cut[1]
+
+
+def test_bench_says_which_of_its_options_is_too_large(home: Path) -> None:
+    done = snello(home, "bench", "llama", "--prompt", "5000")
+    assert done.returncode == 2 and "the model was made for 512" in done.stderr and "--prompt" in done.stderr
+
+
+def test_adapt_looks_at_its_place_before_it_learns(home: Path) -> None:
+    (home / "answers.txt").write_text("the rain")
+    done = snello(home, "adapt", "llama", "--data", "answers.txt", "-o", "answers.txt/in", "--overwrite")
+    assert done.returncode == 1 and "answers.txt cannot be written" in done.stderr
+    done = snello(home, "adapt", "llama", "--data", "answers.txt", "-o", "llama", "--overwrite")
+    assert done.returncode == 1 and "would replace llama" in done.stderr
 
 
 def test_a_conversation_in_a_terminal(home: Path) -> None:

@@ -146,6 +146,8 @@ def _finish(terminal: Terminal, folder: Path) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from snello.optimize.files import check_exchangeable
+
     if (arguments.data is None) == (arguments.adapter is None):
         raise SnelloError("give --data to train, or --adapter to merge", EXAMPLES[0], exit_code=2)
     if arguments.adapter is not None and not arguments.merge:
@@ -161,6 +163,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise SnelloError(f"{flag} goes with --quantize or --recipe", EXAMPLES[3], exit_code=2)
     if arguments.output.exists() and not arguments.overwrite:
         raise SnelloError(f"{arguments.output} is there already", "--overwrite replaces it")
+    given = (Path(arguments.model).expanduser(), arguments.data, arguments.adapter, *(arguments.text or []))
+    check_exchangeable(arguments.output, [path for path in given if path is not None])
 
 
 def _merge(arguments: argparse.Namespace, terminal: Terminal, model: Any) -> dict[str, Any]:

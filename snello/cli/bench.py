@@ -139,8 +139,12 @@ def _context(model: Model, arguments: argparse.Namespace) -> int | None:
 
     if not model.spec.causal:
         return None
-    standard = Workload.fitting(model.spec)
-    return int((arguments.prompt or standard.prompt) + (arguments.generate or standard.generate))
+    standard, most = Workload.fitting(model.spec), model.spec.max_positions
+    prompt, generate = arguments.prompt or standard.prompt, arguments.generate or standard.generate
+    if prompt + generate > most:
+        message = f"a prompt of {prompt:,} tokens and an answer of {generate:,}: the model was made for {most:,}"
+        raise SnelloError(message, "give a smaller --prompt or --generate", exit_code=2)
+    return int(prompt + generate)
 
 
 def _decoder(

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from snello.cli.opening import open_model
+from snello.cli.options import at_least
 from snello.errors import SnelloError
 from snello.report import numbers
 from snello.terminal import Terminal
@@ -20,8 +21,11 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a folder or a Hugging Face name of an encoder")
-    parser.add_argument("texts", metavar="TEXT", nargs="*", help="without any: the lines of standard input")
-    parser.add_argument("--threads", type=int, help="[the physical cores]")
+    parser.add_argument(
+        "texts", metavar="TEXT", nargs="*", help="without any: the lines of standard input, one vector each"
+    )
+    parser.add_argument("--truncate", action="store_true", help="of longer texts than the model reads, the beginning")
+    parser.add_argument("--threads", type=at_least(1), help="[the physical cores]")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -29,8 +33,8 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
 
     from snello.engine.llm import LLM
 
-    texts = arguments.texts or [line for line in sys.stdin.read().splitlines() if line.strip()]
-    if not texts:
+    texts = arguments.texts or [line.removesuffix("\n").removesuffix("\r") for line in sys.stdin]
+    if not any(map(str.strip, texts)):
         raise SnelloError("there are no texts", 'snello embed MODEL "a text", or lines on standard input', exit_code=2)
     model = open_model(arguments.model, terminal)
     if model.spec.head.kind != "embed":
@@ -38,7 +42,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         raise SnelloError(f"{arguments.model} gives no vectors of texts: it is made for {model.spec.task}", hint)
     with LLM(model, threads=arguments.threads) as llm:
         started = time.perf_counter()
-        vectors = llm.embed(texts)  # (texts, D)
+        vectors = llm.embed(texts, truncate=arguments.truncate)  # (texts, D)
         seconds = time.perf_counter() - started
     rows = [[round(float(value), 7) for value in vector] for vector in vectors]
     for row in rows:

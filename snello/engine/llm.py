@@ -193,21 +193,31 @@ class LLM:
         return self.executor.score(self.encode(text) if isinstance(text, str) else text, adapter=adapter)
 
     @overload
-    def embed(self, texts: str) -> np.ndarray: ...
+    def embed(self, texts: str, *, truncate: bool = False) -> np.ndarray: ...
     @overload
-    def embed(self, texts: Sequence[str]) -> np.ndarray: ...
-    def embed(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Embeddings: (D,) of one text, (texts, D) of several. For pooled encoders."""
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> np.ndarray: ...
+    def embed(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
+        """Embeddings: (D,) of one text, (texts, D) of several. For pooled encoders.
+
+        Args:
+            truncate: read the beginning of a text that is longer than the model reads.
+
+        Raises:
+            SnelloError: a text is longer than that, and not to be truncated, or has no tokens.
+        """
         if self.model.spec.head.kind != "embed":
             raise SnelloError(f"{self.model.name} is no embedding model", f"it is made for {self.model.spec.task}")
-        if isinstance(texts, str):
-            return self.executor.encode(self.clip(self.encode(texts)))
-        return np.stack([self.executor.encode(self.clip(self.encode(text))) for text in texts])
-
-    def clip(self, ids: list[int]) -> list[int]:
-        """An encoder's tokens, at most as many as it was made for; the closing token stays."""
+        prompts = [self.encode(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        if [] in prompts:
+            raise SnelloError(f"text {prompts.index([]) + 1} of {len(prompts)} is empty", "leave it out")
         limit = self.executor.context
-        return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
+        longer = [number for number, ids in enumerate(prompts, 1) if len(ids) > limit]
+        if longer and not truncate:
+            which = f"{len(longer)} of {len(prompts)} texts (the first is number {longer[0]})"
+            message = f"{self.model.name} reads {limit:,} tokens, and {which} are longer"
+            raise SnelloError(message, "split what is longer, or read beginnings only: truncate (--truncate)")
+        vectors = np.stack([self.executor.encode(_clip(ids, limit)) for ids in prompts])
+        return vectors[0] if isinstance(texts, str) else vectors
 
     def encode(self, text: str) -> list[int]:
         """Token ids with the special tokens that the checkpoint's tokenizer adds; a lone bos for an empty text."""
@@ -236,6 +246,11 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _clip(ids: list[int], limit: int) -> list[int]:
+    """At most so many tokens; the closing token stays."""
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
 def _output(ids: Sequence[int], chunks: list[Chunk], params: SamplingParams) -> Output:

@@ -18,6 +18,7 @@ from snello.errors import Unsupported
 from snello.measure.interval import Interval
 from snello.measure.quality import Power
 from snello.measure.rulers import Reading
+from snello.native.core import NotFinite
 from snello.optimize.baseline import first_rows
 from snello.optimize.candidate import Candidate
 from snello.optimize.events import (
@@ -168,7 +169,7 @@ class Climb:
             yield StageStarted(index=index, stage=stage.name, predicted_seconds=attempt.seconds)
             try:
                 known = yield from self._run_stage(stage, candidate, index, attempt.inputs)
-            except Unsupported as error:
+            except (Unsupported, NotFinite) as error:
                 reason = error.message
         if known is None or reason:
             yield self._not_run(index, stage, reason)

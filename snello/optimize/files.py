@@ -64,8 +64,8 @@ def publish_folder(staged: Path, final: Path) -> None:
 
 
 def check_exchangeable(output: Path, held: Iterable[Path]) -> None:
-    """Refuses a place that could never be exchanged, or whose exchange would take one of `held`, the home or the
-    working folder with it.
+    """Refuses a place that could never be written or exchanged, or whose exchange would take one of `held`, the home or
+    the working folder with it.
     """
     place = output.resolve()
     if not output.name or output.name == "..":
@@ -79,6 +79,9 @@ def check_exchangeable(output: Path, held: Iterable[Path]) -> None:
     for path in (Path.cwd(), Path.home(), *held):
         if path.exists() and path.resolve().is_relative_to(place):
             raise SnelloError(f"--output {output} would replace {path}", "give a folder of its own: -o lean/model")
+    parent = next(folder for folder in place.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise SnelloError(f"{parent} cannot be written", "give another --output")
 
 
 def recover_folder(final: Path) -> None:

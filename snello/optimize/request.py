@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +140,6 @@ def _check(found: Request) -> None:
 def check_place(found: Request) -> None:
     """Refuses an output that could never be put in place, or that would take something else with it."""
     check_exchangeable(found.output, [Path(found.model).expanduser(), *found.text])
-    place = found.output.resolve()
-    parent = next(folder for folder in place.parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise SnelloError(f"{parent} cannot be written", "give another --output")
 
 
 def check_output(found: Request) -> None:

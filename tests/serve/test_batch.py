@@ -26,6 +26,7 @@ from snello.serve import batch
 from snello.serve.batch import BatchOptions, Progress, answer_file
 from snello.serve.batch_file import read_line
 from tests.checkpoints import make_checkpoint
+from tests.serve.world import make_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = BatchOptions(model="demo", max_num_seqs=4)
@@ -184,18 +185,7 @@ def test_a_chat_goes_through_the_template(tmp_path: Path, chatty: Path) -> None:
 
 
 def test_an_encoder_gives_vectors(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "bert", "bert-mlm")
-    (folder / "modules.json").write_text(
-        json.dumps(
-            [
-                {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-                {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-            ]
-        )
-    )
-    (folder / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": 96, "pooling_mode_mean_tokens": True}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    folder = make_encoder(tmp_path / "bert")
     source = write(
         tmp_path / "in",
         request("a", EMBEDDINGS, input=["the rain", "here"]),

@@ -63,7 +63,8 @@ class NgramEmbedder:
 
 
 class EncoderEmbedder:
-    """A pooled encoder on our own engine.
+    """A pooled encoder on our own engine. A text that is longer than it reads is like nothing: two such may differ only
+    where it does not look.
 
     Raises:
         SnelloError: the model gives no embeddings.
@@ -81,8 +82,11 @@ class EncoderEmbedder:
     def embed(self, texts: Sequence[str]) -> Vectors:
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         for row, text in zip(vectors, texts, strict=True):
+            ids = self._llm.encode(text)
+            if len(ids) > self._llm.executor.context:
+                continue
             with self._lock:
-                row[:] = self._llm.embed(text)
+                row[:] = self._llm.executor.encode(ids)
         return _unit(vectors)
 
 

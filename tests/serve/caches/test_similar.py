@@ -278,6 +278,8 @@ def test_an_encoder_on_our_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         similar = cache(embedder=embedder)
         similar.keep(SPACE, PARIS, b"k", finish_reason="stop")
         assert similar.find(SPACE, PARIS) is not None
+        longer = "abc " * llm.executor.context
+        assert not embedder.embed([longer + "yes", longer + "no"]).any(), "they differ where the encoder does not look"
 
 
 def test_the_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

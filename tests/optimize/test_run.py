@@ -7,13 +7,14 @@ import json
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from snello.errors import SnelloError
 from snello.measure.interval import Interval
+from snello.native.core import NotFinite
 from snello.optimize import receipts
 from snello.optimize.events import ModelLoaded, Planned, Progress, ProofRead, StageJudged, TextRead, Warned
 from snello.optimize.recipe import Recipe
@@ -108,6 +109,26 @@ def test_everything_loses_too_much(bed: Bed) -> None:
     result = bed.run()
     assert result.exit_code == 0 and result.path is None
     assert "over 4%" in result.sentence
+
+
+def test_a_step_whose_model_overflows_ends_its_stage_not_the_run(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = bed.bench.open
+
+    def open_all_but_one(model: Any, **options: Any) -> Any:
+        runner = opened(model, **options)
+        if '"awq"' in model.content:
+            monkeypatch.setattr(runner, "score", overflow)
+        return runner
+
+    def overflow(tokens: np.ndarray) -> NoReturn:
+        raise NotFinite(3)
+
+    monkeypatch.setattr(bed.bench, "open", open_all_but_one)
+    result = bed.run()
+    rows = {row.name: row for row in result.ladder}
+    assert rows["quantize int4, awq"].verdict == "not run"
+    assert "not finite" in rows["quantize int4, awq"].reason
+    assert result.exit_code == 0 and rows["quantize int4, gptq"].verdict == "kept"
 
 
 def test_a_text_that_proves_too_little_is_exit_4(bed: Bed, tmp_path: Path) -> None:

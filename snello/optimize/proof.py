@@ -104,7 +104,7 @@ def prove(climb: Climb) -> Run:
         engine=engine,
         engine_note=note,
         perplexity=perplexity(examiner, evidence, original, lean, blocks),
-        windows=windows(examiner, evidence, blocks) if examiner.rule(climb.best) is None else None,
+        windows=windows(examiner, evidence, original, lean, blocks) if examiner.rule(climb.best) is None else None,
         worst=worst_passages(examiner, original, lean, blocks),
         documents=document_losses(examiner, original, lean, blocks),
     )
@@ -157,12 +157,17 @@ def perplexity(
     return Perplexity(source=source, original=float(np.exp(means[0])), lean=float(np.exp(means[1])))
 
 
-def windows(examiner: Examiner, evidence: Evidence, blocks: Sequence[Block]) -> dict[str, Any] | None:
-    """The proof's token windows, from where each is scored, and the loss that was found."""
+def windows(
+    examiner: Examiner, evidence: Evidence, original: Reading, lean: Reading, blocks: Sequence[Block]
+) -> dict[str, Any] | None:
+    """The token windows of the text that decided, from where each is scored, and the loss on it over the original:
+    whoever checks has no control at hand.
+    """
     if not examiner.original.spec.causal:
         return None
     chosen = [block for block in blocks if block.source == _decisive(evidence)]
-    loss = evidence.over_original or evidence.loss  # whoever checks has no control at hand
+    found = quality.compare(examiner.ruler, original, lean, blocks, seed=examiner.seed)
+    loss = next(source.loss for source in found.sources if source.source == _decisive(evidence))
     return {
         "windows": [block.tokens.tolist() for block in chosen],
         "scored_from": [block.scored_from for block in chosen],

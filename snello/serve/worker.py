@@ -202,7 +202,7 @@ class Worker:
         while not self._stopping:
             self._wake.clear()
             while self._asked:
-                self._asked.popleft()()
+                self._do(self._asked.popleft())
             busy = self._calls_run()
             if self._engine.has_work:
                 self._step()
@@ -210,6 +210,13 @@ class Worker:
             self._hand_over()
             if not busy and not self._asked:
                 self._wake.wait()
+
+    def _do(self, what: Callable[[], None]) -> None:
+        """A bug in one request's business ends no thread that all others wait for."""
+        try:
+            what()
+        except Exception as error:
+            self._start_anew(error)
 
     def _add(self, ticket: Ticket) -> None:
         if ticket.cancelled:
@@ -256,14 +263,20 @@ class Worker:
         """A step failed as no step should: what was in it fails, and what comes next meets a clean engine."""
         self.failures += 1
         log.error("a step failed; its requests end", exc_info=error)
-        self._fail_all(self._as_request_error(error))
-        self._engine.clear_cache()
+        told = self._as_request_error(error)
+        try:
+            self._fail_all(told)
+            self._engine.clear_cache()
+        except Exception as another:  # the engine is left as it is: nothing of it is used again but the pages it freed
+            log.error("the engine could not be cleared", exc_info=another)
+            self._said += [(ticket, told) for ticket in set(self._tickets.values())]
+            self._tickets.clear()
         self._engine = self._new_engine()
 
     def _fail_all(self, error: RequestError) -> None:
         for ticket in set(self._tickets.values()):
-            self._drop(ticket)
             self._said.append((ticket, error))
+            self._drop(ticket)
         while self._calls:
             future = self._calls.popleft().future
             self._to_loop(lambda future=future: _settle(future, None, error))  # type: ignore[misc]

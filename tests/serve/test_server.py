@@ -510,6 +510,18 @@ def test_who_comes_after_a_failed_step_is_not_ended_with_those_before(monkeypatc
         assert (first.result().status_code, second.status_code) == (500, 200), second.text
 
 
+def test_a_bug_while_a_request_is_given_up_ends_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(ServeOptions(models=("demo",), threads=1)) as here:
+        worker = here.app.models["demo"].worker
+        engine = worker.engine
+        monkeypatch.setattr(engine, "cancel", lambda number: 1 / 0)
+        body = {"prompt": "a", "ignore_eos": True, "max_tokens": 500}
+        late = here.post(TEXTS, body, headers={"x-request-timeout": "0.1"})
+        assert late.status_code in (500, 504)
+        assert ask(here, prompt="a", max_tokens=2)["choices"]
+        assert worker.engine is not engine and worker.failures == 1
+
+
 # ---- nonsense -------------------------------------------------------------------------------------------------------
 
 VALUES: list[Any] = [

@@ -14,11 +14,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SnelloError(f"cannot read {path}: {error.strerror}") from None
+        raise SnelloError(f"cannot read {path}: {error.strerror}", "is it there, and may you read it?") from None
+    except RecursionError:
+        raise SnelloError(f"{path} is nested too deeply", "copy or download the file again") from None
     except ValueError as error:
         raise SnelloError(f"{path} is not valid JSON: {error}", "copy or download the file again") from None
     if not isinstance(value, dict):
-        raise SnelloError(f"{path} is not a JSON table")
+        raise SnelloError(f"{path} is not a JSON table", "copy or download the file again")
     return value
 
 

@@ -108,7 +108,7 @@ def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
         raise SnelloError(f"cannot read {path}: {error.strerror}") from None
     try:
         header = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         _refuse(path, "its header is not JSON")
     if not isinstance(header, dict):
         _refuse(path, "its header is not a table")

@@ -219,6 +219,7 @@ def test_shards(tmp_path: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[]", "not a JSON table"),
+        ("[" * 100_000, "nested too deeply"),
         ("{}", "no weight_map"),
         ('{"weight_map": {"a": "../x.safetensors"}}', "outside its folder"),
         ('{"weight_map": {"ghost": "one.safetensors"}}', "lists tensors that no file holds: ghost"),

@@ -530,10 +530,12 @@ def test_a_cast_rounds_and_nothing_else(tmp_path: Path) -> None:
         ("bf16", 3.4e38, r"holds 3\.4e\+38, BF16 ends"),
         ("bf16", float("inf"), "not finite"),
         ("fp16", float("nan"), "not finite"),
+        ("int8", float("nan"), "not finite"),
+        ("int4", float("inf"), "not finite"),
     ],
 )
 def test_a_cast_that_would_overflow_is_refused(weights: Any, value: float, words: str, tmp_path: Path) -> None:
-    """By the tensor's name, before a byte is written, though it is the last one."""
+    """By the tensor's name, and nothing is left."""
     loud = with_one_value(load(make_checkpoint(tmp_path / "source", "llama")), value)
     with pytest.raises(SnelloError, match=rf"layers\.1\.ffn\.up\.weight {words}|{words}") as caught:
         Quantize(weights=weights).apply(loud, Context(output=tmp_path / "lean"))

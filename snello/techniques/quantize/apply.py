@@ -111,7 +111,7 @@ def _write_unit(
     writer: Writer, options: Quantize, model: Model, spec: Spec, unit: Unit, calibrator: Calibrator | None
 ) -> set[str]:
     parameters = {linear: parameter(spec, linear) for linear in unit.linears}
-    weights = {linear: torch.from_numpy(model.weights.values(name)) for linear, name in parameters.items()}
+    weights = {linear: _finite(model, name) for linear, name in parameters.items()}
     formats = {linear: spec.format(linear) for linear in unit.linears}
     seen = calibrator if is_calibrated(spec, unit) else None
     statistic = seen.statistic(unit.input) if seen is not None and options.method not in DATA_FREE else None
@@ -157,7 +157,7 @@ def write_rounded(writer: Writer, name: str, matrix: Grouped | Int8, padded: int
 
 
 def _write_embedding(writer: Writer, model: Model) -> None:
-    table = torch.from_numpy(model.weights.values("embedding.tokens.weight"))
+    table = _finite(model, "embedding.tokens.weight")
     write_rounded(writer, "embedding.tokens.weight", round_int8(table), -(-table.shape[1] // 64) * 64)
 
 
@@ -182,10 +182,21 @@ def _check_cast(model: Model, spec: Spec) -> None:
         _check_range(name, model.weights.values(name), matrix_format(spec, name).weights)
 
 
-def _check_range(name: str, values: npt.NDArray[np.float32], format: str) -> None:
+def _finite(model: Model, name: str) -> torch.Tensor:
+    values = model.weights.values(name)
+    _largest(name, values)
+    return torch.from_numpy(values)
+
+
+def _largest(name: str, values: npt.NDArray[np.float32]) -> float:
     largest = float(np.abs(values).max(initial=0.0))
     if not math.isfinite(largest):
         raise SnelloError(f"{name} holds values that are not finite", "the checkpoint is damaged: get it again")
+    return largest
+
+
+def _check_range(name: str, values: npt.NDArray[np.float32], format: str) -> None:
+    largest = _largest(name, values)
     if largest > LARGEST[format]:
         hint = "cast to weights='bf16', which reaches as far as FP32" if format == "fp16" else "keep it in FP32"
         raise SnelloError(f"{name} holds {largest:.3g}, {format.upper()} ends at {LARGEST[format]:.6g}", hint)

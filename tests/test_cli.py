@@ -23,7 +23,7 @@ from snello.cli.ladder import Ladder, row_line, time_left
 from snello.cli.options import Parser, add_options, build, duration, option_rows, percent, target
 from snello.errors import SnelloError
 from snello.measure.interval import Interval
-from snello.models.shapes import shape, spec_of_shape
+from snello.models.shapes import spec_of_shape
 from snello.optimize import events
 from snello.techniques.table import TECHNIQUES
 from snello.terminal import Terminal, bar, table
@@ -80,22 +80,6 @@ def test_explain_ends_with_a_command_that_can_run(name: str, capsys: pytest.Capt
     parser, rest = parser_for(shlex.split(command)[2:])
     arguments = parser.parse(rest)
     spec = spec_of_shape("qwen3-0.6b")
-    if name == "skip":
-        assert arguments.model == "lean/demo-int8"
-        spec = TECHNIQUES["quantize"](weights="int8").plan(spec)
-    step = build(TECHNIQUES[name], arguments)
-    assert name != "distill" or step.teacher != step.student == "given"
-    step.plan(spec)
-
-
-@pytest.mark.parametrize("name", TECHNIQUES)
-def test_explain_ends_with_a_command_that_can_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the options that a technique cannot do without, on a model that it takes."""
-    assert main(["explain", name]) == 0
-    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("alone"))
-    parser, rest = parser_for(shlex.split(command)[2:])
-    arguments = parser.parse(rest)
-    spec = shape("qwen3-0.6b")
     if name == "skip":
         assert arguments.model == "lean/demo-int8"
         spec = TECHNIQUES["quantize"](weights="int8").plan(spec)

@@ -30,7 +30,6 @@ EXAMPLES = (
     "snello apply attention Qwen/Qwen3-0.6B --window 1024 --layers 0-13 -o lean/qwen3-near",
     "snello apply convolution Qwen/Qwen3-0.6B --keep 0.5 --text yours.txt -o lean/qwen3-conv",
     "snello apply trim Qwen/Qwen3-0.6B --keep 0.5 --text yours.txt -o models/qwen3-trimmed",
-    "snello apply trim Qwen/Qwen3-0.6B --keep 0.5 --text yours.txt -o models/qwen3-trimmed",
     "snello apply quantize --help",
 )
 

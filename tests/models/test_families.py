@@ -364,6 +364,7 @@ def test_rope_that_cannot_be_meant(settings: dict[str, Any], message: str) -> No
     [
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is NaN"),
         ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected at most 10,000"),
         ({"hidden_act": ["silu"]}, "hidden_act"),
         ({"dtype": ["float32"]}, "dtype"),
         ({"rope_theta": 0}, "rope_theta is 0"),

@@ -92,6 +92,7 @@ HARMLESS = frozenset(
         "use_cache",
     ]
 )
+LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer", "n_layers"), 10_000  # before they fill the memory
 DEFAULT_ROPE_BASE = 10_000.0  # what Transformers takes where a config is silent
 
 
@@ -112,6 +113,8 @@ class Config:
         value = self._value(key, default)
         if type(value) is not int or value < 1:
             self._refuse(key, "a whole number above zero")
+        if key in LAYERS and value > MOST_LAYERS:
+            self._refuse(key, f"at most {MOST_LAYERS:,}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -178,7 +181,8 @@ class Config:
         return default if value is None else value
 
     def _refuse(self, key: str, expected: str) -> NoReturn:
-        raise SnelloError(f"config.json: {key} is {json.dumps(self._values[key])}, expected {expected}")
+        message = f"config.json: {key} is {json.dumps(self._values[key])}, expected {expected}"
+        raise SnelloError(message, "copy or download the file again")
 
 
 def token_ids(value: Any, key: str, vocab_size: int) -> tuple[int, ...]:

@@ -63,8 +63,8 @@ class NgramEmbedder:
 
 
 class EncoderEmbedder:
-    """A pooled encoder on our own engine. A text that is longer than it reads is like nothing: two such may differ only
-    where it does not look.
+    """A pooled encoder on our own engine. A text without tokens is like nothing, and so is one that is longer than it
+    reads: two such may differ only where it does not look.
 
     Raises:
         SnelloError: the model gives no embeddings.
@@ -83,7 +83,7 @@ class EncoderEmbedder:
         vectors = np.zeros((len(texts), self.dimension), np.float32)
         for row, text in zip(vectors, texts, strict=True):
             ids = self._llm.encode(text)
-            if len(ids) > self._llm.executor.context:
+            if not 0 < len(ids) <= self._llm.executor.context:
                 continue
             with self._lock:
                 row[:] = self._llm.executor.encode(ids)

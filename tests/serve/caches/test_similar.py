@@ -280,6 +280,8 @@ def test_an_encoder_on_our_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert similar.find(SPACE, PARIS) is not None
         longer = "abc " * llm.executor.context
         assert not embedder.embed([longer + "yes", longer + "no"]).any(), "they differ where the encoder does not look"
+        monkeypatch.setattr(llm, "encode", lambda text: [])
+        assert not embedder.embed([""]).any()
 
 
 def test_the_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from snello.measure import quality
 from snello.measure.answers import Sameness
 from snello.measure.interval import Interval
-from snello.measure.rulers import NextTokens, Reading
+from snello.measure.rulers import Reading
 from snello.measure.speed import Clock
 from snello.measure.text import Block
 from snello.measure.timing import Ratio, ratio
@@ -26,6 +26,7 @@ from snello.optimize.control import against_the_better
 from snello.optimize.events import Event
 from snello.optimize.examine import Examiner, cost_ratio
 from snello.optimize.gate import judge_quality
+from snello.optimize.passages import document_losses, worst_passages
 from snello.optimize.plain import revive
 from snello.optimize.receipts import (
     CostRatio,
@@ -38,9 +39,6 @@ from snello.optimize.receipts import (
 from snello.optimize.work import Report
 
 Run: TypeAlias = Generator[Event, None, Any]
-PASSAGE_TOKENS = 48
-PASSAGES = 10
-PER_DOCUMENT = 2
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,8 @@ def prove(climb: Climb) -> Run:
         engine_note=note,
         perplexity=perplexity(examiner, evidence, original, lean, blocks),
         windows=windows(examiner, evidence, original, lean, blocks) if examiner.rule(climb.best) is None else None,
-        worst=worst_passages(examiner, original, lean, blocks),
-        documents=document_losses(examiner, original, lean, blocks),
+        worst=worst_passages(examiner.ruler, climb.original.model, original, lean, blocks),
+        documents=document_losses(examiner.ruler, original, lean, blocks),
     )
 
 
@@ -181,61 +179,6 @@ def _decisive(evidence: Evidence) -> str:
 
 
 # ---- what the report shows ----
-
-
-def worst_passages(
-    examiner: Examiner, original: Reading, lean: Reading, blocks: Sequence[Block]
-) -> tuple[Passage, ...]:
-    """The passages of 48 tokens that lost most, at most two of a document."""
-    if not isinstance(examiner.ruler, NextTokens) or not examiner.original.spec.causal:
-        return ()
-    spans: list[tuple[float, int, int]] = []
-    differences = examiner.ruler.differences(original, lean, blocks)
-    for number, difference in enumerate(differences):
-        starts = range(0, max(1, len(difference) - PASSAGE_TOKENS // 2), PASSAGE_TOKENS // 2)
-        spans += [(float(difference[s : s + PASSAGE_TOKENS].sum()), number, s) for s in starts]
-    chosen: list[tuple[float, int, int]] = []
-    for span in sorted(spans, reverse=True):
-        near = [one for one in chosen if one[1] == span[1] and abs(one[2] - span[2]) < PASSAGE_TOKENS]
-        same = [one for one in chosen if blocks[one[1]].document == blocks[span[1]].document]
-        if not near and len(same) < PER_DOCUMENT:
-            chosen.append(span)
-        if len(chosen) == PASSAGES:
-            break
-    return tuple(_passage(examiner, original, lean, blocks[number], number, start) for _, number, start in chosen)
-
-
-def _passage(examiner: Examiner, original: Reading, lean: Reading, block: Block, number: int, start: int) -> Passage:
-    end = start + PASSAGE_TOKENS
-    first = block.scored_from + start
-    ids = block.tokens[first : block.scored_from + end].tolist()
-    before, after = original.values[number][start:end], lean.values[number][start:end]
-    return Passage(
-        source=block.source,
-        document=block.document,
-        start=block.start + first,
-        tokens=tuple(examiner.original.model.tokenizer.decode([token], skip_special=False) for token in ids),
-        original=tuple(round(float(value), 4) for value in before),
-        lean=tuple(round(float(value), 4) for value in after),
-        difference=float((after.astype(np.float64) - before).sum()),
-    )
-
-
-def document_losses(
-    examiner: Examiner, original: Reading, lean: Reading, blocks: Sequence[Block]
-) -> tuple[DocumentLoss, ...]:
-    """Loss of each document, worst first."""
-    if not isinstance(examiner.ruler, NextTokens):
-        return ()
-    groups: dict[tuple[str, str], list[np.ndarray]] = {}
-    for block, difference in zip(blocks, examiner.ruler.differences(original, lean, blocks), strict=True):
-        groups.setdefault((block.source, block.document), []).append(difference)
-    found = []
-    for (source, document), pieces in groups.items():
-        values = np.concatenate(pieces)
-        loss = float(np.expm1(values.mean()))
-        found.append(DocumentLoss(source=source, document=document, tokens=len(values), loss=loss))
-    return tuple(sorted(found, key=lambda document: -document.loss))
 
 
 def pareto(climb: Climb) -> tuple[ParetoPoint, ...]:

@@ -2,8 +2,8 @@
 
 A file in one type (embedding and output head like the rest: `q4_0-all`, `q8_0`) reads the fewest bytes per token that
 the type allows.  What people run is `q4_0`, made from `bf16` by llama.cpp itself, with the head in six bits.  Norms and
-RoPE factors stay float32.  Runs in the peer's environment, one tensor at a time.  The vocabulary is made up: the file
-is for measuring with token ids, not for talking.
+RoPE factors stay float32.  Runs in the peer's environment, one tensor at a time.  Tokens are spelled as the checkpoint
+spells them, but how a text becomes tokens is left out: the file is for measuring with token ids, not for talking.
 
     PYTHON convert_llamacpp.py CHECKPOINT q4_0 model-q4_0.gguf
 """
@@ -119,10 +119,22 @@ def add_settings(writer: gguf.GGUFWriter, config: dict[str, Any], file_type: ggu
     writer.add_value_length(head_dim(config))
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    """As many made-up words as the embedding has rows; one merge, so that no list is empty."""
-    tokens = ["a", "b", "ab", *(f"<unused_{index}>" for index in range(3, config["vocab_size"]))]
-    types = [gguf.TokenType.NORMAL] * 3 + [gguf.TokenType.UNUSED] * (len(tokens) - 3)
+def spellings(folder: Path) -> dict[int, str]:
+    """Every token of the checkpoint's tokenizer.json, by number; none where it has no such file."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    words = content["model"]["vocab"]
+    numbered = ((word, number) for number, (word, _) in enumerate(words)) if isinstance(words, list) else words.items()
+    known = {number: word for word, number in numbered}
+    return known | {added["id"]: added["content"] for added in content.get("added_tokens", [])}
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, config: dict[str, Any], known: dict[int, str]) -> None:
+    """As many words as the embedding has rows, made up where none is known; one merge, so that no list is empty."""
+    tokens = [known.get(number, f"<unused_{number}>") for number in range(config["vocab_size"])]
+    types = [gguf.TokenType.NORMAL if number in known else gguf.TokenType.UNUSED for number in range(len(tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -186,7 +198,7 @@ def convert(folder: Path, type_name: str, path: Path) -> None:
     matrices, file_type = TYPES[type_name]
     writer = gguf.GGUFWriter(path, architecture(config))
     add_settings(writer, config, file_type)
-    add_tokenizer(writer, config)
+    add_tokenizer(writer, config, spellings(folder))
     tensors = OneByOne(writer, matrices)
     if factors is not None:
         tensors.announce("rope_freqs.weight", factors.shape)

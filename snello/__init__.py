@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from snello.models.spec import Spec as Spec
     from snello.optimize import Recipe as Recipe
     from snello.optimize import optimize as optimize
+    from snello.optimize.check import check as check
 
 __version__ = "0.1.0"
 
@@ -33,9 +34,10 @@ _HOME = {
     "Spec": "snello.models.spec",
     "Recipe": "snello.optimize",
     "optimize": "snello.optimize",
+    "check": "snello.optimize.check",
 }
 
-__all__ = ["LLM", "Deployment", "Recipe", "SamplingParams", "SnelloError", "Spec", "load", "optimize"]
+__all__ = ["LLM", "Deployment", "Recipe", "SamplingParams", "SnelloError", "Spec", "check", "load", "optimize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ VERBS: dict[str, str] = {  # in the order of a first day
     "run": "generate or chat in the terminal, streaming",
     "optimize": "model in; lean model and proof out",
     "adapt": "a task learned by a small adapter, or one merged into its base",
+    "check": "the same verdict on what was made elsewhere: a folder, a GGUF file, a server",
     "report": "the proof of an optimized folder, as a page",
     "export": "the formats that other tools load, checked by a round trip",
     "embed": "vectors of texts, with an encoder",

@@ -326,6 +326,41 @@ def _clip(ids: list[int], longest: int) -> np.ndarray:
     return np.array(ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]], np.int32)
 
 
+# ---- uncut: where nothing was fitted here ----
+
+
+def uncut(
+    documents: Sequence[Document],
+    encode: Encode,
+    *,
+    causal: bool,
+    longest: int,
+    seed: int,
+    most: int,
+    separator: int | None,
+) -> Source:
+    """One source of which all is `proof`, up to `most` scored tokens. `causal`: read in windows, not by examples."""
+    ordered = order(documents, seed)
+    if causal:
+        blocks = windows(ordered, encode, bos_prefix(encode), min(WINDOW, longest), most, separator)
+    else:
+        blocks = []
+        for number, document in enumerate(ordered):
+            if sum(block.num_scored for block in blocks) >= most:
+                break
+            blocks.append(_example(document, number, encode, longest))
+    read = sum(block.num_scored for block in blocks)
+    return Source(
+        name=documents[0].source,
+        documents=len(ordered),
+        calib=(),
+        select=(),
+        proof=tuple(blocks),
+        num_tokens=sum(len(block.tokens) for block in blocks),
+        cut_short=read >= most,
+    )
+
+
 def fingerprint(documents: Sequence[Document], seed: int, limits: Limits) -> str:
     """Names this text, this order and these limits."""
     digest = hashlib.sha256(f"{seed}{limits}".encode())

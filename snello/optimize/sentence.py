@@ -44,13 +44,28 @@ def proved(
     text = "text that the model wrote itself" if self_written else "your text"
     parts = [f"{speedup(goal, found, sequences=sequences)}, {size_ratio:.1f}x smaller"]
     worse = f"on {text} at most {at_most(loss.high)} {_worse(measure)} (95%)"
-    parts.append(worse)
-    if agreement is not None:
-        parts.append(f"{_share(agreement)} of {answers} the same")
-    if neighbours is not None:
-        parts.append(f"{_share(neighbours)} of nearest neighbours the same")
-    parts.append(f"proved on {tokens:,} unseen {unit}")
+    parts += [worse, *_same(agreement, answers, neighbours), f"proved on {tokens:,} unseen {unit}"]
     return "; ".join(parts)
+
+
+def checked(
+    head: str,
+    *,
+    loss: Interval,
+    measure: str,
+    agreement: float | None,
+    answers: str,
+    neighbours: float | None,
+    read: str,
+) -> str:
+    """The sentence on what was made elsewhere. `head`: within the budget or not."""
+    worse = f"at most {at_most(loss.high)} {_worse(measure)} (95%)"
+    return "; ".join([head, worse, *_same(agreement, answers, neighbours), f"judged on {read}"])
+
+
+def _same(agreement: float | None, answers: str, neighbours: float | None) -> list[str]:
+    parts = [] if agreement is None else [f"{_share(agreement)} of {answers} the same"]
+    return parts if neighbours is None else [*parts, f"{_share(neighbours)} of nearest neighbours the same"]
 
 
 def lossless(*, goal: str, found: Interval, same: Sameness, weights: float) -> str:

@@ -77,6 +77,24 @@ def cut(sources: Sequence[Sequence[Document]], model: Any, *, seed: int, limits:
     return Texts(sources=unique_names(shared), sha256=text.fingerprint(every, seed, limits), self_written=self_written)
 
 
+def uncut(sources: Sequence[Sequence[Document]], model: Any, *, longest: int, seed: int, most: int) -> Texts:
+    """All of each source as `proof`, in windows of at most `longest` tokens: to judge what was made elsewhere."""
+    spec, encode = model.spec, model.tokenizer.encode
+    separator = spec.eos_tokens[0] if spec.eos_tokens else None
+    in_windows = spec.task in ("causal-lm", "masked-lm")
+    parts = [
+        text.uncut(source, encode, causal=in_windows, longest=longest, seed=seed, most=most, separator=separator)
+        for source in sources
+    ]
+    for part in parts:
+        if not part.proof:
+            hint = "give a longer text: it is read in windows of at least 80 tokens"
+            raise SnelloError(f"{part.name} leaves nothing to score", hint, exit_code=4)
+    every = [document for source in sources for document in source]
+    sha256 = text.fingerprint(every, seed, Limits(calib=0, select=0, proof=most))
+    return Texts(sources=unique_names(parts), sha256=sha256)
+
+
 def reading_speed(runner: Runner, length: int, seed: int) -> float:
     """Tokens a second when reading a window, the second time."""
     tokens = np.random.default_rng(seed).integers(0, runner.spec.vocab_size, length, dtype=np.int32)

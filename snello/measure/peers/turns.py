@@ -60,13 +60,14 @@ class Worker:
 
     def go(self) -> dict[str, Any]:
         """One turn."""
-        return self._ask("go")
+        return self.ask("go")
 
     def score(self, prompt: Sequence[int], answer: Sequence[int], logits: Path) -> None:
         """Writes the logits (len(answer), V) from which it would have chosen this answer to this prompt."""
-        self._ask(json.dumps({"prompt": list(prompt), "answer": list(answer), "logits": str(logits)}))
+        self.ask(json.dumps({"prompt": list(prompt), "answer": list(answer), "logits": str(logits)}))
 
-    def _ask(self, request: str) -> dict[str, Any]:
+    def ask(self, request: str) -> dict[str, Any]:
+        """Sends one line; the line that comes back."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it ended: reading says why
             self.process.stdin.write(request + "\n")

@@ -122,10 +122,14 @@ class LlamaCpp:
             (i for i, (a, b) in enumerate(zip(held, prompt, strict=False)) if a != b), min(len(held), len(prompt))
         )
         start = min(same, len(prompt) - 1)
-        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.context), sequence, start, -1)
+        self.forget(sequence, start)
         self.held[sequence] = prompt
         last = len(prompt) - 1
         return self.step([(prompt[i], i, sequence, i == last) for i in range(start, len(prompt))])[0]
+
+    def forget(self, sequence: int, start: int) -> None:
+        """Gives up the keys and values of a sequence from a position on."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.context), sequence, start, -1)
 
     def step(self, rows: list[tuple[int, int, int, bool]]) -> list[int]:
         """Feeds (token, position, sequence, wanted); the likeliest next token of each row that is wanted."""

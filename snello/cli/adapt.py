@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.cli.optimize import follow, write_pages
-from snello.cli.options import add_options, at_least, build, duration, percent
+from snello.cli.options import add_options, at_least, build, duration, of_deployment, percent
 from snello.cli.techniques import require_torch
 from snello.errors import SnelloError, Unsupported
 from snello.report import numbers
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merge", action="store_true", help="write the model with the adapter in it")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="where the result goes")
     parser.add_argument("--seed", type=at_least(0), default=0, help="[0]")
-    parser.add_argument("--threads", type=at_least(1), help="[torch's own]")
+    parser.add_argument("--threads", type=of_deployment("threads"), help="[torch's own]")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
     add_options(parser, Adapt, "the adapter")
     add = parser.add_argument_group("the merged model made lean").add_argument

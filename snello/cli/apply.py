@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.cli.opening import open_model
-from snello.cli.options import Parser, add_options, at_least, build
+from snello.cli.options import Parser, add_options, at_least, build, of_deployment
 from snello.cli.techniques import lookup, names, require_torch
 from snello.errors import SnelloError
 from snello.report import numbers
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", type=Path, action="append", default=[], help="text to calibrate or train on; repeatable"
     )
     parser.add_argument("--seed", type=at_least(0), default=0, help="[0]")
-    parser.add_argument("--threads", type=at_least(1), help="[the physical cores]")
+    parser.add_argument("--threads", type=of_deployment("threads"), help="[the physical cores]")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is there")
 
 

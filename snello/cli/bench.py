@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from snello.cli import against, load
 from snello.cli.keeping import add_keeping, check_keeping, say_what_is_kept
 from snello.cli.opening import open_model
-from snello.cli.options import at_least
+from snello.cli.options import at_least, of_deployment
 from snello.errors import SnelloError
 from snello.report import numbers
 from snello.terminal import Terminal, bar, table
@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", choices=("int8",), help="keys and values of --shape [as the shape has them, BF16]")
     parser.add_argument("--prompt", type=at_least(1), metavar="N", help="prompt tokens [512, or what fits]")
     parser.add_argument("--generate", type=at_least(2), metavar="N", help="answer tokens [128, or what fits]")
-    parser.add_argument("--streams", type=at_least(1), default=1, metavar="N", help="answers at once [1]")
-    parser.add_argument("--threads", type=at_least(1), metavar="N", help="[the physical cores]")
+    parser.add_argument("--streams", type=of_deployment("streams"), default=1, metavar="N", help="answers at once [1]")
+    parser.add_argument("--threads", type=of_deployment("threads"), metavar="N", help="[the physical cores]")
     add_keeping(parser)
     parser.add_argument("--profile", action="store_true", help="each operation's time beside its own ceiling")
     parser.add_argument("--repeats", type=at_least(1), default=5, metavar="N", help="timed runs [5]")

@@ -8,7 +8,7 @@ import os
 import platform
 from typing import Any
 
-from snello.cli.options import at_least
+from snello.cli.options import of_deployment
 from snello.report import numbers
 from snello.terminal import Terminal, table
 
@@ -68,7 +68,7 @@ EXTRAS = {  # extra -> the modules it needs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--refresh", action="store_true", help="measure again, instead of reading the kept numbers")
-    parser.add_argument("--threads", type=at_least(1), help="threads to measure with [the physical cores]")
+    parser.add_argument("--threads", type=of_deployment("threads"), help="threads to measure with [the physical cores]")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from snello.cli.opening import open_model
-from snello.cli.options import at_least
+from snello.cli.options import of_deployment
 from snello.errors import SnelloError
 from snello.report import numbers
 from snello.terminal import Terminal
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "texts", metavar="TEXT", nargs="*", help="without any: the lines of standard input, one vector each"
     )
     parser.add_argument("--truncate", action="store_true", help="of longer texts than the model reads, the beginning")
-    parser.add_argument("--threads", type=at_least(1), help="[the physical cores]")
+    parser.add_argument("--threads", type=of_deployment("threads"), help="[the physical cores]")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:

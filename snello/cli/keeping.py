@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from snello.cli.options import at_least
+from snello.cli.options import of_deployment
 from snello.errors import SnelloError
 from snello.models.spec import Deployment
 from snello.report import numbers
@@ -16,11 +16,17 @@ def add_keeping(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--keep-last",
-        type=at_least(1),
+        type=of_deployment("keep_last"),
         metavar="N",
         help="see only the newest N tokens: less memory, less recall [all]",
     )
-    add("--keep-first", type=at_least(0), default=0, metavar="N", help="and the first N, as instructions are [0]")
+    add(
+        "--keep-first",
+        type=of_deployment("keep_first"),
+        default=0,
+        metavar="N",
+        help="and the first N, as instructions are [0]",
+    )
 
 
 def check_keeping(arguments: argparse.Namespace) -> None:

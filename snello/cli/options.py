@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from snello.errors import SnelloError
+from snello.models.spec import DEPLOYMENT_LIMITS
 
 if TYPE_CHECKING:
     from snello.optimize.target import Target
@@ -102,8 +103,8 @@ def target(text: str) -> Target:
         raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from None
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """An integer type for argparse with a lower bound."""
+def at_least(low: int, most: int | None = None) -> Callable[[str], int]:
+    """An integer type for argparse with a lower bound, and perhaps an upper one."""
 
     def parse(text: str) -> int:
         try:
@@ -112,9 +113,17 @@ def at_least(low: int) -> Callable[[str], int]:
             value = low - 1
         if value < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"{text!r} is more than {most:,}")
         return value
 
     return parse
+
+
+def of_deployment(name: str) -> Callable[[str], int]:
+    """The integer type of a field of `Deployment`, within its limits."""
+    least, most, _ = DEPLOYMENT_LIMITS[name]
+    return at_least(least, most)
 
 
 # ---- the options of a dataclass -------------------------------------------------------------------------------------

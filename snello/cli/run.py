@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from snello.cli.keeping import add_keeping, check_keeping, forgetting, say_what_is_kept
 from snello.cli.opening import open_model
+from snello.cli.options import of_deployment
 from snello.cli.sampling import add_sampling, sampling_names
 from snello.errors import SnelloError
 from snello.report import numbers
@@ -37,8 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="answer with this adapter of the model")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     parser.add_argument("--system", metavar="TEXT", help="the system message of a conversation")
-    parser.add_argument("--context", type=int, help="positions to make room for [the model's own, if memory allows]")
-    parser.add_argument("--threads", type=int, help="[the physical cores]")
+    parser.add_argument(
+        "--context",
+        type=of_deployment("context"),
+        help="positions to make room for [the model's own, if memory allows]",
+    )
+    parser.add_argument("--threads", type=of_deployment("threads"), help="[the physical cores]")
     add_keeping(parser)
     parser.add_argument(
         "--speculate",

@@ -28,8 +28,6 @@ def as_kept(spec: Spec, deployment: Deployment) -> Spec:
         if first:
             raise SnelloError(f"keep_first={first} goes with keep_last", "say how many of the newest positions to keep")
         return spec
-    if last < 1 or first < 0:
-        raise SnelloError(f"keep_first={first} and keep_last={last} keep nothing", "the newest: at least 1")
     if not spec.causal:
         raise SnelloError("an encoder sees whole texts, and has nothing to give up", HINT)
     layers = tuple(_layer(layer, first, last) for layer in spec.layers)

@@ -70,13 +70,6 @@ class LLM:
         keep_last: int | None = None,
     ) -> None:
         check_way(speculate)
-        self.model = model if isinstance(model, Model) else load(model)
-        if speculate is None:
-            speculate = self.model.draft
-        elif speculate == OFF:
-            speculate = None
-        draft = self._draft_model(speculate)
-        options = EngineOptions(max_num_seqs=max_num_seqs)
         deployment = Deployment(
             threads=threads,
             context=context,
@@ -85,6 +78,13 @@ class LLM:
             keep_first=keep_first,
             keep_last=keep_last,
         )
+        options = EngineOptions(max_num_seqs=max_num_seqs)
+        self.model = model if isinstance(model, Model) else load(model)
+        if speculate is None:
+            speculate = self.model.draft
+        elif speculate == OFF:
+            speculate = None
+        draft = self._draft_model(speculate)
         self.executor = NativeExecutor(self.model, deployment, adapters=adapters)
         self.tokenizer = self.model.tokenizer
         self.drafter = self._drafter(speculate, draft, max_num_seqs)

@@ -25,11 +25,11 @@ from snello.engine.request import TokenLogprob
 from snello.engine.resources import choose_context, choose_pages, choose_threads
 from snello.engine.rows import batch_of
 from snello.engine.sequence import Step
-from snello.errors import SnelloError
+from snello.errors import SnelloError, Unsupported
 from snello.models.adapter import Adapter
 from snello.models.model import Model
 from snello.models.pack_cache import packed
-from snello.models.spec import Attention, Deployment, ShortConvolution, Spec
+from snello.models.spec import MOST_ROWS, Attention, Deployment, ShortConvolution, Spec
 from snello.native import core
 
 HEAD_ROWS = 32  # output rows whose logits are in memory at once while scoring
@@ -93,6 +93,11 @@ class NativeExecutor:
     def _choose_context(self) -> int:
         """Encoders see whole texts, so their context is the model's own."""
         if not self.spec.causal:
+            if self.spec.max_positions > MOST_ROWS:
+                message = (
+                    f"this encoder reads {self.spec.max_positions:,} positions at once, and the core {MOST_ROWS:,}"
+                )
+                raise Unsupported(message, "convert it with fewer positions in its config.json")
             return self.spec.max_positions
         return choose_context(self.deployment, self.spec, self.page_bytes * self.deployment.streams, self._held())
 
@@ -101,10 +106,8 @@ class NativeExecutor:
         return self.retention if self.deployment.keep_last is not None else Retention()
 
     def _chunk_rows(self) -> int:
-        rows = self.deployment.chunk_rows
-        if rows < 1:
-            raise SnelloError(f"chunk_rows is {rows}", "give at least 1")
-        return max(min(rows, self.context), self.deployment.streams) if self.spec.causal else self.context
+        rows, streams = self.deployment.chunk_rows, self.deployment.streams
+        return max(min(rows, self.context), streams) if self.spec.causal else self.context
 
     # ---- facts
 

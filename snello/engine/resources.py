@@ -43,12 +43,7 @@ def free_memory_bytes() -> int:
 
 
 def choose_threads(deployment: Deployment) -> int:
-    threads = deployment.threads
-    if threads is None:
-        return physical_cores()
-    if not 1 <= threads <= 256:
-        raise SnelloError(f"{threads} threads asked for", "between 1 and 256; without the option: the physical cores")
-    return threads
+    return physical_cores() if deployment.threads is None else deployment.threads
 
 
 def choose_context(deployment: Deployment, spec: Spec, page_bytes: int, retention: Retention) -> int:
@@ -66,8 +61,6 @@ def choose_context(deployment: Deployment, spec: Spec, page_bytes: int, retentio
         fits = spec.max_positions * SHARE_OF_FREE_MEMORY
     if asked is None:
         return min(spec.max_positions, max(page, fits // SHARE_OF_FREE_MEMORY))
-    if asked < 1:
-        raise SnelloError(f"a context of {asked} positions was asked for", "give at least 1")
     if asked > spec.max_positions:
         hint = f"use --context {spec.max_positions} or less"
         raise SnelloError(f"context {asked:,} asked for, and the model was made for {spec.max_positions:,}", hint)
@@ -83,6 +76,14 @@ def choose_pages(deployment: Deployment, whole: int, page_bytes: int) -> int:
     memory holds them.
 
     Memory that is not used is not taken: a page becomes resident when it is first written.
+
+    Raises:
+        SnelloError: not even the streams fit.
     """
-    affordable = free_memory_bytes() // SHARE_OF_FREE_MEMORY // page_bytes
-    return max(whole * deployment.streams, min(whole * deployment.max_num_seqs, affordable))
+    free, streams = free_memory_bytes(), deployment.streams
+    if streams > 1 and whole * streams * page_bytes > free:
+        needed = f"{whole * streams * page_bytes / 1e9:.1f} GB for keys and values"
+        hint = f"at most {max(1, free // (whole * page_bytes)):,} fit, more with a smaller context"
+        raise SnelloError(f"streams={streams} needs {needed}, more than is free", hint)
+    affordable = free // SHARE_OF_FREE_MEMORY // page_bytes
+    return max(whole * streams, min(whole * deployment.max_num_seqs, affordable))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from snello.measure.sizes import answered_layer, attention_operations, cache_bytes, linear_bytes, linear_operations
-from snello.models.spec import Spec
+from snello.models.spec import Deployment, Spec
 
 LADDER = tuple(2**power for power in (18, 20, 22, 23, 24, 25, 26, 28, 30))  # 256 KiB to 1 GiB
 COMPUTE_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4", "int3")
@@ -164,10 +164,10 @@ def machine(*, threads: int | None = None, refresh: bool = False) -> Machine:
 
     `refresh` probes again and keeps the better of both: a busy machine shows less than it can, never more.
     """
-    from snello.engine.resources import physical_cores
+    from snello.engine.resources import choose_threads
     from snello.native import core
 
-    threads = threads or physical_cores()
+    threads = choose_threads(Deployment(threads=threads))
     isa = core.select_isa(None)
     path = _path(isa, threads)
     known = _read(path)

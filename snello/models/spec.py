@@ -12,7 +12,10 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
+
+from snello.errors import SnelloError
 
 Task: TypeAlias = Literal["causal-lm", "masked-lm", "sequence-classification", "embedding"]
 FloatFormat: TypeAlias = Literal["fp32", "fp16", "bf16"]
@@ -270,6 +273,19 @@ class Spec:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
+# The whole numbers of a `Deployment`: the least, the most that the core takes, and what to do instead.
+MOST_ROWS, MOST_POSITIONS = 65_536, 2**31 - 1
+DEPLOYMENT_LIMITS: dict[str, tuple[int, int, str]] = {
+    "threads": (1, 256, "without the option: the physical cores"),
+    "context": (1, MOST_POSITIONS, "without the option: the model's own, or what memory holds"),
+    "streams": (1, MOST_ROWS, "how many sequences run at once"),
+    "max_num_seqs": (1, MOST_POSITIONS, "how many sequences may share the cache"),
+    "chunk_rows": (1, MOST_ROWS, "256 is usual"),
+    "keep_first": (0, MOST_POSITIONS, "how many of the first positions are kept"),
+    "keep_last": (1, MOST_POSITIONS, "how many of the newest positions are kept; without the option: all"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
     """How a model runs *here*: this machine's side. Not part of the model's identity.
@@ -288,6 +304,14 @@ class Deployment:
     keep_first: int = 0
     keep_last: int | None = None
     isa: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, (least, most, hint) in DEPLOYMENT_LIMITS.items():
+            value = getattr(self, name)
+            if value is None and type(self).__dataclass_fields__[name].default is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+                raise SnelloError(f"{name}={value!r} is not a whole number from {least} to {most:,}", hint)
 
 
 # ---- canonical names ------------------------------------------------------------------------------------------------

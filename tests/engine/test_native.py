@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+import snello
 from snello.engine.native import NativeExecutor
-from snello.errors import SnelloError
+from snello.errors import SnelloError, Unsupported
 from snello.models import load
 from snello.models.model import Model
 from snello.models.reference import Reference
-from snello.models.spec import Deployment, answers_alone, linear_names
+from snello.models.spec import DEPLOYMENT_LIMITS, Deployment, answers_alone, linear_names
 from snello.native import core
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize
@@ -181,3 +183,47 @@ def test_a_closed_executor_says_so(tmp_path: Path) -> None:
     for call in calls:
         with pytest.raises(SnelloError, match="closed"):
             call()
+
+
+# ---- what a deployment may ask for ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DEPLOYMENT_LIMITS)
+def test_a_deployment_names_the_number_that_is_out_of_its_limits(name: str) -> None:
+    least, most, hint = DEPLOYMENT_LIMITS[name]
+    for value in (least - 1, most + 1, 2**40, 2.5, True, "3"):
+        with pytest.raises(
+            SnelloError, match=re.escape(f"{name}={value!r} is not a whole number from {least} to")
+        ) as e:
+            Deployment(**{name: value})  # type: ignore[arg-type]
+        assert e.value.hint == hint
+    for fine in (least, most, np.int64(most)):
+        Deployment(**{name: fine})  # type: ignore[arg-type]
+
+
+def test_an_llm_hears_of_it_before_a_model_is_read() -> None:
+    for name in ("threads", "context", "max_num_seqs", "keep_last", "keep_first"):
+        with pytest.raises(SnelloError, match=f"{name}=-1 is not a whole number"):
+            snello.LLM("/nowhere/at/all", **{name: -1})
+
+
+def test_the_core_takes_what_the_limits_allow() -> None:
+    core.Pool(DEPLOYMENT_LIMITS["threads"][1]).close()
+    source = Path(__file__).parents[2] / "csrc" / "program_check.cpp"
+    assert "kMaxRows = 1 << 16" in source.read_text() and DEPLOYMENT_LIMITS["streams"][1] == 1 << 16
+
+
+def test_streams_that_memory_cannot_hold_are_refused(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snello.engine.resources.free_memory_bytes", lambda: 10_000_000)
+    with pytest.raises(SnelloError, match="streams=9000 needs .* GB for keys and values, more than is free") as caught:
+        NativeExecutor(checkpoint(tmp_path_factory, "llama"), Deployment(streams=9000))
+    assert re.search("at most [0-9,]+ fit", caught.value.hint or "")
+
+
+def test_an_encoder_of_more_positions_than_a_step_has_rows_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = checkpoint(tmp_path_factory, "bert-mlm")
+    long = dataclasses.replace(model, spec=dataclasses.replace(model.spec, max_positions=65_537))
+    with pytest.raises(Unsupported, match="reads 65,537 positions at once, and the core 65,536"):
+        NativeExecutor(long)

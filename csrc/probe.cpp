@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <exception>
 #include <memory>
 #include <mutex>
 #include <vector>
 
+#include "guard.h"
 #include "kernels.h"
 #include "memory.h"
 #include "pool.h"
@@ -127,23 +127,19 @@ extern "C" {
 
 double snello_probe_bandwidth(snello_pool* pool, uint64_t bytes, int32_t repeats) {
   if (pool == nullptr || bytes == 0 || repeats < 1) return snello::fail("probe: no pool, bytes or repeats");
-  const std::lock_guard<std::mutex> lock(pool->pool.mutex());
-  try {
+  return snello::guarded("probe", [&] {
+    const std::lock_guard<std::mutex> lock(pool->pool.mutex());
     return snello::bandwidth(pool->pool, bytes, repeats);
-  } catch (const std::exception&) {
-    return snello::fail("probe: cannot map %llu bytes", static_cast<unsigned long long>(bytes));
-  }
+  });
 }
 
 double snello_probe_compute(snello_pool* pool, int32_t format, int32_t repeats) {
   if (pool == nullptr || repeats < 1) return snello::fail("probe: no pool or repeats");
   if (format < SNELLO_F32 || format > SNELLO_INT3) return snello::fail("probe: format %d", format);
-  const std::lock_guard<std::mutex> lock(pool->pool.mutex());
-  try {
+  return snello::guarded("probe", [&] {
+    const std::lock_guard<std::mutex> lock(pool->pool.mutex());
     return snello::compute(pool->pool, format, repeats);
-  } catch (const std::exception&) {
-    return snello::fail("probe: out of memory");
-  }
+  });
 }
 
 }  // extern "C"

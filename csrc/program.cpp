@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <exception>
 #include <limits>
 #include <mutex>
 #include <utility>
 
+#include "guard.h"
 #include "score.h"
 
 using snello::Action;
@@ -161,13 +161,17 @@ bool snello_program::independent(const snello_op& before, const snello_op& after
 int snello_program::step(const snello_batch& batch, float* outputs) {
   const int columns = output_width();
   FloatRows& place = memory_[static_cast<size_t>(output_)].rows;
-  const FloatRows own = place;
+  struct Lent {
+    FloatRows& place;
+    const FloatRows own;
+    ~Lent() { place = own; }
+  };
+  const Lent lent{place, place};  // to the caller's memory, until the end of this step
   const int result = replay(
       batch, [&](int first) { place = {outputs + int64_t{first} * columns, columns}; },
       [&](const Rows& rows) {
         if (check_outputs_) flag_infinite_outputs(rows);
       });
-  place = own;
   if (result <= 0) return result;
   for (int i = 0; i < batch.num_outputs; ++i)
     if (not_finite_[static_cast<size_t>(batch.output_rows[i])])
@@ -208,16 +212,21 @@ int snello_program::replay(const snello_batch& batch, Place place, Treat treat) 
   const auto start = std::chrono::steady_clock::now();
   begin(batch);
   save_states(batch);
-  run(over_rows_, {0, batch.num_rows, not_finite_.data()});
-  if (batch.num_outputs > 0) {
-    gather(batch);
-    run(over_outputs_, {0, batch.num_outputs, output_not_finite_.data()});
-  }
-  for (int first = 0; first < batch.num_outputs; first += spec_.head_rows) {
-    const Rows rows{first, std::min(spec_.head_rows, batch.num_outputs - first), output_not_finite_.data() + first};
-    place(first);
-    run(over_blocks_, rows);
-    treat(rows);
+  try {
+    run(over_rows_, {0, batch.num_rows, not_finite_.data()});
+    if (batch.num_outputs > 0) {
+      gather(batch);
+      run(over_outputs_, {0, batch.num_outputs, output_not_finite_.data()});
+    }
+    for (int first = 0; first < batch.num_outputs; first += spec_.head_rows) {
+      const Rows rows{first, std::min(spec_.head_rows, batch.num_outputs - first), output_not_finite_.data() + first};
+      place(first);
+      run(over_blocks_, rows);
+      treat(rows);
+    }
+  } catch (...) {  // out of memory: the same step can be run again
+    restore_states();
+    throw;
   }
   if (has_two_ways(batch) && !profiling_) one_row_.took(snello::seconds_since(start));
   for (int i = 0; i < batch.num_outputs; ++i)
@@ -569,7 +578,8 @@ snello_program* snello_program_create(snello_pool* pool, const snello_op* ops, i
   if (!given(ops, num_ops) || !given(tensors, num_tensors) || !given(registers, num_registers))
     return fail("%d operations, %d tensors, %d registers: an array is missing", num_ops, num_tensors, num_registers),
            nullptr;
-  try {
+  snello_program* made = nullptr;
+  snello::guarded("cannot make the program", [&] {
     snello::ProgramSpec spec{{ops, ops + num_ops},
                              {tensors, tensors + num_tensors},
                              {registers, registers + num_registers},
@@ -577,25 +587,28 @@ snello_program* snello_program_create(snello_pool* pool, const snello_op* ops, i
                              max_rows,
                              head_rows};
     snello::ProgramFacts facts;
-    if (snello::check_program(spec, &facts) != 0) return nullptr;
-    return new snello_program(pool->pool, std::move(spec), facts);
-  } catch (const std::exception& error) {
-    fail("cannot make the program: %s", error.what());
-    return nullptr;
-  }
+    if (snello::check_program(spec, &facts) != 0) return -1;
+    made = new snello_program(pool->pool, std::move(spec), facts);
+    return 0;
+  });
+  return made;
 }
 
 void snello_program_destroy(snello_program* program) { delete program; }
 
-int32_t snello_program_output_width(const snello_program* program) { return program->output_width(); }
+int32_t snello_program_output_width(const snello_program* program) {
+  return program == nullptr ? fail("output width: no program") : program->output_width();
+}
 
-uint64_t snello_program_arena_bytes(const snello_program* program) { return program->arena_bytes(); }
+uint64_t snello_program_arena_bytes(const snello_program* program) {
+  return program == nullptr ? 0 : program->arena_bytes();
+}
 
 int32_t snello_step(snello_program* program, const snello_batch* batch, float* outputs) {
   if (program == nullptr || batch == nullptr) return fail("step: no program or no batch");
   if (snello::check_batch(program->spec(), *batch) != 0) return -1;
   if (batch->num_outputs > 0 && outputs == nullptr) return fail("step: %d outputs and no memory", batch->num_outputs);
-  return program->step(*batch, outputs);
+  return snello::guarded("step", [&] { return program->step(*batch, outputs); });
 }
 
 int32_t snello_score(snello_program* program, const snello_batch* batch, const int32_t* targets, float* log_probability,
@@ -607,18 +620,20 @@ int32_t snello_score(snello_program* program, const snello_batch* batch, const i
   for (int32_t i = 0; i < batch->num_outputs; ++i)
     if (targets[i] < 0 || targets[i] >= program->output_width())
       return fail("score: target %d is token %d of %d", i, targets[i], program->output_width());
-  return program->score(*batch, targets, log_probability, top1);
+  return snello::guarded("score", [&] { return program->score(*batch, targets, log_probability, top1); });
 }
 
 int32_t snello_one_row(const snello_program* program, double* seconds) {
   if (program == nullptr || seconds == nullptr) return fail("one row: no program or no memory");
-  return program->one_row(seconds);
+  return snello::guarded("one row", [&] { return program->one_row(seconds); });
 }
 
 int32_t snello_profile(snello_program* program, int32_t enable, double* seconds) {
   if (program == nullptr) return fail("profile: no program");
-  program->profile(enable != 0, seconds);
-  return 0;
+  return snello::guarded("profile", [&] {
+    program->profile(enable != 0, seconds);
+    return 0;
+  });
 }
 
 }  // extern "C"

@@ -6,10 +6,10 @@
 #include <array>
 #include <bit>
 #include <cmath>
-#include <exception>
 #include <limits>
 #include <vector>
 
+#include "guard.h"
 #include "kernels.h"
 #include "pool.h"
 #include "score.h"
@@ -200,8 +200,8 @@ int check(const snello_sampling& s, int32_t vocabulary) {
 void penalize(const snello_sampling& s, const int32_t* history, int32_t num_history, int32_t num_prompt, float* values,
               size_t vocabulary, Workspace& work) {
   if (work.count.size() < vocabulary) {
-    work.count.resize(vocabulary);
     work.answer_count.resize(vocabulary);
+    work.count.resize(vocabulary);  // the last: memory may end between the two, and this one is asked for
   }
   for (int32_t i = 0; i < num_history; ++i) {
     ++work.count[static_cast<size_t>(history[i])];
@@ -338,9 +338,7 @@ extern "C" int32_t snello_sample(const float* logits, int32_t vocabulary, const 
       return fail("sample: token %d in the history, outside the vocabulary of %d", history[i], vocabulary);
   if (const int error = snello::check(*sampling, vocabulary)) return error;
   const snello::FloatEnvironment environment;
-  try {
+  return snello::guarded("sample", [&] {
     return snello::sample(logits, vocabulary, *sampling, history, num_history, num_prompt, position, log_probability);
-  } catch (const std::exception& error) {
-    return fail("sample: %s", error.what());
-  }
+  });
 }

@@ -6,7 +6,8 @@
  * set. All pointers handed in are borrowed: the caller keeps them alive and unchanged as long as the object that uses
  * them. No call throws, prints or reads the environment, but snello_isa_select(NULL), which reads SNELLO_ISA.
  *
- * Calls that can fail return NULL or a negative number; snello_last_error() then holds one line for that thread.
+ * Calls that can fail return NULL or a negative number; snello_last_error() then holds one line for that thread. That
+ * goes for memory that is not there, too: a step that failed for it can be run again.
  */
 #ifndef SNELLO_H
 #define SNELLO_H

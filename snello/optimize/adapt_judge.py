@@ -1,8 +1,9 @@
 """Judging a task on held-out examples: texts by their loss per token, labels by accuracy.
 
-What is better is paired with what it is compared with, example by example, and redrawn by families. A judge does not
-know what it judges: a *scorer* gives the loss of each token of each answer, from the reference or from the executor
-that serves.
+What is better is paired with what it is compared with, example by example. Losses are redrawn by families; right and
+wrong answers are bounded by a score test, and redrawn too where families hold several examples. A judge does not know
+what it judges: a *scorer* gives the loss of each token of each answer, from the reference or from the executor that
+serves.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from snello.errors import SnelloError
 from snello.measure.bootstrap import Clusters, mean_interval
 from snello.measure.interval import Interval
+from snello.measure.proportions import flips_interval
 from snello.measure.runner import Runner
 from snello.optimize.adapt_data import Example, Split
 
@@ -155,12 +157,19 @@ class _ByLabel:
 
 
 def accuracy_verdict(right: np.ndarray, base: np.ndarray, families: Sequence[int], seed: int) -> Verdict:
-    """Right answers (N,) paired with those of what they are compared with, redrawn by families."""
-    differences = [np.array([float(a) - float(b)]) for a, b in zip(right, base, strict=True)]
+    """Right answers (N,) paired with those of what they are compared with.
+
+    The score test takes examples for independent; those of one family are not, so there the wider bounds count.
+    """
+    differences = right.astype(np.float64) - base.astype(np.float64)
+    gain = flips_interval(differences)
+    if len(set(families)) < len(families):
+        redrawn = mean_interval(Clusters.of(list(differences[:, None]), list(families)), seed=seed)
+        gain = Interval(min(gain.low, redrawn.low), gain.mid, max(gain.high, redrawn.high))
     return Verdict(
         measure="accuracy",
         before=float(base.mean()),
         after=float(right.mean()),
-        gain=mean_interval(Clusters.of(differences, list(families)), seed=seed),
+        gain=gain,
         held_out=len(right),
     )

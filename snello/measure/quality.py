@@ -22,6 +22,7 @@ import numpy as np
 
 from snello.measure.bootstrap import LEAST_CLUSTERS, Clusters, mean_interval
 from snello.measure.interval import Interval
+from snello.measure.limits import above, exact, percent
 from snello.measure.proportions import flips_interval
 from snello.measure.rulers import Embeddings, Labels, NextTokens, Pairs, Reading, Ruler
 from snello.measure.text import Block
@@ -247,10 +248,11 @@ class Power:
 
     @property
     def sentence(self) -> str:
-        can, asked = percent(self.worst), percent(self.max_loss)
+        can = percent(self.worst) if self.enough else above(self.worst, self.max_loss)
+        can = can if math.isfinite(self.worst) else "nothing"
         needed = f"about {round_up(self.tokens_needed):,} tokens" if self.tokens_needed else "a longer text"
         advice = f"it takes {needed}, and {self.reading} to read them" if self.reading else f"give {needed}"
-        return f"this text can prove {can}, you asked for {asked}: {advice}"
+        return f"this text can prove {can}, you asked for {exact(self.max_loss)}: {advice}"
 
 
 def power(
@@ -277,11 +279,6 @@ def power(
     worst = max(smallest.values())
     needed = math.ceil(total_tokens * worst / max_loss) if math.isfinite(worst) else 0
     return Power(smallest, needed, max_loss)
-
-
-def percent(value: float) -> str:
-    """0.018 -> "1.8%"; two significant digits."""
-    return f"{float(f'{100 * value:.2g}'):g}%" if math.isfinite(value) else "nothing"
 
 
 def round_up(count: int) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from snello.measure.interval import Interval
+from snello.measure.limits import above, below, exact, percent
 from snello.measure.timing import Ratio
 from snello.optimize.events import Verdict
 
@@ -38,18 +39,19 @@ def judge_quality(
     metric: Interval | None = None,
 ) -> Judgement | None:
     """A judgement where quality alone decides; None where the stage may stay as far as quality goes."""
-    margin = f"loss at most {percent(loss.high)}, budget {percent(max_loss)}"
+    high = above(loss.high, max_loss) if loss.high > max_loss else percent(loss.high)
+    margin = f"loss at most {high}, budget {exact(max_loss)}"
     if not math.isfinite(loss.mid):
         return Judgement("dropped", "its loss is not finite", margin)
     if not math.isfinite(loss.high):
         return Judgement("cannot tell", "too few documents to bound the loss", margin)
     if loss.high > max_loss:
         if loss.mid <= max_loss:
-            return Judgement("dropped", f"at most {above(loss.high, max_loss)} is over {percent(max_loss)}", margin)
-        return Judgement("dropped", f"over {percent(max_loss)}", margin)
+            return Judgement("dropped", f"at most {high} is over {exact(max_loss)}", margin)
+        return Judgement("dropped", f"over {exact(max_loss)}", margin)
     if metric is not None and metric.high > max_loss:
         most = above(metric.high, max_loss)
-        return Judgement("dropped", f"your metric loses up to {most}, over {percent(max_loss)}", margin)
+        return Judgement("dropped", f"your metric loses up to {most}, over {exact(max_loss)}", margin)
     if strict_failures:
         return Judgement("dropped", f"strict: {strict_failures[0]}", margin)
     return None
@@ -64,9 +66,12 @@ def judge_cost(goal: str, gain: Ratio, others: Mapping[str, float]) -> Judgement
     if ratio.low > 1:
         return Judgement("dropped", f"{goal} is {percent(ratio.mid - 1)} worse", margin)
     if ratio.high > PAYS:
-        gains, surely = (percent(max(0.0, 1 - each)) for each in (ratio.mid, ratio.high))
-        found = f"gains {gains}, surely {surely}" if ratio.mid <= PAYS else f"gains {gains}"
-        return Judgement("dropped", f"{found}, needs {percent(1 - PAYS)}", margin)
+        surely = below(max(0.0, 1 - ratio.high), 1 - PAYS)
+        if ratio.mid <= PAYS:
+            found = f"gains {percent(1 - ratio.mid)}, surely {surely}"
+        else:
+            found = f"gains {below(max(0.0, 1 - ratio.mid), 1 - PAYS)}"
+        return Judgement("dropped", f"{found}, needs {exact(1 - PAYS)}", margin)
     for name, other in others.items():
         if other > WORSE:
             return Judgement("dropped", f"{name} is {percent(other - 1)} worse", margin)
@@ -79,14 +84,3 @@ def judge_equal(best: str, change: Interval) -> Judgement:
     if change.high < 0:
         return Judgement("kept", "loses less at the same cost", margin)
     return Judgement("dropped", f"costs the same as {best} and does not lose measurably less", margin)
-
-
-def percent(value: float, digits: int = 2) -> str:
-    """Two significant digits: 0.0123 -> "1.2%"."""
-    return f"{float(f'{100 * value:.{digits}g}'):g}%"
-
-
-def above(value: float, limit: float) -> str:
-    """A value over a limit, in as many digits as tell them apart: 0.01004 over 0.01 -> "1.004%"."""
-    written = (percent(value, digits) for digits in range(2, 6))
-    return next((text for text in written if text != percent(limit)), f"a little more than {percent(limit)}")

@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from snello.errors import Unsupported
+from snello.measure.limits import above, exact, percent
 from snello.measure.machine import Ceiling, Machine, ceiling
 from snello.measure.sizes import cache_bytes, linear_bytes, num_weights, weights_bytes
 from snello.measure.speed import Workload, lasting
 from snello.models.spec import Spec
-from snello.optimize.gate import PAYS, percent
+from snello.optimize.gate import PAYS
 from snello.optimize.recipe import Stage, Step
 from snello.techniques.base import wanted_tokens
 
@@ -126,7 +127,8 @@ def hopeless(steps: Sequence[Step], alone: Callable[[Step], float | None], max_l
     total = sum(loss for loss in losses if loss is not None)
     if len(steps) < 2 or total <= max_loss or None in losses:
         return ""
-    return f"its steps alone lose {' + '.join(percent(loss or 0.0) for loss in losses)}, over {percent(max_loss)}"
+    alone_lose = " + ".join(percent(loss or 0.0) for loss in losses)
+    return f"its steps alone lose {alone_lose}, together {above(total, max_loss)}, over {exact(max_loss)}"
 
 
 def why_not_run(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from snello.errors import SnelloError
+from snello.measure.limits import above, below, exact
 from snello.measure.quality import POWER_RULE
 from snello.models.pair import link_folder
 from snello.optimize import receipts, sentence
@@ -26,7 +27,7 @@ from snello.optimize.candidate import Candidate, facts, within_budget
 from snello.optimize.climb import TOO_LONG, Climb, in_words
 from snello.optimize.events import Event, ProofRead, Result, StageStarted
 from snello.optimize.files import publish_folder, sha256_file, write_atomically
-from snello.optimize.gate import PAYS, percent
+from snello.optimize.gate import PAYS
 from snello.optimize.lossless_proof import prove_lossless
 from snello.optimize.proof import Proof, pareto, prove
 from snello.optimize.receipts import ProofReceipt, RunReceipt
@@ -135,8 +136,10 @@ def _not_proved(climb: Climb, found: Proof) -> str:
     if found.same is not None:
         return found.refused
     high = found.evidence.loss.high
-    over = climb.request.max_loss < high < math.inf
-    return f"the proof failed: {f'at most {percent(high)} worse on unseen text' if over else found.refused}"
+    most = climb.request.max_loss
+    if not most < high < math.inf:
+        return f"the proof failed: {found.refused}"
+    return f"the proof failed: at most {above(high, most)} worse on unseen text"
 
 
 def nearest_to_target(climb: Climb) -> str:
@@ -175,8 +178,9 @@ def nothing_paid(climb: Climb) -> str:
         return f"keep your model{now}; {_why_not_kept(climb, within)}"
     if climb.judged:
         least = min(climb.judged, key=lambda one: one.loss.high)
-        found, budget = percent(least.loss.high), percent(climb.request.max_loss)
-        return f"keep your model{now}; the most careful stage loses up to {found}, over {budget}"
+        most = climb.request.max_loss
+        found = above(least.loss.high, most)
+        return f"keep your model{now}; the most careful stage loses up to {found}, over {exact(most)}"
     if any(row.reason.startswith(TOO_LONG) for row in climb.ledger.rows):
         assert climb.planned is not None
         needed = math.ceil((climb.worker.used_seconds + climb.planned.predicted_seconds) / 60)
@@ -196,7 +200,7 @@ def _why_not_kept(climb: Climb, within: list[Candidate]) -> str:
         between = f"{first.speedup.low:.2f}x-{first.speedup.high:.2f}x"
         return f"{first.name} is within budget, but this machine is too noisy to say whether it pays ({between})"
     if 0 <= gain < 1 - PAYS:
-        return f"the best within budget gains {percent(gain)}, below the {percent(1 - PAYS)} that pays"
+        return f"the best within budget gains {below(gain, 1 - PAYS)}, below the {exact(1 - PAYS)} that pays"
     return f"the best within budget, {best.name}, was dropped: {rows[best.name].reason}"
 
 

@@ -12,9 +12,9 @@ import json
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from snello.measure.limits import above, exact
 from snello.optimize.candidate import Candidate, within_budget
 from snello.optimize.events import Event
-from snello.optimize.gate import percent
 from snello.optimize.planner import hopeless, prospect
 from snello.optimize.proposals import PHASES, Offer, Offers, cache_stage, stage_of
 from snello.optimize.recipe import Stage, Step
@@ -82,7 +82,8 @@ class Search:
         if offer.milder not in self.too_much:
             return ""
         lost = self.too_much[offer.label] = self.too_much[offer.milder]
-        return f"less of it lost {percent(lost)}, over {percent(self.climb.request.max_loss)}"
+        most = self.climb.request.max_loss
+        return f"less of it lost {above(lost, most)}, over {exact(most)}"
 
     def _plan_of(self, stage: Stage) -> Any:
         climb = self.climb

@@ -9,6 +9,7 @@ from typing import Any
 
 from snello.measure.bootstrap import DRAWS
 from snello.measure.interval import Interval
+from snello.measure.limits import exact
 from snello.optimize.receipts import (
     Ablation,
     CostRatio,
@@ -229,7 +230,7 @@ def _guards(evidence: Evidence) -> Table:
 def method(receipts: Receipts) -> Section:
     run = receipts.run
     asked: tuple[tuple[str, str], ...] = (
-        ("budget", f"at most {numbers.percent(run.max_loss)} {run.measure}"),
+        ("budget", f"at most {exact(run.max_loss)} {run.measure}"),
         ("goal", run.goal + (", strict" if run.strict else "")),
         ("time budget", numbers.clock(run.time_budget_seconds)),
         ("seed", str(run.seed)),

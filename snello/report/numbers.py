@@ -23,9 +23,11 @@ def percent(value: float, digits: int = 2) -> str:
 
 
 def loss(interval: Interval) -> str:
-    """ "0.52% (0.71%)": the loss and its one-sided 95% upper bound, to two digits of the distance between them."""
+    """ "0.52% (0.71%)": the loss and its one-sided 95% upper bound, to two digits of the distance between them. The
+    bound is rounded up, so that over a budget it never reads as equal to it.
+    """
     digits = _digits(100 * (interval.high - interval.mid))
-    return f"{percent(interval.mid, digits)} ({percent(interval.high, digits)})"
+    return f"{percent(interval.mid, digits)} ({percent(_up(interval.high, digits), digits)})"
 
 
 def at_most(bound: float) -> str:
@@ -33,8 +35,7 @@ def at_most(bound: float) -> str:
     if bound <= 0 or bound >= BEYOND:
         return percent(max(bound, 0.0))
     digits = max(0, min(3, 1 - math.floor(math.log10(100 * bound))))
-    scale = 10**digits
-    return f"{math.ceil(100 * bound * scale - 1e-9) / scale:.{digits}f}%"
+    return percent(_up(bound, digits), digits)
 
 
 def times(value: float) -> str:
@@ -97,6 +98,12 @@ def clock(value: float) -> str:
     whole = round(value)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _up(bound: float, digits: int) -> float:
+    """Rounded up to so many decimals of a percent."""
+    scale = 10 ** (digits + 2)
+    return bound if abs(bound) >= BEYOND else math.ceil(bound * scale - 1e-9) / scale
 
 
 def _digits(width: float) -> int:

@@ -14,7 +14,8 @@ from snello.report import numbers
         (Interval(0.004, 0.0052, 0.0071), "0.52% (0.71%)"),
         (Interval(-0.0003, -0.00001, 0.0003), "-0.001% (0.030%)"),
         (Interval(0.0, 0.0, 0.0), "0.00% (0.00%)"),
-        (Interval(0.02, 0.0231, 0.0531), "2.3% (5.3%)"),
+        (Interval(0.02, 0.0231, 0.0531), "2.3% (5.4%)"),  # a bound is rounded up
+        (Interval(0.009, 0.0095, 0.010001), "0.950% (1.001%)"),
     ],
 )
 def test_losses(interval: Interval, text: str) -> None:

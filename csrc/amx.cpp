@@ -10,18 +10,18 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <initializer_list>
+
+#include "children.h"
 
 namespace snello {
 namespace {
 
 constexpr int kChildren = 4, kProcessors = 2;
 constexpr double kTestSeconds = 0.02;  // some time slices
-constexpr int kMostWaits = 2000;       // of a millisecond each
+constexpr int kMostWait = 2000;        // milliseconds
 
 constexpr uint32_t kBf16 = 1u << 22, kTiles = 1u << 24, kInt8 = 1u << 25;
 bool has(uint32_t features) {
@@ -35,7 +35,7 @@ bool permitted() {
   return syscall(SYS_arch_prctl, kRequestState, kTileData) == 0;
 }
 
-[[noreturn]] void run_child(int processor) {
+bool hold_in_child(int processor) {
   for (int number : {SIGILL, SIGSEGV, SIGBUS, SIGFPE}) signal(number, SIG_DFL);  // nobody's handler is to speak
   const rlimit none{0, 0};
   setrlimit(RLIMIT_CORE, &none);
@@ -47,35 +47,11 @@ bool permitted() {
       if (CPU_ISSET(cpu, &all) && found++ == processor) CPU_SET(cpu, &one);
     if (CPU_COUNT(&one) == 1) sched_setaffinity(0, sizeof one, &one);
   }
-  _exit(tiles_hold(kTestSeconds) ? 0 : 1);
-}
-
-// The child's end, or its end now if it takes too long.
-bool child_held(pid_t child) {
-  int status = 0;
-  for (int wait = 0; wait < kMostWaits; ++wait) {
-    const pid_t ended = waitpid(child, &status, WNOHANG);
-    if (ended == child) return WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    if (ended < 0) return false;
-    const timespec millisecond{0, 1000000};
-    nanosleep(&millisecond, nullptr);
-  }
-  kill(child, SIGKILL);
-  waitpid(child, &status, 0);
-  return false;
+  return tiles_hold(kTestSeconds);
 }
 
 bool tiles_hold_under_load() {
-  pid_t children[kChildren];
-  int started = 0;
-  for (; started < kChildren; ++started) {
-    children[started] = fork();
-    if (children[started] == 0) run_child(started % kProcessors);
-    if (children[started] < 0) break;
-  }
-  bool held = started == kChildren;
-  for (int i = 0; i < started; ++i) held = child_held(children[i]) && held;
-  return held;
+  return all_children_say_yes(kChildren, kMostWait, [](int number) { return hold_in_child(number % kProcessors); });
 }
 
 Amx find_out() {

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snello.cli.options import at_least, percent
+from snello.cli.options import at_least, of_deployment, percent
 from snello.report import numbers
 from snello.terminal import Terminal, table
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=at_least(1_024), default=131_072, metavar="N", help="read of each text at most [131072]")
     add("--served-model", metavar="NAME", help="which of a server's models [its only one]")
     add("--seed", type=at_least(0), default=0, help="of the bound's redraws and the planted fault [0]")
-    add("--threads", type=at_least(1), help="[the physical cores]")
+    add("--threads", type=of_deployment("threads"), help="[the physical cores]")
 
 
 def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from snello.measure.judged import Judged
 from snello.measure.judged.gguf import Gguf, is_gguf
 from snello.measure.judged.native import NativeJudged
 from snello.measure.judged.server import Served, is_url
+from snello.measure.limits import exact
 from snello.measure.quality import Power
 from snello.measure.rulers import Embeddings, Pairs, Reading, Ruler
 from snello.measure.runner import Runner
@@ -34,7 +35,7 @@ from snello.measure.text import WINDOW, Block, Texts
 from snello.optimize import sentence, texts
 from snello.optimize.baseline import AGAIN_BLOCKS
 from snello.optimize.examine import HABIT_PROMPTS, HABIT_TOKENS, model_prompts, sources_of
-from snello.optimize.gate import judge_quality, percent
+from snello.optimize.gate import judge_quality
 from snello.optimize.passages import worst_passages
 from snello.optimize.prepare import BLIND
 from snello.optimize.publish import ANSWERS
@@ -308,7 +309,7 @@ def _perplexity(asked: _Asked, source: str, original: Reading, other: Reading) -
 
 
 def _sentence(asked: _Asked, outcome: str, reason: str, loss: Interval, watched: Guards, tokens: int) -> str:
-    budget = percent(asked.max_loss)
+    budget = exact(asked.max_loss)
     if outcome == "cannot tell":
         return f"this text cannot tell: {reason}"
     unit = "tokens" if asked.model.spec.task in ("causal-lm", "masked-lm") else "examples"

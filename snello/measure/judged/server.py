@@ -1,8 +1,8 @@
 """A model behind a server of OpenAI's protocol, read by the log-probabilities that it gives of an echoed prompt.
 
 The original's token ids are sent as the prompt of `/completions` with `echo` and `logprobs`: what comes back are the
-server's own numbers for these very tokens, whatever it runs and however it was made small. vLLM, SGLang and `snello
-serve` answer that; a server that does not is refused in one line.
+server's own numbers for these very tokens, whatever it runs and however it was made small. vLLM and `snello serve`
+answer that; a server that does not is refused in one line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TRIES = 6  # where the server is busy
 PATIENCE_SECONDS = 600.0
 LONGEST_WAIT = 30.0
 SAME = 0.95  # share of tokens that both must spell alike: servers spell bytes and blanks in ways of their own
-SERVERS = "it takes a server that echoes a prompt of token ids with logprobs, such as vLLM, SGLang or snello serve"
+SERVERS = "it takes a server that echoes a prompt of token ids with logprobs, such as vLLM or snello serve"
 
 
 def is_url(name: str) -> bool:

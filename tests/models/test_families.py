@@ -443,7 +443,8 @@ def test_what_would_change_the_meaning_is_an_error(settings: dict[str, Any], mes
 def test_keys_that_say_nothing_pass() -> None:
     silent = {"attn_logit_softcapping": None, "sliding_window": None, "use_magic": False, "pruned_heads": {}, "x": []}
     assert spec_from_config(LLAMA | silent) == spec_from_config(LLAMA)
-    assert spec_from_config(LLAMA | dict.fromkeys(HARMLESS - LLAMA.keys() - {"dtype", "torch_dtype"}, 7))
+    read = LLAMA.keys() | {"dtype", "torch_dtype", "model_type"}
+    assert spec_from_config(LLAMA | dict.fromkeys(HARMLESS - read, 7))
 
 
 @pytest.mark.parametrize("settings", [{"is_decoder": True}, {"position_embedding_type": "relative_key"}])
@@ -461,7 +462,24 @@ def test_unknown_architectures_are_named() -> None:
         spec_from_config(nothing)
     with pytest.raises(Unsupported, match="model_type bert without"):
         spec_from_config(nothing | {"model_type": "bert"})
+    with pytest.raises(Unsupported, match="model_type .* without"):
+        spec_from_config(nothing | {"model_type": ["llama"]})
+    with pytest.raises(Unsupported, match="architecture Llama is not"):
+        spec_from_config(LLAMA | {"architectures": ["Llama"]})
+    with pytest.raises(SnelloError, match="architectures is .* expected a list"):
+        spec_from_config(LLAMA | {"architectures": "MyForCausalLM", "model_type": "llama"})
     assert spec_from_config(nothing | {"model_type": "llama"}).family == "llama"
+
+
+@pytest.mark.parametrize("kind", ["foo", "qwen3", "gemma3", 7, ["llama"]])
+def test_a_model_type_that_contradicts_the_architecture_is_refused(kind: Any) -> None:
+    for architecture in ("LlamaForCausalLM", "LlamaModel"):
+        config = LLAMA | {"architectures": [architecture]}
+        with pytest.raises(Unsupported, match=f"does not go with architecture {architecture}") as caught:
+            spec_from_config(config | {"model_type": kind})
+        assert caught.value.hint is not None and "llama" in caught.value.hint
+        assert spec_from_config(config | {"model_type": "llama"}).family == "llama"
+        assert spec_from_config(config | {"model_type": None}).family == "llama"
 
 
 @pytest.mark.parametrize(

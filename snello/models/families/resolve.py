@@ -1,16 +1,17 @@
 """From a config.json to a family, a task and a `Spec`.
 
-Picks the family by the exact architecture name, refuses what is not in the table by naming what is, and lets
-nothing in the config go unread.
+Picks the family by the exact architecture name, refuses what is not in the table by naming what is, or a model_type
+of another family beside it, and lets nothing in the config go unread.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from snello.errors import Unsupported
+from snello.errors import SnelloError, Unsupported
 from snello.models.families import FAMILIES, convolutions
 from snello.models.families.config import Config, token_ids
 from snello.models.families.family import Family
@@ -60,23 +61,43 @@ def with_type(spec: Spec, weights: FloatFormat) -> Spec:
 
 
 def _family(values: Mapping[str, Any]) -> tuple[Family, Task]:
-    architectures = values.get("architectures") or []
-    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    architectures, kind = values.get("architectures") or [], values.get("model_type") or None
+    if not isinstance(architectures, list):
+        expected = f"config.json: architectures is {json.dumps(architectures)[:80]}, expected a list of names"
+        raise SnelloError(expected, "copy or download the file again")
+    family, task = _named(str(architectures[0])) if architectures else _of_type(kind)
+    if kind not in (None, family.name):
+        raise Unsupported(
+            f"config.json: model_type {json.dumps(kind)[:80]} does not go with architecture {architectures[0]}",
+            f"its model_type is {family.name}; is this the config.json that came with the checkpoint?",
+        )
+    return family, task
+
+
+def _named(architecture: str) -> tuple[Family, Task]:
+    """By the exact name; a decoder's without its head is one that embeds."""
     for family in FAMILIES.values():
-        if isinstance(named, str) and named in family.architectures:
-            return family, family.architectures[named]
-    headless = f"{named.removesuffix('Model')}ForCausalLM" if isinstance(named, str) else None
+        if architecture in family.architectures:
+            return family, family.architectures[architecture]
+    headless = f"{architecture.removesuffix('Model')}ForCausalLM" if architecture.endswith("Model") else None
     for family in FAMILIES.values():
         if headless in family.architectures and family.tasks == ["causal-lm"]:
             return family, "embedding"
-    kind = values.get("model_type")
-    if named is None and kind in FAMILIES and len(FAMILIES[kind].tasks) == 1:
-        return FAMILIES[kind], FAMILIES[kind].tasks[0]
-    supported = ", ".join(name for family in FAMILIES.values() for name in family.architectures)
-    if named is None and kind is None:
-        raise Unsupported("config.json names neither architectures nor model_type", f"supported: {supported}")
-    what = f"architecture {named}" if named else f"model_type {kind} without architectures"
-    raise Unsupported(f"{what} is not supported", f"supported: {supported}")
+    raise Unsupported(f"architecture {architecture} is not supported", _supported())
+
+
+def _of_type(kind: Any) -> tuple[Family, Task]:
+    """Of a config that names no architecture: clear where its family does one thing."""
+    if kind is None:
+        raise Unsupported("config.json names neither architectures nor model_type", _supported())
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None or len(family.tasks) > 1:
+        raise Unsupported(f"model_type {kind} without architectures is not supported", _supported())
+    return family, family.tasks[0]
+
+
+def _supported() -> str:
+    return f"supported: {', '.join(name for family in FAMILIES.values() for name in family.architectures)}"
 
 
 def _stated_type(values: Mapping[str, Any]) -> FloatFormat:

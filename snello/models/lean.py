@@ -15,6 +15,7 @@ from typing import Any
 
 from snello.errors import SnelloError
 from snello.models.files import read_json
+from snello.models.generation import check_generation
 from snello.models.model import Model
 from snello.models.packed import FORMAT_VERSION, PackedWeights
 from snello.models.packed_writer import PackedWriter, cannot_write
@@ -39,6 +40,7 @@ def load_lean(folder: Path, name: str) -> Model:
     if odd:
         kinds = ", ".join(f"{'unknown' if key in table else 'missing'} key {key!r}" for key in odd)
         raise SnelloError(f"{folder / LEAN}: {kinds}", "was the folder made by another version of snello?")
+    _check_told(table, folder / LEAN)
     spec = spec_from_json(table["spec"])
     path = folder / PACKED
     return Model(
@@ -50,6 +52,16 @@ def load_lean(folder: Path, name: str) -> Model:
         history=tuple(table["history"]),
         files=(path,),
     )
+
+
+def _check_told(table: Mapping[str, Any], path: Path) -> None:
+    """What is carried from folder to folder beside the spec."""
+    steps = table["history"]
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise SnelloError(f"{path}: history is no list of steps", "copy the folder again, or make it again")
+    if not isinstance(table["generation"], dict):
+        raise SnelloError(f"{path}: generation is no table of settings", "copy the folder again, or make it again")
+    check_generation(table["generation"], f"{path}: generation")
 
 
 def write_lean_folder(

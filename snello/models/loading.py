@@ -15,7 +15,8 @@ from snello.models import hub
 from snello.models.checkpoint import PICKLED, bind, foreign_format, read_stored
 from snello.models.families.resolve import resolve
 from snello.models.families.sentence import is_sentence_folder, read_sentence_folder
-from snello.models.files import read_json, read_json_if_there
+from snello.models.files import read_json
+from snello.models.generation import read_generation
 from snello.models.lean import LEAN, load_lean
 from snello.models.model import Model
 from snello.models.pair import PAIR, read_pair
@@ -74,7 +75,7 @@ def _load_pair(folder: Path, name: str, task: Task | None) -> Model:
 
 
 def _load_checkpoint(folder: Path, name: str, task: Task | None) -> Model:
-    config, generation = read_json(folder / "config.json"), read_json_if_there(folder / "generation_config.json")
+    config, generation = read_json(folder / "config.json"), read_generation(folder)
     family, spec = resolve(config, task=task, generation=generation)
     stored, files = read_stored(folder)
     found = expand(config, folder, stored)

@@ -121,6 +121,10 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda table: table.pop("history"), "missing key 'history'"),
         (lambda table: table["spec"].update(colour=1), "spec: unknown key 'colour'"),
         (lambda table: table["spec"].update(hidden_size=64), "does not fit its model"),
+        (lambda table: table.update(history=3), "history is no list of steps"),
+        (lambda table: table.update(history=["quantize"]), "history is no list of steps"),
+        (lambda table: table.update(generation=None), "generation is no table of settings"),
+        (lambda table: table["generation"].update(top_p=7), "generation: top_p is 7, expected a number above 0"),
     ],
 )
 def test_what_snello_json_may_not_say(change: Callable[[dict[str, Any]], object], message: str, lean: Path) -> None:

@@ -83,6 +83,45 @@ def test_generation_settings_are_kept(tmp_path: Path) -> None:
     assert (model.name, model.history, model.path) == ("m", (), folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("temperature", "hot"),
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("temperature", 10**400),
+        ("temperature", True),
+        ("top_p", 7),
+        ("top_p", 0),
+        ("top_k", 1.5),
+        ("min_p", -0.1),
+        ("repetition_penalty", [1.1]),
+        ("do_sample", "false"),
+        ("eos_token_id", "x"),
+        ("eos_token_id", [2, None]),
+        ("pad_token_id", 1.5),
+        ("max_length", -1),
+        ("max_new_tokens", "all"),
+    ],
+)
+@pytest.mark.parametrize("sampled", [True, False])
+def test_generation_settings_that_cannot_be_meant_are_named(
+    tmp_path: Path, key: str, value: object, sampled: bool
+) -> None:
+    folder = make_checkpoint(tmp_path / "m", "llama")
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": sampled} | {key: value}))
+    with pytest.raises(SnelloError, match=f"generation_config.json: {key} is .*, expected") as caught:
+        load(folder)
+    assert caught.value.hint is not None and key in caught.value.hint
+
+
+def test_generation_settings_of_null_or_of_no_matter_here_pass(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "llama")
+    settings = {"temperature": None, "eos_token_id": None, "max_length": None, "transformers_version": 5, "top_k": -1}
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"watermark": {"x": 1}, "pad_token_id": -1}))
+    assert load(folder).spec == load(make_checkpoint(tmp_path / "plain", "llama")).spec
+
+
 @pytest.mark.skipif(not NOVELS.exists(), reason="../shared/data is not here")
 def test_a_real_model() -> None:
     model = load(NOVELS)

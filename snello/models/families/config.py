@@ -185,11 +185,12 @@ class Config:
         raise SnelloError(message, "copy or download the file again")
 
 
-def token_ids(value: Any, key: str, vocab_size: int) -> tuple[int, ...]:
+def token_ids(value: Any, key: str, vocab_size: int, *, file: str = "config.json") -> tuple[int, ...]:
     """One id, a list of ids or null -> ids inside the vocabulary; another can never be drawn."""
     listed = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(item) is int for item in listed):
-        raise SnelloError(f"config.json: {key} is {json.dumps(value)}, expected token ids")
+        message = f"{file}: {key} is {json.dumps(value)[:80]}, expected token ids"
+        raise SnelloError(message, f"correct {key} there, or remove it")
     return tuple(dict.fromkeys(item for item in listed if 0 <= item < vocab_size))
 
 

@@ -109,5 +109,5 @@ def _stated_type(values: Mapping[str, Any]) -> FloatFormat:
 
 def _with_generation(spec: Spec, generation: Mapping[str, Any]) -> Spec:
     """generation_config.json knows more ends (a chat's) than config.json does; both count."""
-    ends = token_ids(generation.get("eos_token_id"), "generation_config eos_token_id", spec.vocab_size)
+    ends = token_ids(generation.get("eos_token_id"), "eos_token_id", spec.vocab_size, file="generation_config.json")
     return dataclasses.replace(spec, eos_tokens=tuple(dict.fromkeys((*ends, *spec.eos_tokens))))

@@ -20,6 +20,15 @@ from snello.models.spec import Rope
 Array = npt.NDArray[np.float32]
 
 IGNORED = {"rope_theta", "partial_rotary_factor"}  # said by `Rope.base` and `Rope.dims`
+KEYS: Mapping[str, frozenset[str]] = {  # what each kind may say; linear scaling is the same from any length on
+    "default": frozenset(),
+    "linear": frozenset(["factor", "original_max_position_embeddings"]),
+    "llama3": frozenset(["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]),
+    "longrope": frozenset(
+        ["factor", "short_factor", "long_factor", "attention_factor", "original_max_position_embeddings"]
+    ),
+}
+CHECK = "check rope_scaling / rope_parameters in config.json"
 
 
 def rope_tables(rope: Rope, max_positions: int) -> tuple[Array, Array]:
@@ -37,9 +46,15 @@ def rope_tables(rope: Rope, max_positions: int) -> tuple[Array, Array]:
 
 
 def inverse_frequencies(rope: Rope) -> Array:
-    """One FP32 frequency per rotated pair, scaled as the configuration says."""
+    """One FP32 frequency per rotated pair, scaled as the configuration says.
+
+    Raises:
+        Unsupported: a kind of scaling that is not known, or a setting that means nothing to its kind.
+        SnelloError: a setting that cannot be meant.
+    """
     scaling = {name: value for name, value in rope.scaling if name not in IGNORED}
     kind = _kind(rope)
+    _check_keys(kind, scaling)
     exponents = np.arange(0, rope.dims, 2, dtype=np.float32) / np.float32(rope.dims)
     powers = np.power(np.float64(rope.base), exponents.astype(np.float64)).astype(np.float32)
     frequencies: Array = np.float32(1.0) / powers
@@ -51,18 +66,34 @@ def inverse_frequencies(rope: Rope) -> Array:
         return _llama3(frequencies, scaling)
     if kind == "longrope":
         return np.float32(1.0) / (_short_factors(scaling, len(powers)) * powers)
-    raise Unsupported(f"RoPE scaling of type {kind!r}", "supported: default, linear, llama3, longrope")
+    raise AssertionError(kind)
 
 
-def _kind(rope: Rope) -> float | str:
+def _kind(rope: Rope) -> str:
     scaling = dict(rope.scaling)
-    return scaling.get("rope_type", scaling.get("type", "default"))
+    return str(scaling.get("rope_type", scaling.get("type", "default")))
+
+
+def _check_keys(kind: str, scaling: Mapping[str, float | str]) -> None:
+    if kind not in KEYS:
+        raise Unsupported(f"RoPE scaling of type {kind!r}", f"supported: {', '.join(KEYS)}")
+    unknown = sorted(scaling.keys() - KEYS[kind] - {"rope_type", "type"})
+    if unknown:
+        known = ", ".join(sorted(KEYS[kind])) or "nothing"
+        raise Unsupported(
+            f"RoPE scaling of type {kind} says {', '.join(unknown)}, which means nothing to it",
+            f"it reads {known}; {CHECK}",
+        )
 
 
 def _llama3(frequencies: Array, scaling: Mapping[str, float | str]) -> Array:
     """Long wavelengths are stretched by `factor`, short ones kept, those between blended (Llama 3.1)."""
     factor, trained = _number(scaling, "factor"), _number(scaling, "original_max_position_embeddings")
     low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
+    if high <= low:
+        raise SnelloError(
+            f"RoPE scaling by high_freq_factor {high:g}, which must be above low_freq_factor {low:g}", CHECK
+        )
     wavelengths = np.float32(2 * math.pi) / frequencies
     stretched = np.where(wavelengths > trained / low, frequencies / np.float32(factor), frequencies)
     smooth = (np.float32(trained) / wavelengths - np.float32(low)) / np.float32(high - low)
@@ -95,8 +126,8 @@ def _longrope_factor(scaling: Mapping[str, float | str], max_positions: int) -> 
 
 def _number(scaling: Mapping[str, float | str], name: str) -> float:
     if name not in scaling:
-        raise Unsupported(f"RoPE scaling without {name!r}", "check rope_scaling / rope_parameters in config.json")
+        raise Unsupported(f"RoPE scaling without {name!r}", CHECK)
     value = scaling[name]
     if isinstance(value, str) or not 0 < value < math.inf:
-        raise SnelloError(f"RoPE scaling by {name} {value}, which must be a number above zero")
+        raise SnelloError(f"RoPE scaling by {name} {value}, which must be a number above zero", CHECK)
     return value

@@ -12,7 +12,6 @@ from snello.errors import SnelloError, Unsupported
 from snello.models.families import FAMILIES
 from snello.models.families.config import HARMLESS
 from snello.models.families.resolve import spec_from_config
-from snello.models.rope import inverse_frequencies
 from snello.models.shapes import SHAPES, spec_of_shape
 from snello.models.spec import Attention, Experts, Rope, Spec
 
@@ -243,6 +242,8 @@ def test_gemma3_ropes_in_both_dialects() -> None:
     assert attention(spec, 1).rope == Rope(base=5e5, dims=8, scaling=(("rope_type", "linear"), ("factor", 8.0)))
 
 
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 PHI3 = LLAMA | {"architectures": ["Phi3ForCausalLM"]}
 SU = {"short_factor": [1, 2, 3, 4], "long_factor": [5, 6, 7, 8]}
 
@@ -278,6 +279,13 @@ def test_phi3_is_served_up_to_its_original_length(kind: str) -> None:
         (GEMMA3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         (GEMMA3, {"rope_theta": 1e6, "rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "both 500000.0"),
         (GEMMA3, {"rope_parameters": {"rope_theta": 5e5}}, "one table for each type of layer"),
+        (
+            GEMMA3,
+            {"rope_scaling": LINEAR, "rope_parameters": {"full_attention": LINEAR | {"factor": 2.0}}},
+            "rope_scaling and rope_parameters differ",
+        ),
+        (GEMMA3, {"rope_scaling": LINEAR | {"colour": 1}}, "linear says colour"),
+        (PHI3, {"rope_scaling": SU | {"type": "su", "short_mscale": 1.2}}, "longrope says short_mscale"),
         (GEMMA3, {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}}, "partial_rotary_factor"),
         (PHI3, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "Phi-3 with RoPE scaling of type linear"),
         (PHI3, {"rope_scaling": SU | {"type": "su", "short_factor": [1, 2]}}, "short_factor must be 4 numbers"),
@@ -298,10 +306,6 @@ def test_phi3_is_served_up_to_its_original_length(kind: str) -> None:
 def test_gpt_variants_are_refused(base: dict[str, Any], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SnelloError, match=message):
         spec_from_config(base | settings)
-
-
-LINEAR = {"rope_type": "linear", "factor": 4.0}
-LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 @pytest.mark.parametrize(
@@ -325,12 +329,8 @@ LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "orig
             Rope(base=5e5, dims=8, scaling=(("rope_type", "llama3"), *sorted(LLAMA3.items()))),
         ),
         (
-            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 2.0], "truncate": False}},
-            Rope(
-                base=1e4,
-                dims=8,
-                scaling=(("rope_type", "longrope"), ("short_factor", "[1.0, 2.0]"), ("truncate", "false")),
-            ),
+            {"rope_parameters": {"rope_type": "longrope", "type": "longrope", "short_factor": [1.0, 2.0, 3.0, 4.0]}},
+            Rope(base=1e4, dims=8, scaling=(("rope_type", "longrope"), ("short_factor", "[1.0, 2.0, 3.0, 4.0]"))),
         ),
     ],
 )
@@ -347,6 +347,18 @@ def test_rope_in_both_dialects(settings: dict[str, Any], expected: Rope) -> None
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ({"rope_scaling": {"factor": 2.0}}, "beside type default"),
         ({"rope_scaling": "linear"}, "expected a table"),
+        ({"rope_scaling": LINEAR | {"colour": 1}}, "linear says colour, which means nothing to it"),
+        ({"rope_scaling": LINEAR | {"beta_fast": 32, "mscale": 1.0}}, "linear says beta_fast, mscale"),
+        ({"rope_scaling": LINEAR | {"type": "dynamic"}}, "both linear and dynamic"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32}}, "type 'yarn'"),
+        ({"rope_scaling": {"rope_type": ["linear"], "factor": 4.0}}, "type \"\\['linear'\\]\""),
+        ({"rope_scaling": LLAMA3 | {"rope_type": "llama3", "truncate": False}}, "llama3 says truncate"),
+        ({"rope_scaling": LLAMA3 | {"rope_type": "llama3", "low_freq_factor": None}}, "without 'low_freq_factor'"),
+        ({"rope_scaling": LLAMA3 | {"rope_type": "llama3", "high_freq_factor": 1.0}}, "above low_freq_factor 1"),
+        ({"rope_theta": [1e4]}, "rope_theta is .*expected a number"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000.*expected a number"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000.*expected a number"),
+        ({"partial_rotary_factor": float("nan")}, "partial_rotary_factor is NaN"),
         (
             {"rope_scaling": LINEAR, "rope_parameters": LINEAR | {"factor": 2.0}},
             "rope_scaling and rope_parameters differ",
@@ -378,11 +390,8 @@ def test_values_that_are_none_are_one_clear_error(settings: dict[str, Any], mess
 
 @pytest.mark.parametrize("factor", ["8", 0, -2.0, float("inf"), None])
 def test_a_factor_that_is_none_is_one_clear_error(factor: object) -> None:
-    spec = spec_from_config(LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": factor}})
-    rotary = attention(spec).rope
-    assert rotary is not None
     with pytest.raises(SnelloError, match="factor"):
-        inverse_frequencies(rotary)
+        spec_from_config(LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": factor}})
 
 
 def test_types_in_both_dialects() -> None:

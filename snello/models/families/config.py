@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from snello.errors import SnelloError, Unsupported
+from snello.models.rope import inverse_frequencies
 from snello.models.spec import Activation, Rope
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -93,6 +95,7 @@ HARMLESS = frozenset(
     ]
 )
 LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer", "n_layers"), 10_000  # before they fill the memory
+LARGEST = sys.float_info.max  # a whole number of JSON has no bound
 DEFAULT_ROPE_BASE = 10_000.0  # what Transformers takes where a config is silent
 
 
@@ -120,7 +123,7 @@ class Config:
     def number(self, key: str, default: float | None = None) -> float:
         """One that is not negative."""
         value = self._value(key, default)
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
+        if type(value) not in (int, float) or not 0 <= value <= LARGEST:
             self._refuse(key, "a number")
         return float(value)
 
@@ -181,7 +184,7 @@ class Config:
         return default if value is None else value
 
     def _refuse(self, key: str, expected: str) -> NoReturn:
-        message = f"config.json: {key} is {json.dumps(self._values[key])}, expected {expected}"
+        message = f"config.json: {key} is {json.dumps(self._values[key])[:80]}, expected {expected}"
         raise SnelloError(message, "copy or download the file again")
 
 
@@ -202,11 +205,13 @@ def rope(
     base_key: str = "rope_theta",
     base: float | None = None,
     fraction_key: str = "partial_rotary_factor",
+    called: Mapping[str, str] | None = None,
 ) -> Rope:
     """Rotary settings from `rope_parameters` (Transformers 5) or `rope_theta` + `rope_scaling` (before).
 
     `base_key` and `fraction_key` are what a family called those two before; `fraction` and `base` are what it takes
     unsaid. `fraction` None: a family whose heads rotate whole, which Transformers does whatever a config says.
+    `called`: its other names of kinds of scaling.
     """
     before, settings = rope_table(config, "rope_scaling"), rope_table(config, "rope_parameters")
     if before and settings and before != settings:
@@ -224,37 +229,49 @@ def rope(
             f"config.json: partial_rotary_factor {part:g} is not supported in models of this family",
             "their heads rotate whole",
         )
-    return rope_of(settings, agreed("rope_theta", bases, base or DEFAULT_ROPE_BASE), rotary_dims(head_dim, part))
+    base = agreed("rope_theta", bases, base or DEFAULT_ROPE_BASE)
+    return rope_of(settings, base, rotary_dims(head_dim, part), called or {})
 
 
-def rope_of(settings: Mapping[str, Any], base: float, dims: int) -> Rope:
-    """What one table of rotary settings says, beside base and width."""
+def rope_of(settings: Mapping[str, Any], base: float, dims: int, called: Mapping[str, str] | None = None) -> Rope:
+    """What one table of rotary settings says, beside base and width; refuses what means nothing or cannot be meant."""
     if not 0 < base < math.inf:
-        raise SnelloError(f"config.json: rope_theta is {base:g}, expected a number above zero")
+        raise SnelloError(f"config.json: rope_theta is {base:g}, expected a number above zero", "keep the right one")
     left = {key: value for key, value in settings.items() if value is not None}
-    legacy = left.pop("type", None)
-    kind = left.pop("rope_type", legacy) or "default"
-    if kind == "default" and left:
-        raise Unsupported(f"config.json: rope_parameters say {json.dumps(left)} beside type default")
-    scaled = () if kind == "default" else (("rope_type", str(kind)), *sorted(_scaling_items(left)))
-    return Rope(base=base, dims=dims, scaling=scaled)
+    named = [str(left.pop(key)) for key in ("rope_type", "type") if key in left]
+    kinds = list(dict.fromkeys((called or {}).get(name, name) for name in named)) or ["default"]
+    if len(kinds) > 1:
+        raise SnelloError(f"config.json: RoPE scaling is both {kinds[0]} and {kinds[1]}", "keep the right one")
+    if kinds == ["default"] and left:
+        raise Unsupported(
+            f"config.json: rope_parameters say {json.dumps(left)[:80]} beside type default",
+            "say the rope_type that they belong to, or remove them",
+        )
+    scaled = () if kinds == ["default"] else (("rope_type", kinds[0]), *sorted(_scaling_items(left)))
+    turned = Rope(base=base, dims=dims, scaling=scaled)
+    inverse_frequencies(turned)
+    return turned
 
 
 def rope_table(config: Config, key: str) -> dict[str, Any]:
     """A table of rotary settings, empty where there is none."""
     value = config.raw(key)
     if value is not None and not isinstance(value, dict):
-        raise SnelloError(f"config.json: {key} is {json.dumps(value)}, expected a table")
+        message = f"config.json: {key} is {json.dumps(value)[:80]}, expected a table"
+        raise SnelloError(message, "copy or download the file again")
     return dict(value or {})
 
 
 def agreed(name: str, values: list[Any], default: float) -> float:
     """The one value that is said, however often; the default where none is."""
-    stated = list(dict.fromkeys(value for value in values if value is not None))
+    stated = [value for value in values if value is not None]
+    for value in stated:
+        if type(value) not in (int, float) or not abs(value) <= LARGEST:
+            message = f"config.json: {name} is {json.dumps(value)[:80]}, expected a number"
+            raise SnelloError(message, "copy or download the file again")
+    stated = list(dict.fromkeys(stated))
     if len(stated) > 1:
         raise SnelloError(f"config.json: {name} is both {stated[0]} and {stated[1]}", "keep the right one")
-    if stated and type(stated[0]) not in (int, float):
-        raise SnelloError(f"config.json: {name} is {json.dumps(stated[0])}, expected a number")
     return float(stated[0]) if stated else default
 
 
@@ -270,7 +287,7 @@ def rotary_dims(head_dim: int, fraction: float = 1.0) -> int:
 
 def _scaling_items(settings: Mapping[str, Any]) -> list[tuple[str, float | str]]:
     """The configuration's own names; what is no number is kept as its JSON text."""
-    numbers = {key: type(value) in (int, float) for key, value in settings.items()}
+    numbers = {key: type(value) in (int, float) and abs(value) <= LARGEST for key, value in settings.items()}
     return [(key, float(value) if numbers[key] else json.dumps(value)) for key, value in settings.items()]
 
 

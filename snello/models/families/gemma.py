@@ -95,8 +95,12 @@ def _ropes(config: Config) -> dict[str, Rope]:
     nested = rope_table(config, "rope_parameters")
     if set(nested) - {FULL, SLIDING} or not all(isinstance(table, dict) for table in nested.values()):
         expected = f"one table for each type of layer: {FULL}, {SLIDING}"
-        raise SnelloError(f"config.json: rope_parameters are {json.dumps(nested)[:80]}, expected {expected}")
-    full = {**nested.get(FULL, {}), **rope_table(config, "rope_scaling")}
+        message = f"config.json: rope_parameters are {json.dumps(nested)[:80]}, expected {expected}"
+        raise SnelloError(message, "copy or download the file again")
+    before, full = rope_table(config, "rope_scaling"), nested.get(FULL, {})
+    if any(full.get(key, value) != value for key, value in before.items()):
+        raise SnelloError("config.json: rope_scaling and rope_parameters differ", "keep the right one")
+    full = {**full, **before}
     sliding = nested.get(SLIDING, {})
     head_dim = config.integer("head_dim", HEAD_DIM)
     return {
@@ -107,7 +111,7 @@ def _ropes(config: Config) -> dict[str, Rope]:
 
 def _rope(settings: Mapping[str, Any], stated: Any, default: float, head_dim: int) -> Rope:
     left = dict(settings)
-    if left.get("partial_rotary_factor") is not None:
+    if left.pop("partial_rotary_factor", None) not in (None, 1):
         raise Unsupported("config.json: partial_rotary_factor is not supported in Gemma 3", "its heads rotate whole")
     base = agreed("rope_theta", [left.pop("rope_theta", None), stated], default)
     return rope_of(left, base, rotary_dims(head_dim))

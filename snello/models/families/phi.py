@@ -14,7 +14,6 @@ from snello.errors import Unsupported
 from snello.models.families.config import Config, rope
 from snello.models.families.family import Family
 from snello.models.families.llama import IGNORED, STEMS, decoder
-from snello.models.rope import inverse_frequencies
 from snello.models.spec import Rope, Spec, Task
 
 FUSED: Mapping[str, tuple[str, ...]] = {
@@ -25,7 +24,7 @@ FUSED: Mapping[str, tuple[str, ...]] = {
     ),
     "model.layers.{i}.mlp.gate_up_proj": ("layers.{i}.ffn.gate", "layers.{i}.ffn.up"),
 }
-LONGROPE = ("longrope", "su", "yarn")  # one thing under the names that Phi-3's files have given it
+LONGROPE = {"su": "longrope", "yarn": "longrope"}  # one thing under the names that Phi-3's files have given it
 ORIGINAL_POSITIONS = 4096  # where a config is silent
 
 
@@ -34,7 +33,7 @@ def _phi3(config: Config, task: Task) -> Spec:
     window = None if config.raw("sliding_window") is None else config.integer("sliding_window")
     original = config.integer("original_max_position_embeddings", ORIGINAL_POSITIONS)
     positions = config.integer("max_position_embeddings", ORIGINAL_POSITIONS)
-    rotary = _longrope(rope(config, head_dim, fraction=1.0), original, positions)
+    rotary = _longrope(rope(config, head_dim, fraction=1.0, called=LONGROPE), original, positions)
     windows = (window,) * config.integer("num_hidden_layers")
     spec = decoder(config, "phi3", windows=windows, rotary=rotary, epsilon=1e-5)
     return dataclasses.replace(spec, max_positions=min(positions, original) if rotary.scaling else positions)
@@ -46,13 +45,11 @@ def _longrope(rotary: Rope, original: int, positions: int) -> Rope:
     kind = scaling.get("rope_type", "default")
     if kind == "default":
         return rotary
-    if kind not in LONGROPE:
-        raise Unsupported(f"config.json: Phi-3 with RoPE scaling of type {kind}", f"supported: {', '.join(LONGROPE)}")
-    scaling |= {"rope_type": "longrope", "original_max_position_embeddings": float(original)}
+    if kind != "longrope":
+        raise Unsupported(f"config.json: Phi-3 with RoPE scaling of type {kind}", "supported: longrope, su, yarn")
+    scaling["original_max_position_embeddings"] = float(original)
     scaling.setdefault("factor", positions / original)
-    complete = dataclasses.replace(rotary, scaling=tuple(sorted(scaling.items())))
-    inverse_frequencies(complete)  # refuses what is missing before weights are read
-    return complete
+    return dataclasses.replace(rotary, scaling=tuple(sorted(scaling.items())))
 
 
 PHI3 = Family(

@@ -20,7 +20,7 @@ EXAMPLES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a folder or a Hugging Face name of an encoder")
+    parser.add_argument("model", metavar="MODEL", help="a folder or a Hugging Face name of a model that embeds")
     parser.add_argument(
         "texts", metavar="TEXT", nargs="*", help="without any: the lines of standard input, one vector each"
     )
@@ -32,14 +32,14 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     import time
 
     from snello.engine.llm import LLM
+    from snello.models.loading import no_vectors
 
     texts = arguments.texts or [line.removesuffix("\n").removesuffix("\r") for line in sys.stdin]
     if not any(map(str.strip, texts)):
         raise SnelloError("there are no texts", 'snello embed MODEL "a text", or lines on standard input', exit_code=2)
     model = open_model(arguments.model, terminal)
     if model.spec.head.kind != "embed":
-        hint = f"snello run {arguments.model} TEXT" if model.spec.causal else "embed needs a model with pooling"
-        raise SnelloError(f"{arguments.model} gives no vectors of texts: it is made for {model.spec.task}", hint)
+        raise no_vectors(model, arguments.model)
     with LLM(model, threads=arguments.threads) as llm:
         started = time.perf_counter()
         vectors = llm.embed(texts, truncate=arguments.truncate)  # (texts, D)

@@ -30,6 +30,7 @@ from snello.engine.speculate import LOOKUPS, OFF, Drafter, check_way
 from snello.errors import SnelloError
 from snello.models import load
 from snello.models.adapter import Adapter
+from snello.models.loading import no_vectors
 from snello.models.model import Model
 from snello.models.spec import Deployment
 
@@ -197,7 +198,7 @@ class LLM:
     @overload
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> np.ndarray: ...
     def embed(self, texts: str | Sequence[str], *, truncate: bool = False) -> np.ndarray:
-        """Embeddings: (D,) of one text, (texts, D) of several. For pooled encoders.
+        """Embeddings: (D,) of one text, (texts, D) of several. For models that were opened for it.
 
         Args:
             truncate: read the beginning of a text that is longer than the model reads.
@@ -206,7 +207,7 @@ class LLM:
             SnelloError: a text is longer than that, and not to be truncated, or has no tokens.
         """
         if self.model.spec.head.kind != "embed":
-            raise SnelloError(f"{self.model.name} is no embedding model", f"it is made for {self.model.spec.task}")
+            raise no_vectors(self.model, self.model.name)
         prompts = [self.encode(text) for text in ([texts] if isinstance(texts, str) else texts)]
         if [] in prompts:
             raise SnelloError(f"text {prompts.index([]) + 1} of {len(prompts)} is empty", "leave it out")
@@ -228,7 +229,7 @@ class LLM:
 
     def check_decoder(self) -> None:
         if not self.model.spec.causal:
-            hint = "use `snello embed`" if self.model.spec.head.kind == "embed" else None
+            hint = "use `snello embed`" if self.model.spec.head.kind == "embed" else "give a decoder"
             raise SnelloError(f"{self.model.name} is an encoder ({self.model.spec.task}): it does not generate", hint)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from snello.errors import SnelloError, Unsupported
 from snello.models import hub
 from snello.models.checkpoint import PICKLED, bind, foreign_format, read_stored
+from snello.models.families import FAMILIES
 from snello.models.families.resolve import resolve
 from snello.models.families.sentence import is_sentence_folder, read_sentence_folder
 from snello.models.files import read_json
@@ -47,6 +48,18 @@ def load(name: str | Path, *, task: Task | None = None) -> Model:
     raise SnelloError(f"{name} does not exist", "give a model folder, or a Hub name such as Qwen/Qwen3-0.6B")
 
 
+def no_vectors(model: Model, name: str) -> SnelloError:
+    """Why this model gives no vectors of texts, and what gives them: most models can, where they are loaded for it."""
+    family = FAMILIES.get(model.spec.family)
+    says = f'whose config.json says "architectures": ["{family.embedding}"]' if family and family.embedding else ""
+    hint = "give another model"
+    if (model.path / LEAN).exists() and says:
+        hint = f"make it again of an original {says}"
+    elif (model.path / "config.json").exists() and not (model.path / LEAN).exists():
+        hint = (f"give a folder {says}, or " if says else "") + 'load it in Python with task="embedding"'
+    return SnelloError(f"{name} gives no vectors of texts: it was opened for {model.spec.task}", hint)
+
+
 def _load_demo(task: Task | None) -> Model:
     if not any((DEMO / marker).exists() for marker in (LEAN, "config.json")):
         raise SnelloError(f"this installation has no demo model in {DEMO}", "give a model folder or a Hub name")
@@ -59,7 +72,8 @@ def _load_folder(folder: Path, name: str, task: Task | None) -> Model:
     if (folder / LEAN).exists():
         model = load_lean(folder, name)
         if task not in (None, model.spec.task):
-            raise Unsupported(f"{folder} was made for {model.spec.task}, not for {task}")
+            hint = "make it again of an original that was loaded for it"
+            raise Unsupported(f"{folder} was made for {model.spec.task}, not for {task}", hint)
         return model
     if is_sentence_folder(folder) and task in (None, "embedding"):
         return _load_sentence(folder, name)
@@ -113,6 +127,8 @@ def _load_file(path: Path, task: Task | None) -> Model:
     if path.suffix == ".onnx":
         raise foreign_format(path, "ONNX")
     if is_stories_file(path):
+        if task not in (None, "causal-lm"):
+            raise Unsupported(f"{path} is a llama2.c file, which loads for causal-lm alone", "give a folder")
         return load_stories(path)
     if path.name.endswith(PICKLED):
         raise Unsupported(f"{path} is a pickled file, which can run code when it is read", "give a safetensors folder")

@@ -18,6 +18,7 @@ from huggingface_hub import errors
 from snello.engine.native import NativeExecutor
 from snello.errors import SnelloError, Unsupported
 from snello.models import hub, load, loading
+from snello.models.loading import no_vectors
 from snello.models.reference import Reference
 from snello.models.spec import Deployment
 from tests.checkpoints import ENCODER, make_checkpoint, write_tokenizer
@@ -81,6 +82,25 @@ def test_generation_settings_are_kept(tmp_path: Path) -> None:
     model = load(folder)
     assert model.generation["temperature"] == 0.6 and model.spec.eos_tokens == (3, 0)
     assert (model.name, model.history, model.path) == ("m", (), folder)
+
+
+@pytest.mark.parametrize(
+    ("variant", "architecture"), [("lfm2", "Lfm2Model"), ("llama", "LlamaModel"), ("bert-mlm", "BertModel")]
+)
+def test_what_a_model_without_vectors_lacks(tmp_path: Path, variant: str, architecture: str) -> None:
+    """The hint is true: with that architecture in its config.json the same folder embeds."""
+    folder = make_checkpoint(tmp_path / "m", variant)
+    error = no_vectors(load(folder), "m")
+    assert "gives no vectors of texts" in error.message and f'["{architecture}"]' in str(error.hint)
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": [architecture]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(folder).spec.head.kind == "embed" and load(folder).spec == load(folder, task="embedding").spec
+
+
+def test_gpt2_gives_vectors_where_python_asks_for_them(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "gpt2")
+    assert no_vectors(load(folder), "m").hint == 'load it in Python with task="embedding"'
+    assert load(folder, task="embedding").spec.head.pooling == "last"
 
 
 @pytest.mark.parametrize(
@@ -262,6 +282,7 @@ def test_the_local_cache_is_used_offline(tmp_path: Path) -> None:
 import sys
 from snello.errors import SnelloError
 from snello.models import load
+from snello.models.loading import no_vectors
 print(load("org/tiny").num_parameters)
 try:
     load("org/absent")

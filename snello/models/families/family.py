@@ -18,6 +18,9 @@ from snello.models.spec import Attention, Spec, Task
 SUFFIXES = ("weight", "bias")
 
 
+HEADED, HEADLESS = "ForCausalLM", "Model"  # how a decoder's architecture ends with its head, and without
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExpertStems:
     """How checkpoints name the experts of a layer: each matrix apart, or all of a layer in one tensor.
@@ -64,6 +67,16 @@ class Family:
     @property
     def tasks(self) -> list[Task]:
         return list(dict.fromkeys(self.architectures.values()))
+
+    @property
+    def embedding(self) -> str | None:
+        """The architecture that config.json names where a checkpoint embeds; None: it cannot say so."""
+        for name, task in self.architectures.items():
+            if task == "embedding":
+                return name
+            if name.endswith(HEADED):
+                return name.removesuffix(HEADED) + HEADLESS
+        return None
 
 
 @dataclass(frozen=True)

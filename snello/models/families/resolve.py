@@ -79,9 +79,8 @@ def _named(architecture: str) -> tuple[Family, Task]:
     for family in FAMILIES.values():
         if architecture in family.architectures:
             return family, family.architectures[architecture]
-    headless = f"{architecture.removesuffix('Model')}ForCausalLM" if architecture.endswith("Model") else None
     for family in FAMILIES.values():
-        if headless in family.architectures and family.tasks == ["causal-lm"]:
+        if architecture == family.embedding:
             return family, "embedding"
     raise Unsupported(f"architecture {architecture} is not supported", _supported())
 

@@ -122,7 +122,7 @@ def test_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pyte
 def test_an_encoder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(SnelloError):
         open_similar(replace(SETTINGS, encoder=str(tmp_path)), tmp_path / "similar")
-    with pytest.raises(SnelloError, match="no embedding model"):
+    with pytest.raises(SnelloError, match="gives no vectors of texts"):
         open_similar(replace(SETTINGS, encoder="demo"), tmp_path / "similar")
 
 

@@ -115,10 +115,12 @@ class GrammarCompiler:
         try:
             grammar = _grammar(kind, value)
         except ValueError as error:  # not the JSON that it took for it: a number that JSON does not have
-            raise SnelloError(f"the {_NAMES[kind]} cannot be used: {_first_line(str(error))}") from None
+            message = f"the {_NAMES[kind]} cannot be used: {_first_line(str(error))}"
+            raise SnelloError(message, "check it, or leave it out") from None
         matcher: llguidance.LLMatcher = guidance.LLMatcher(self._vocabulary(), grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise SnelloError(f"the {_NAMES[kind]} cannot be used: {_first_line(matcher.get_error())}")
+            message = f"the {_NAMES[kind]} cannot be used: {_first_line(matcher.get_error())}"
+            raise SnelloError(message, "check it, or leave it out")
         return matcher
 
     def _vocabulary(self) -> llguidance.LLTokenizer:

@@ -174,7 +174,8 @@ class _Builder:
     def block(self, index: int, layer: Layer, hidden: int) -> None:
         mixer = layer.mixer
         if not isinstance(mixer, (Attention, ShortConvolution)):
-            raise Unsupported(f"layer {index} mixes with {type(mixer).__name__}, which the native core does not run")
+            message = f"layer {index} mixes with {type(mixer).__name__}, which the native core does not run"
+            raise Unsupported(message, "give a model of a family in docs/models.md")
         if layer.norms == "parallel":
             self.parallel(index, mixer, layer, hidden)
             return
@@ -306,9 +307,8 @@ class _Builder:
         mixture = ffn.experts
         assert mixture is not None
         if mixture.shared or ffn.bias or not ffn.gated:
-            raise Unsupported(
-                f"layer {index} has shared, biased or ungated experts, which the native core does not run"
-            )
+            message = f"layer {index} has shared, biased or ungated experts, which the native core does not run"
+            raise Unsupported(message, "give a model of a family in docs/models.md")
         name = f"layers.{index}.ffn"
         experts = [f"{name}.experts.{number}" for number in range(mixture.num_experts)]
         rows = self.prepare(f"{experts[0]}.gate", x)
@@ -337,7 +337,8 @@ class _Builder:
         formats = [spec.format(f"{expert}.{part}") for expert in experts]
         kinds = {(fmt.activations, fmt.rotate, fmt.equalize, _integer(fmt)) for fmt in formats}
         if len(kinds) > 1:
-            raise Unsupported(f"{experts[0]}.{part} and other experts take their inputs in different forms")
+            message = f"{experts[0]}.{part} and other experts take their inputs in different forms"
+            raise Unsupported(message, "quantize all experts alike: start from the original")
         ids = [self.matrix(f"{expert}.{part}.weight") for expert in experts]
         assert ids == list(range(ids[0], ids[0] + len(ids)))
         return (ids[0],)
@@ -353,7 +354,8 @@ class _Builder:
         if not _needs_preparing(fmt, width):
             return x
         if fmt.activations == "int8-static":
-            raise Unsupported("experts with static activation scales, which the native core does not run")
+            message = "experts with static activation scales, which the native core does not run"
+            raise Unsupported(message, "quantize with activations that are dynamic or float")
         padded = _padded(width)
         block = _rotate_block(padded) if fmt.rotate else 0
         ids = [self.multiplier(f"{expert}.hidden", fmt, padded, width) for expert in experts]

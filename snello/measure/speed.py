@@ -147,7 +147,7 @@ def cost(clock: Clock, goal: str) -> float:
         return clock.latency()
     if goal == "throughput":
         return clock.throughput()
-    raise Unsupported(f"the goal {goal} is not measured by the clock")
+    raise Unsupported(f"the goal {goal} is not measured by the clock", "measured by it: latency, throughput")
 
 
 def bench(

@@ -60,7 +60,8 @@ def render(
     except TemplateError as error:
         raise SnelloError(f"the chat template refuses these messages: {error}", "check roles and their order") from None
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise SnelloError(f"the chat template fails on these messages: {error}") from None
+        message = f"the chat template fails on these messages: {error}"
+        raise SnelloError(message, "check that each message has a role and a content that the template reads") from None
 
 
 @lru_cache(maxsize=16)
@@ -74,7 +75,8 @@ def _compile(template: str) -> Template:
     try:
         return environment.from_string(template)
     except TemplateError as error:
-        raise SnelloError(f"the chat template is not valid Jinja: {error}") from None
+        message = f"the chat template is not valid Jinja: {error}"
+        raise SnelloError(message, "copy the tokenizer's files again, or give a prompt without a chat") from None
 
 
 def _tojson(

@@ -85,7 +85,8 @@ def read_stored(folder: Path) -> tuple[dict[str, StoredTensor], list[Path]]:
     if (folder / INDEX).exists() and files != [folder / WEIGHTS]:
         absent = sorted(set(_weight_map(folder)) - set(tensors))
         if absent:
-            raise SnelloError(f"{folder}: {INDEX} lists tensors that no file holds: {_some(absent)}")
+            message = f"{folder}: {INDEX} lists tensors that no file holds: {_some(absent)}"
+            raise SnelloError(message, "download the checkpoint again")
     return tensors, files
 
 
@@ -95,7 +96,8 @@ def _weight_map(folder: Path) -> dict[str, str]:
         raise SnelloError(f"{folder / INDEX} has no weight_map", "download the checkpoint again")
     escaping = [shard for shard in index.values() if not isinstance(shard, str) or Path(shard).name != shard]
     if escaping:
-        raise SnelloError(f"{folder / INDEX} names a file outside its folder: {escaping[0]}")
+        message = f"{folder / INDEX} names a file outside its folder: {escaping[0]}"
+        raise SnelloError(message, "download the checkpoint again")
     return index
 
 

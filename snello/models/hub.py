@@ -46,7 +46,8 @@ def fetch(name: str) -> Path:
             f"{name} is not a local folder, not in the Hub cache, and the Hub cannot be reached", hint
         ) from None
     except errors.HFValidationError as error:
-        raise SnelloError(f"{name} is neither a local folder nor a Hub name: {_line(error)}") from None
+        message = f"{name} is neither a local folder nor a Hub name: {_line(error)}"
+        raise SnelloError(message, "give a model folder, or a Hub name such as Qwen/Qwen3-0.6B") from None
     except (errors.HfHubHTTPError, OSError) as error:
         hint = "try again, or give the path of a local folder"
         raise SnelloError(f"downloading {name} failed: {_line(error)}", hint) from None

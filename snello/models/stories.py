@@ -236,7 +236,7 @@ def build_tokenizer(pieces: list[tuple[bytes, float]], name: str) -> Tokenizer:
     texts += [piece.decode("utf-8", "replace").replace(" ", "▁") for piece, _ in pieces[len(texts) :]]
     vocabulary = {text: index for index, text in enumerate(texts)}
     if len(vocabulary) != len(pieces):
-        raise SnelloError(f"{name}: its tokenizer names a token twice")
+        raise SnelloError(f"{name}: its tokenizer names a token twice", "download it again")
     model = models.BPE(vocabulary, _merges(texts, pieces), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -90,7 +90,7 @@ def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise SnelloError(f"cannot read {path}: {error.strerror}") from None
+        raise SnelloError(f"cannot read {path}: {error.strerror}", "is it there, and may you read it?") from None
 
 
 def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
@@ -105,7 +105,7 @@ def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
                 _refuse(path, f"its header claims {length:,} bytes")
             raw = file.read(length)
     except OSError as error:
-        raise SnelloError(f"cannot read {path}: {error.strerror}") from None
+        raise SnelloError(f"cannot read {path}: {error.strerror}", "is it there, and may you read it?") from None
     try:
         header = json.loads(raw)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):

@@ -251,7 +251,8 @@ def _byte_level_bpe(path: Path) -> tokenizers.Tokenizer:
     try:
         model = models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"))
     except Exception as error:  # the package raises bare Exceptions
-        raise SnelloError(f"{path}: vocab.json and merges.txt cannot be read: {error}") from None
+        message = f"{path}: vocab.json and merges.txt cannot be read: {error}"
+        raise SnelloError(message, "copy or download both files again") from None
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -369,10 +370,11 @@ def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     try:
         named = {entry["name"]: entry["template"] for entry in found} if isinstance(found, list) else {"default": found}
     except (TypeError, KeyError):
-        raise SnelloError(f"{path}: chat_template is a list of things that are not named templates") from None
+        message = f"{path}: chat_template is a list of things that are not named templates"
+        raise SnelloError(message, "copy the tokenizer's files again") from None
     templates = {name: template for name, template in named.items() if template is not None}
     if not all(isinstance(template, str) for template in templates.values()):
-        raise SnelloError(f"{path}: chat_template is not a text")
+        raise SnelloError(f"{path}: chat_template is not a text", "copy the tokenizer's files again")
     return templates
 
 

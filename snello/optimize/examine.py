@@ -76,7 +76,8 @@ class Examiner:
         if rule is None:
             return self.runners(candidate)
         if isinstance(self.ruler, MaskedTokens):
-            raise Unsupported("the loss of hidden words cannot be compared with another vocabulary's")
+            message = "the loss of hidden words cannot be compared with another vocabulary's"
+            raise Unsupported(message, "start from a model with the original's tokenizer, or judge a decoder")
         return Translated(self.runners(candidate), rule)
 
     def stretch(self, candidate: Candidate) -> float:

@@ -69,7 +69,8 @@ def encoder(
 ) -> Spec:
     """The block stack that both share."""
     if hidden % heads:
-        raise SnelloError(f"config.json: hidden size {hidden} does not divide into {heads} attention heads")
+        message = f"config.json: hidden size {hidden} does not divide into {heads} attention heads"
+        raise SnelloError(message, "copy or download the file again")
     vocab_size, positions = config.integer("vocab_size"), config.integer("max_position_embeddings", 512)
     attention = Attention(
         num_heads=heads, num_kv_heads=heads, head_dim=hidden // heads, causal=False, qkv_bias=True, out_bias=True
@@ -110,7 +111,8 @@ def classifier_labels(config: Config) -> tuple[str, ...]:
         count = config.integer("num_labels", 2)
         return tuple(f"LABEL_{index}" for index in range(count))
     if not isinstance(named, dict) or sorted(named, key=str) != sorted(map(str, range(len(named)))):
-        raise SnelloError("config.json: id2label must name each label id from 0 on")
+        message = "config.json: id2label must name each label id from 0 on"
+        raise SnelloError(message, 'number them "0", "1" and so on, or remove id2label')
     return tuple(str(named[str(index)]) for index in range(len(named)))
 
 

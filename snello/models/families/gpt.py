@@ -117,7 +117,8 @@ def decoder(
 
 def _head_dim(hidden: int, heads: int) -> int:
     if hidden % heads:
-        raise SnelloError(f"config.json: hidden size {hidden} does not divide into {heads} attention heads")
+        message = f"config.json: hidden size {hidden} does not divide into {heads} attention heads"
+        raise SnelloError(message, "copy or download the file again")
     return hidden // heads
 
 

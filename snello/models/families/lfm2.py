@@ -89,7 +89,8 @@ def _expect_what_is_said_twice(config: Config, hidden: int) -> None:
 def _attention(config: Config, hidden: int, norm: Norm) -> Mixer:
     heads, kv_heads = config.integer("num_attention_heads", 32), config.integer("num_key_value_heads", 8)
     if heads % kv_heads:
-        raise SnelloError(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
+        message = f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly"
+        raise SnelloError(message, "copy or download the file again")
     head_dim = config.integer("head_dim", hidden // heads)
     turned = rope(config, head_dim, base=ROPE_BASE)
     return Attention(num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, rope=turned, qk_norm=norm)
@@ -113,11 +114,13 @@ def _kinds(config: Config) -> list[str]:
     if kinds is None:
         indices = list(range(count)) if attending is None else attending
         if not isinstance(indices, list) or not all(type(index) is int and 0 <= index < count for index in indices):
-            raise SnelloError(f"config.json: full_attn_idxs is {json.dumps(indices)[:80]}, expected layers of {count}")
+            message = f"config.json: full_attn_idxs is {json.dumps(indices)[:80]}, expected layers of {count}"
+            raise SnelloError(message, "copy or download the file again")
         return ["full_attention" if index in indices else "conv" for index in range(count)]
     if not isinstance(kinds, list) or len(kinds) != count or set(kinds) - {"full_attention", "conv"}:
         expected = f"full_attention or conv for each of {count} layers"
-        raise SnelloError(f"config.json: layer_types is {json.dumps(kinds)[:80]}, expected {expected}")
+        message = f"config.json: layer_types is {json.dumps(kinds)[:80]}, expected {expected}"
+        raise SnelloError(message, "copy or download the file again")
     return kinds
 
 

@@ -95,7 +95,8 @@ def decoder(
 def _kv_heads(config: Config, heads: int) -> int:
     kv_heads = config.integer("num_key_value_heads", heads)
     if heads % kv_heads:
-        raise SnelloError(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
+        message = f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly"
+        raise SnelloError(message, "copy or download the file again")
     return kv_heads
 
 
@@ -150,7 +151,8 @@ def layer_types(config: Config, silent: list[str]) -> list[str]:
         return silent
     if not isinstance(types, list) or len(types) != count or set(types) - {"sliding_attention", "full_attention"}:
         expected = f"full_attention or sliding_attention for each of {count} layers"
-        raise SnelloError(f"config.json: layer_types is {json.dumps(types)[:80]}, expected {expected}")
+        message = f"config.json: layer_types is {json.dumps(types)[:80]}, expected {expected}"
+        raise SnelloError(message, "copy or download the file again")
     return types
 
 

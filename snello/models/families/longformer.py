@@ -66,7 +66,8 @@ def _attention_windows(config: Config, count: int) -> list[int]:
     windows = [512 if stated is None else stated] * count if not isinstance(stated, list) else stated
     if len(windows) != count or not all(type(window) is int and window > 0 and window % 2 == 0 for window in windows):
         expected = f"an even number, or one for each of {count} layers"
-        raise SnelloError(f"config.json: attention_window is {json.dumps(stated)[:80]}, expected {expected}")
+        message = f"config.json: attention_window is {json.dumps(stated)[:80]}, expected {expected}"
+        raise SnelloError(message, "copy or download the file again")
     return windows
 
 

@@ -31,7 +31,8 @@ def experts(config: Config, *, normalized: bool) -> Experts:
     if any(config.integer(key) != count for key in stated):
         raise SnelloError("config.json: num_local_experts and num_experts differ", "keep the right one")
     if active > count:
-        raise SnelloError(f"config.json: each token goes to {active} of {count} experts")
+        message = f"config.json: each token goes to {active} of {count} experts"
+        raise SnelloError(message, "copy or download the file again")
     return Experts(num_experts=count, num_active=active, normalized=normalized)
 
 
@@ -81,7 +82,8 @@ def _qwen3_feed_forwards(config: Config) -> tuple[FeedForward, ...]:
     count, step = config.integer("num_hidden_layers"), config.integer("decoder_sparse_step", 1)
     dense = config.raw("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(type(index) is int for index in dense):
-        raise SnelloError(f"config.json: mlp_only_layers is {json.dumps(dense)[:80]}, expected a list of layers")
+        message = f"config.json: mlp_only_layers is {json.dumps(dense)[:80]}, expected a list of layers"
+        raise SnelloError(message, "copy or download the file again")
     plain = FeedForward(width=config.integer("intermediate_size"), activation=config.activation("hidden_act"))
     mixture = replace(
         plain,

@@ -73,7 +73,8 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
         raise Unsupported(f"{folder}: a default prompt is put before every text", "set default_prompt_name to null")
     length = settings.get("max_seq_length")
     if length is not None and (type(length) is not int or length < 1):
-        raise SnelloError(f"{encoder}: max_seq_length is {json.dumps(length)}")
+        message = f"{encoder}: max_seq_length is {json.dumps(length)}"
+        raise SnelloError(message, "give a whole number above zero in sentence_bert_config.json, or remove it")
     return SentenceFolder(encoder, _pooling(folder / paths["Pooling"]), "Normalize" in kinds, length)
 
 
@@ -83,7 +84,8 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
         listed = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         return [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in listed]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SnelloError(f"{folder / MODULES} is not a list of modules: {error}") from None
+        message = f"{folder / MODULES} is not a list of modules: {error}"
+        raise SnelloError(message, "copy or download the file again") from None
 
 
 def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:

@@ -89,7 +89,8 @@ def _schemes(settings: Mapping[str, Any]) -> list[Scheme]:
     groups = config.raw("config_groups")
     sparsity = config.raw("sparsity_config") or {}
     if sparsity.get("format", "dense") != "dense":
-        raise Unsupported(f"compressed-tensors: sparse weights ({sparsity['format']}) are not read")
+        message = f"compressed-tensors: sparse weights ({sparsity['format']}) are not read"
+        raise Unsupported(message, "give the original checkpoint, or one that is only quantized")
     config.refuse_unread(HARMLESS, "quantized compressed-tensors")  # kv_cache_scheme, transform_config among them
     if not isinstance(groups, dict) or not groups:
         raise SnelloError("compressed-tensors: config_groups is empty", "copy config.json from where it came from")

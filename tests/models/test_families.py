@@ -371,12 +371,22 @@ def test_rope_that_cannot_be_meant(settings: dict[str, Any], message: str) -> No
         spec_from_config(LLAMA | settings)
 
 
+MIXTURE = {"architectures": ["MixtralForCausalLM"], "num_experts_per_tok": 2}
+LFM2 = {"architectures": ["Lfm2ForCausalLM"], "num_key_value_heads": 4, "hidden_act": None}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is NaN"),
         ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected at most 10,000"),
+        ({"hidden_size": 10**400}, "hidden_size is 1000.*expected at most 2,147,483,647"),
+        ({"sliding_window": 2**32 + 5, "architectures": ["MistralForCausalLM"]}, "sliding_window is 4294967301"),
+        ({"head_dim": 10**9}, "1 of a head's 1000000000 dims"),
+        (LFM2 | {"hidden_size": 3}, "head_dim is 0"),
+        (LFM2 | {"block_ffn_dim_multiplier": 1e308}, "block_ffn_dim_multiplier"),
+        (MIXTURE | {"num_local_experts": 10**6}, "1,000,000 experts in each layer"),
         ({"hidden_act": ["silu"]}, "hidden_act"),
         ({"dtype": ["float32"]}, "dtype"),
         ({"rope_theta": 0}, "rope_theta is 0"),

@@ -95,6 +95,8 @@ HARMLESS = frozenset(
     ]
 )
 LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer", "n_layers"), 10_000  # before they fill the memory
+MOST = 2**31 - 1  # what the core counts in
+MOST_DIMS = 65_536  # of a head, before its rotation fills the memory
 LARGEST = sys.float_info.max  # a whole number of JSON has no bound
 DEFAULT_ROPE_BASE = 10_000.0  # what Transformers takes where a config is silent
 
@@ -115,16 +117,17 @@ class Config:
         """A whole number of at least one."""
         value = self._value(key, default)
         if type(value) is not int or value < 1:
-            self._refuse(key, "a whole number above zero")
-        if key in LAYERS and value > MOST_LAYERS:
-            self._refuse(key, f"at most {MOST_LAYERS:,}")
+            self._refuse(key, value, "a whole number above zero")
+        most = MOST_LAYERS if key in LAYERS else MOST
+        if value > most:
+            self._refuse(key, value, f"at most {most:,}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """One that is not negative."""
         value = self._value(key, default)
         if type(value) not in (int, float) or not 0 <= value <= LARGEST:
-            self._refuse(key, "a number")
+            self._refuse(key, value, "a number")
         return float(value)
 
     def optional(self, key: str, default: float | None) -> float | None:
@@ -133,26 +136,28 @@ class Config:
             return None if key in self._values else default
         value = self.number(key)
         if not value > 0:
-            self._refuse(key, "a number above zero, or null")
+            self._refuse(key, value, "a number above zero, or null")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._value(key, default)
         if type(value) is not bool:
-            self._refuse(key, "true or false")
+            self._refuse(key, value, "true or false")
         return value
 
     def activation(self, key: str) -> Activation:
         value = self._value(key, None)
         if not isinstance(value, str) or value not in ACTIVATIONS:
-            raise Unsupported(f"config.json: {key} {json.dumps(value)} is not supported", _known(ACTIVATIONS))
+            raise Unsupported(f"config.json: {key} {json.dumps(value)[:80]} is not supported", _known(ACTIVATIONS))
         return ACTIVATIONS[value]
 
     def expect(self, key: str, *allowed: Any) -> None:
         """Refuses a key whose value is not one of these; absent is fine."""
         value = self.raw(key)
         if value is not None and value not in allowed:
-            raise Unsupported(f"config.json: {key} {json.dumps(value)} is not supported", _known(map(str, allowed)))
+            raise Unsupported(
+                f"config.json: {key} {json.dumps(value)[:80]} is not supported", _known(map(str, allowed))
+            )
 
     def token(self, key: str, vocab_size: int) -> int | None:
         """One token id; an id outside the vocabulary (old configs say -1) means none."""
@@ -183,8 +188,9 @@ class Config:
             raise SnelloError(f"config.json lacks {key}", "is this the config.json that came with the checkpoint?")
         return default if value is None else value
 
-    def _refuse(self, key: str, expected: str) -> NoReturn:
-        message = f"config.json: {key} is {json.dumps(self._values[key])[:80]}, expected {expected}"
+    def _refuse(self, key: str, value: Any, expected: str) -> NoReturn:
+        """A value that is stated, or follows from others that are."""
+        message = f"config.json: {key} is {json.dumps(value)[:80]}, expected {expected}"
         raise SnelloError(message, "copy or download the file again")
 
 
@@ -277,7 +283,7 @@ def agreed(name: str, values: list[Any], default: float) -> float:
 
 def rotary_dims(head_dim: int, fraction: float = 1.0) -> int:
     """How many of a head's dims are rotated; they come in pairs."""
-    dims = int(head_dim * fraction)
+    dims = int(head_dim * fraction) if head_dim * fraction <= MOST_DIMS else 0
     if dims < 2 or dims % 2 or dims > head_dim:
         raise Unsupported(
             f"config.json: {fraction:g} of a head's {head_dim} dims are to be rotated", "an even number is supported"

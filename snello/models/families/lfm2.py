@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from snello.errors import SnelloError
-from snello.models.families.config import Config, rope
+from snello.models.families.config import MOST, Config, rope
 from snello.models.families.family import Family
 from snello.models.spec import (
     Attention,
@@ -104,7 +104,11 @@ def _width(config: Config) -> int:
     if not config.flag("block_auto_adjust_ff_dim", True):
         return width
     width = int(2 * width / 3)
-    return width if factor is None else -(-int(factor * width) // multiple) * multiple
+    adjusted = width if factor is None else factor * width
+    if adjusted > MOST:
+        message = f"config.json: block_ffn_dim_multiplier makes feed-forwards {adjusted:g} wide"
+        raise SnelloError(message, "copy or download the file again")
+    return width if factor is None else -(-int(adjusted) // multiple) * multiple
 
 
 def _kinds(config: Config) -> list[str]:

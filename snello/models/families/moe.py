@@ -17,6 +17,7 @@ from snello.models.spec import Experts, FeedForward, Spec, Task
 
 # What only training and its losses look at.
 HARMLESS = frozenset(["output_router_logits", "router_aux_loss_coef", "router_jitter_noise"])
+MOST_EXPERTS = 200_000  # of all layers, before their names fill the memory
 MIXTRAL_ROPE_BASE = 1_000_000.0  # where a config is silent
 FUSED = {
     "model.layers.{i}.mlp.experts.gate_up_proj": ("gate", "up"),
@@ -32,6 +33,9 @@ def experts(config: Config, *, normalized: bool) -> Experts:
         raise SnelloError("config.json: num_local_experts and num_experts differ", "keep the right one")
     if active > count:
         message = f"config.json: each token goes to {active} of {count} experts"
+        raise SnelloError(message, "copy or download the file again")
+    if count * config.integer("num_hidden_layers") > MOST_EXPERTS:
+        message = f"config.json: {count:,} experts in each layer, expected at most {MOST_EXPERTS:,} in all"
         raise SnelloError(message, "copy or download the file again")
     return Experts(num_experts=count, num_active=active, normalized=normalized)
 

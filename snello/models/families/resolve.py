@@ -102,7 +102,9 @@ def _supported() -> str:
 def _stated_type(values: Mapping[str, Any]) -> FloatFormat:
     stated = values.get("dtype") or values.get("torch_dtype") or "float32"
     if not isinstance(stated, str) or stated not in TORCH_TYPES:
-        raise Unsupported(f"config.json: dtype {stated} is not supported", f"supported: {', '.join(TORCH_TYPES)}")
+        raise Unsupported(
+            f"config.json: dtype {json.dumps(stated)[:80]} is not supported", f"supported: {', '.join(TORCH_TYPES)}"
+        )
     return TORCH_TYPES[stated]
 
 

@@ -50,6 +50,7 @@ HARMLESS = frozenset(
         *("task_type", "use_dora", "use_rslora"),
     ]
 )
+LARGEST = 2**31  # of ranks and what they count
 SAYS_NOTHING: tuple[Any, ...] = (None, False, "none", [], {})
 # Beginnings that leave the base as it is. PiSSA, OLoRA, CorDA and LoftQ change it, and again when PEFT loads the files.
 BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -184,7 +185,10 @@ def read_adapter(path: Path, model: Model) -> Adapter:
     facts = {key: value for key, value in own.items() if key not in ("base", "labels")}
     if config.get("peft_type") == PROMPT:
         return Adapter(prompt=read_prompt(path, config, stored, model), base=base, facts=facts)
-    spec, saved = _head(path, model, stored, own.get("labels")) if _classifies(config) else (model.spec, {})
+    labels = own.get("labels")
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise SnelloError(f"{path / OWN}: labels are {json.dumps(labels)[:80]}", "copy the adapter again")
+    spec, saved = _head(path, model, stored, labels) if _classifies(config) else (model.spec, {})
     magnitudes = _magnitudes(path, spec, stored) if config.get("use_dora") else None
     return Adapter(
         factors=_factors(path, spec, rank, stored, magnitudes),
@@ -208,19 +212,28 @@ def base_of(path: Path) -> str | None:
 def _numbers(path: Path, config: Mapping[str, Any]) -> tuple[int, float]:
     if config.get("peft_type") != "LORA":
         raise Unsupported(
-            f"{path} is an adapter of the kind {config.get('peft_type')}", "LORA and PROMPT_TUNING are read"
+            f"{path} is an adapter of the kind {str(config.get('peft_type'))[:40]}", "LORA and PROMPT_TUNING are read"
         )
     for name, value in config.items():
         neutral = BEGINNINGS if name == "init_lora_weights" else SAYS_NOTHING
-        if name == "modules_to_save" and _classifies(config) and isinstance(value, list) and set(value) <= SAVED:
+        if name == "modules_to_save" and _classifies(config) and _saves(value):
             continue
         if name not in HARMLESS and value not in neutral:
             hint = HINTS.get(name, "merge it with PEFT (merge_and_unload), and use the model")
-            raise Unsupported(f"{path / CONFIG} has {name}={value!r}", hint)
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise SnelloError(f"{path / CONFIG} has r={rank!r} and lora_alpha={alpha!r}", "both are numbers above zero")
+            raise Unsupported(f"{path / CONFIG} has {name}={repr(value)[:80]}", hint)
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
+    if not (type(rank) is int and 0 < rank <= LARGEST and type(alpha) in (int, float) and 0 < alpha <= LARGEST):
+        message = f"{path / CONFIG} has r={str(rank)[:40]} and lora_alpha={str(alpha)[:40]}"
+        raise SnelloError(message, "both are numbers above zero")
+    for name in ("use_dora", "use_rslora"):
+        if config.get(name) not in SAYS_NOTHING and config[name] is not True:
+            raise SnelloError(f"{path / CONFIG} has {name}={str(config[name])[:40]}", "it is true or false")
     return rank, float(alpha)
+
+
+def _saves(modules: Any) -> bool:
+    return isinstance(modules, list) and all(isinstance(module, str) and module in SAVED for module in modules)
 
 
 def _classifies(config: Mapping[str, Any]) -> bool:

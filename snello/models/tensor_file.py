@@ -108,7 +108,7 @@ def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
         raise SnelloError(f"cannot read {path}: {error.strerror}", "is it there, and may you read it?") from None
     try:
         header = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number of 5,000 digits among them
         _refuse(path, "its header is not JSON")
     if not isinstance(header, dict):
         _refuse(path, "its header is not a table")
@@ -119,10 +119,10 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         _refuse(path, f"tensor {name} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if dtype not in DTYPE_BYTES:
-        _refuse(path, f"tensor {name} has unknown number type {dtype}")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        _refuse(path, f"tensor {name} has unknown number type {str(dtype)[:80]}")
     if not _whole(shape) or not _whole(offsets) or len(offsets) != 2:
-        _refuse(path, f"tensor {name} has shape {shape} and offsets {offsets}")
+        _refuse(path, f"tensor {name} has shape {json.dumps(shape)[:80]} and offsets {json.dumps(offsets)[:80]}")
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != expected:
         held = f"{offsets[1] - offsets[0]:,} bytes, {dtype} {shape} needs {expected:,}"
@@ -131,7 +131,7 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
 
 
 def _whole(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def _check_offsets(path: Path, entries: list[_Entry]) -> int:

@@ -285,24 +285,30 @@ def _word_piece(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
 def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     listed = {**read_json_if_there(path / "special_tokens_map.json"), **config}
-    texts = {key: _text(listed.get(key)) for key in SPECIAL}
+    texts = {key: _text(path, key, listed.get(key)) for key in SPECIAL}
     return {key: text for key, text in texts.items() if text is not None}
 
 
 def _extra_special_tokens(path: Path, config: Mapping[str, Any]) -> list[str]:
     """Special tokens without a role (or with one of the model's own), under either of the names that they have had."""
     listed = {**read_json_if_there(path / "special_tokens_map.json"), **config}
-    found: list[Any] = []
+    found: list[str | None] = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         extra = listed.get(key)
-        found += extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else ()
-    return [text for text in map(_text, found) if text is not None]
+        tokens = extra.values() if isinstance(extra, dict) else extra if isinstance(extra, list) else ()
+        found += [_text(path, key, token) for token in tokens]
+    return [text for text in found if text is not None]
 
 
-def _text(token: Any) -> str | None:
-    """A special token is a text, or a table whose `content` is the text."""
+def _text(path: Path, key: str, token: Any) -> str | None:
+    """A special token is a text, or a table whose `content` is the text; null, false and a table without say none."""
     content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
+    if content in (None, False):
+        return None
+    if not isinstance(content, str) or any("\ud800" <= letter <= "\udfff" for letter in content):
+        message = f"{path}: {key} is {json.dumps(token)[:80]}, expected a text"
+        raise SnelloError(message, "correct it in tokenizer_config.json or special_tokens_map.json")
+    return content
 
 
 def _add_tokens(

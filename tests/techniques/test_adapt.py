@@ -248,6 +248,28 @@ def test_an_adapter_of_another_base_is_refused(base: Model, taught: Any, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_alpha": 10**400}, "lora_alpha=1000"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan"),
+        ({"lora_alpha": True}, "lora_alpha=True"),
+        ({"r": 0}, "r=0"),
+        ({"use_rslora": "no"}, "use_rslora=no"),
+        ({"use_dora": [1]}, r"use_dora=\[1\]"),
+        ({"modules_to_save": [["classifier"]], "task_type": "SEQ_CLS"}, "modules_to_save="),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    base: Model, taught: Any, tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    write_adapter(tmp_path / "adapter", adapter_of(taught[0], base), base)
+    file = tmp_path / "adapter" / CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(SnelloError, match=message):
+        read_adapter(tmp_path / "adapter", base)
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [("peft_type", "IA3"), ("use_qalora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 2}), ("later_idea", 3)],
 )

@@ -231,6 +231,14 @@ def test_it_runs_exports_and_is_quantized_like_any_other(tmp_path: Path) -> None
         (ct_settings("pack-quantized", 4, 32, True) | {"sparsity_config": {"format": "sparse-24"}}, "sparse-24"),
         (ct_settings("pack-quantized", 4, 32, True) | {"config_groups": {}}, "config_groups is empty"),
         (ct_settings("int-quantized", 8, -1, True, input_activations={"dynamic": False}), "static"),
+        ({"quant_method": []}, "quantized in a way that is not read here"),
+        (ct_settings("pack-quantized", 4, 32, True) | {"config_groups": {"a": 1}}, "a is 1, expected a table"),
+        (ct_settings("pack-quantized", 4, 32, True) | {"sparsity_config": [1]}, "sparsity_config is .1., expected"),
+        (ct_settings("pack-quantized", 4, 32, True, weights="x"), 'weights is "x", expected a table'),
+        (ct_settings("pack-quantized", 4, 32, True, weights={"num_bits": 4, "actorder": "x"}), "actorder"),
+        (ct_settings("pack-quantized", 4, 32, True, targets=7), "targets are 7, expected a list"),
+        (ct_settings("pack-quantized", 4, 32, True, input_activations=7), "input_activations is 7, expected a table"),
+        (ct_settings("pack-quantized", 4, 32, True, colour=7), "colour = 7"),
     ],
 )
 def test_what_is_not_understood_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def scheme_of(values: Mapping[str, Any]) -> dict[str, Any] | None:
         settings = values.get(key)
         if settings:
             table = dict(settings) if isinstance(settings, dict) else {}
-            if table.get("quant_method") not in EXPANDERS:
+            method = table.get("quant_method")
+            if not isinstance(method, str) or method not in EXPANDERS:
                 raise Unsupported(
                     f"this checkpoint is quantized in a way that is not read here ({_described(key, table)})",
                     f"give the original FP32, FP16 or BF16 checkpoint; of others' formats: {', '.join(EXPANDERS)}",

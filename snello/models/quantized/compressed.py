@@ -8,6 +8,7 @@ have which of them; what they say of activations belongs to a run, and here inpu
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ CLASS = "Linear"
 PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 ENDINGS = tuple(f".{part}" for part in PARTS)
 FLOATS = ("F16", "BF16", "F32")
+ORDERED = ("group", "dynamic", True)  # columns that each say their group
 HARMLESS = frozenset(["global_compression_ratio", "ignore", "version"])
 WEIGHT_HARMLESS = frozenset(["observer", "observer_kwargs", "scale_dtype", "zp_dtype", "is_mx"])
 
@@ -87,23 +89,34 @@ def _schemes(settings: Mapping[str, Any]) -> list[Scheme]:
     config.expect("quantization_status", "compressed")
     overall = config.raw("format")
     groups = config.raw("config_groups")
-    sparsity = config.raw("sparsity_config") or {}
+    sparsity = _table("sparsity_config", config.raw("sparsity_config"))
     if sparsity.get("format", "dense") != "dense":
         message = f"compressed-tensors: sparse weights ({sparsity['format']}) are not read"
         raise Unsupported(message, "give the original checkpoint, or one that is only quantized")
     config.refuse_unread(HARMLESS, "quantized compressed-tensors")  # kv_cache_scheme, transform_config among them
     if not isinstance(groups, dict) or not groups:
         raise SnelloError("compressed-tensors: config_groups is empty", "copy config.json from where it came from")
-    return [_scheme(group, overall) for group in groups.values()]
+    return [_scheme(_table(name, group), overall) for name, group in groups.items()]
+
+
+def _table(name: str, value: Any) -> dict[str, Any]:
+    """Settings of their own inside the config; empty where there are none."""
+    if value and not isinstance(value, dict):
+        message = f"compressed-tensors: {name} is {json.dumps(value)[:80]}, expected a table"
+        raise SnelloError(message, "copy config.json from where it came from")
+    return value or {}
 
 
 def _scheme(group: Mapping[str, Any], overall: Any) -> Scheme:
-    format = group.get("format") or overall
+    settings = Config(group)
+    format = settings.raw("format") or overall
     if format not in FORMATS:
-        raise Unsupported(f"compressed-tensors: format {format} is not read", f"supported: {', '.join(FORMATS[:2])}")
-    if group.get("output_activations"):
+        raise Unsupported(
+            f"compressed-tensors: format {str(format)[:40]} is not read", f"supported: {', '.join(FORMATS[:2])}"
+        )
+    if settings.raw("output_activations"):
         raise Unsupported("compressed-tensors: quantized outputs are not read", "give the original checkpoint")
-    weights = Config(group.get("weights") or {})
+    weights = Config(_table("weights", settings.raw("weights")))
     weights.expect("num_bits", 4, 8)
     weights.expect("type", "int")
     weights.expect("dynamic", False)
@@ -113,14 +126,19 @@ def _scheme(group: Mapping[str, Any], overall: Any) -> Scheme:
     weights.raw("group_size")
     weights.expect("block_structure")
     symmetric = weights.flag("symmetric", True)
-    ordered = weights.raw("actorder") in ("group", "dynamic")
+    weights.expect("actorder", *ORDERED, False, "weight", "static")
+    ordered = weights.raw("actorder") in ORDERED
     weights.refuse_unread(WEIGHT_HARMLESS, "quantized compressed-tensors")
-    targets = tuple(str(target) for target in group.get("targets") or ())
-    inputs = _check_inputs(group.get("input_activations"))
-    return Scheme(targets, format == "pack-quantized", bits, group_size, strategy, symmetric, ordered, inputs)
+    targets = settings.raw("targets") or []
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        message = f"compressed-tensors: targets are {json.dumps(targets)[:80]}, expected a list of names"
+        raise SnelloError(message, "copy config.json from where it came from")
+    inputs = _check_inputs(_table("input_activations", settings.raw("input_activations")))
+    settings.refuse_unread(frozenset(), "quantized compressed-tensors")
+    return Scheme(tuple(targets), format == "pack-quantized", bits, group_size, strategy, symmetric, ordered, inputs)
 
 
-def _check_inputs(inputs: Any) -> bool:
+def _check_inputs(inputs: Mapping[str, Any]) -> bool:
     """Whether the run that it was made for rounds inputs; scales that were measured before cannot be left out."""
     if not inputs:
         return False

@@ -55,8 +55,8 @@ def read_pair(folder: Path) -> tuple[Path, Path]:
     found = []
     for key in ("model", "draft"):
         path = folder / str(table[key])
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise SnelloError(f"{folder / PAIR}: {key} lies outside of the folder", "make the folder again")
+        if folder.resolve() not in path.resolve().parents:
+            raise SnelloError(f"{folder / PAIR}: {key} lies outside, or is the folder itself", "make the folder again")
         if not path.exists():
             raise SnelloError(f"{path} is missing", "copy the folder whole, or make it again")
         found.append(path)

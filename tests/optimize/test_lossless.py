@@ -122,6 +122,8 @@ def test_damaged_pairs_are_told_in_one_line(pair: Path, tmp_path: Path) -> None:
         load(broken(surprise=1))
     with pytest.raises(SnelloError, match="lies outside"):
         load(broken(draft="../../elsewhere"))
+    with pytest.raises(SnelloError, match="is the folder itself"):
+        load(broken(model="."))
     missing = broken()
     shutil.rmtree(missing / "draft")
     with pytest.raises(SnelloError, match="is missing"):

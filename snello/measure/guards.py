@@ -41,7 +41,10 @@ def divergence(
     rows: int = 64,
     step: Step = silent,
 ) -> Divergence:
-    """Both models' whole distributions, at up to `rows` scored positions of up to `most_blocks` blocks."""
+    """Both models' whole distributions, at up to `rows` scored positions of up to `most_blocks` blocks.
+
+    Words that only one of them has stand at its end and are padding, which is left out.
+    """
     generator = np.random.default_rng(seed)
     number = min(most_blocks, len(blocks))
     chosen = sorted(generator.choice(len(blocks), number, replace=False).tolist())
@@ -50,7 +53,9 @@ def divergence(
         block = blocks[index]
         scored = np.arange(block.scored_from - 1, len(block.tokens) - 1)
         picked = np.sort(generator.choice(scored, min(rows, len(scored)), replace=False))
-        values.append(kl(original.logits(block.tokens, picked), other.logits(block.tokens, picked)))
+        a, b = original.logits(block.tokens, picked), other.logits(block.tokens, picked)
+        words = min(a.shape[1], b.shape[1])
+        values.append(kl(a[:, :words], b[:, :words]))
         step(done, number)
     return summarize(np.concatenate(values))
 

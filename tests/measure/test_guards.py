@@ -11,6 +11,7 @@ import pytest
 from snello.measure import guards
 from snello.measure.guards import Divergence, Habits, Strictness
 from snello.measure.rulers import Reading
+from snello.measure.text import Block
 
 
 def test_kl_is_zero_for_the_same_and_positive_else() -> None:
@@ -23,6 +24,15 @@ def test_kl_is_zero_for_the_same_and_positive_else() -> None:
 def test_kl_agrees_with_the_definition() -> None:
     a, b = np.log(np.array([[0.5, 0.25, 0.25]])), np.log(np.array([[0.25, 0.5, 0.25]]))
     assert guards.kl(a, b)[0] == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2))
+
+
+def test_padding_that_only_one_has_is_no_divergence() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (99, 50))
+    block = Block(source="a", document="a", cluster=0, start=0, tokens=np.zeros(99, np.int32), scored_from=9)
+    short, long = (SimpleNamespace(logits=lambda tokens, rows, n=n: logits[rows, :n]) for n in (48, 50))
+    for pair in ((short, long), (long, short)):
+        found: Divergence = guards.divergence(*pair, [block], seed=0)
+        assert found.mean == 0 and found.positions == 64
 
 
 def test_agreement() -> None:

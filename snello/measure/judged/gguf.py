@@ -101,7 +101,7 @@ class Gguf:
         path = self._answers.with_suffix(".npy")
         wanted = range(len(tokens)) if rows is None else rows
         self._ask(tokens, rows=[int(row) for row in wanted], logits=str(path))
-        return np.asarray(np.load(path)[:, : self.spec.vocab_size])
+        return np.asarray(np.load(path))
 
     def _ask(self, tokens: Any, **request: Any) -> dict[str, Any]:
         return self.worker.ask(json.dumps({"tokens": [int(token) for token in tokens], **request}))

@@ -133,6 +133,7 @@ def check(
                 model=model,
                 ruler=texts.ruler_of(model, documents),
                 texts=texts.uncut(documents, model, longest=longest, seed=seed, most=tokens),
+                longest=longest,
                 max_loss=share(max_loss, "max_loss"),
                 strict=strict,
                 seed=seed,
@@ -201,6 +202,7 @@ class _Asked:
     model: Model
     ruler: Ruler
     texts: Texts
+    longest: int  # tokens that both read at once
     max_loss: float
     strict: bool
     seed: int
@@ -283,8 +285,8 @@ def _guards(asked: _Asked, runner: Runner, judged: Judged, original: Reading, ot
     agreed = guards.agreement(original, other) if other.choices else None
     if not asked.model.spec.causal:
         return Guards(top1_agreement=None if isinstance(asked.ruler, Pairs) else agreed)
-    prompts = [prompt[: runner.context // 2] for prompt in model_prompts(asked.model)[:HABIT_PROMPTS]]
-    most = min(HABIT_TOKENS, runner.context // 2)
+    prompts = [prompt[: asked.longest // 2] for prompt in model_prompts(asked.model)[:HABIT_PROMPTS]]
+    most = min(HABIT_TOKENS, asked.longest // 2)
     diverged = judged.divergence(runner, asked.blocks, seed=asked.seed, step=asked.step("divergence"))
     theirs = guards.habits(runner, prompts, max_tokens=most, step=asked.step("the original answers"))
     own = judged.habits(prompts, most=most, step=asked.step("the other answers"))

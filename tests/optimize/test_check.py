@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -86,6 +87,17 @@ def test_a_trimmed_vocabulary_is_told_the_originals_words(text: Path, tmp_path: 
     found = check("demo", tmp_path / "trimmed", text=text, max_loss="20%", tokens=TOKENS)
     assert found.loss is not None and 0 < found.loss.mid < 0.5
     assert found.guards is not None and found.guards.mean_divergence is not None
+
+
+def test_a_version_that_reads_less_at_once_is_asked_no_more(text: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(load("demo").path, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 96}))
+    found = check("demo", short, text=text, max_loss="4%", tokens=TOKENS)
+    assert found.loss is not None and found.loss.mid == 0 and found.exit_code == 0
+    assert found.guards is not None and found.guards.looping is not None
+    assert found.guards.looping[0] == found.guards.looping[1]
 
 
 def test_a_text_too_short_gives_no_verdict_and_the_other_is_not_read(text: Path, int8: Path, tmp_path: Path) -> None:

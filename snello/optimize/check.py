@@ -22,6 +22,7 @@ import numpy as np
 from snello.errors import SnelloError, Unsupported
 from snello.measure import guards, quality
 from snello.measure.guards import Strictness
+from snello.measure.documents import Document
 from snello.measure.interval import Interval
 from snello.measure.judged import Judged
 from snello.measure.judged.gguf import Gguf, is_gguf
@@ -126,6 +127,7 @@ def check(
     documents = texts.read_documents(paths, model)
     judged = open_judged(bench, model, other, served_model=served_model, key=key)
     try:
+        _check_cuts(documents, model, judged, most=tokens)
         longest = min(WINDOW, model.spec.max_positions, judged.longest or model.spec.max_positions - 1)
         runner = bench.open(model, context=max(WINDOW, longest))
         try:
@@ -182,6 +184,24 @@ def _need_decoder(model: Model, what: str) -> None:
     if not model.spec.causal:
         message = f"{what} is asked for next words, and {model.name} is made for {model.spec.task}"
         raise Unsupported(message, "an encoder is compared with a folder")
+
+
+def _check_cuts(documents: Sequence[Sequence[Document]], model: Model, judged: Judged, *, most: int) -> None:
+    """The same words may be cut from a text by other rules: losses would be of tokens that the other never meets."""
+    if not isinstance(judged, NativeJudged) or judged.rule is not None:
+        return
+    for source in documents:
+        read = 0
+        for document in source:
+            if read >= most:
+                break
+            for words in filter(None, (document.text, document.other)):
+                own, theirs = (one.tokenizer.encode(words) for one in (model, judged.model))
+                if own != theirs:
+                    message = f"{judged.model.name} cuts {document.name} into other tokens than {model.name}"
+                    hint = "its losses would be of tokens that it never meets: give it the original's tokenizer"
+                    raise Unsupported(message, hint)
+                read += len(own)
 
 
 def _check_dimensions(ruler: Ruler, model: Model, judged: Judged) -> None:

@@ -147,6 +147,16 @@ def test_strangers_are_refused(text: Path, tmp_path: Path) -> None:
         check("demo", tmp_path / "nothing.gguf", text=text)
 
 
+def test_the_same_words_under_other_merges_are_refused(text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "merges"
+    shutil.copytree(load("demo").path, other)
+    rules = json.loads((other / "tokenizer.json").read_text())
+    rules["model"]["merges"] = rules["model"]["merges"][:100]
+    (other / "tokenizer.json").write_text(json.dumps(rules))
+    with pytest.raises(Unsupported, match="merges cuts held_out.jsonl.* into other tokens than demo"):
+        check("demo", other, text=text, tokens=TOKENS)
+
+
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 

@@ -245,6 +245,9 @@ IDS = load("demo").tokenizer.encode("def area(radius): return radius * radius")
         ((400, {"error": {"message": "echo is not supported"}}), "refused with 400: echo is not supported"),
         ((401, {"error": "who are you"}), "refused with 401: who are you"),
         ((500, b""), "refused with 500: Internal Server Error"),
+        ((200, {"choices": [{"logprobs": [1.0, 2.0]}]}), "gave 0 log-probabilities"),
+        ((200, {"choices": [{"logprobs": {"token_logprobs": 5}}]}), "gave 0 log-probabilities"),
+        ((200, echoed(IDS, [None, *[0.5] * (len(IDS) - 1)], demo_word)), "gave a log-probability of 0.5: none is over 0"),
         ((200, echoed(IDS, [None] * len(IDS), demo_word)), "left out log-probabilities of the prompt"),
         ((200, echoed(IDS, [None, *[-1.0] * (len(IDS) - 1)], lambda token: f"w{token}")), "its tokenizer is another"),
     ],
@@ -282,9 +285,25 @@ def test_one_of_several_models_must_be_named() -> None:
         assert Served(url, load("demo"), model="two").name == "two"
     with pytest.raises(SnelloError, match="did not answer"):
         Served(url, load("demo"))
-    for wrong in ("http://", "http://a:x", "http://a/?b=1"):
+    for wrong in ("http://", "http://a:x", "http://a/?b=1", "http://[::1:9/"):
         with pytest.raises(SnelloError, match="is no address of a server"):
             Served(wrong, load("demo"))
+    with pytest.raises(SnelloError, match=r"http://\.a/v1/models did not answer"):
+        Served("http://.a", load("demo"))
+    with faking(lambda path, body: (200, {"data": 5})) as url, pytest.raises(SnelloError, match="has 0 models"):
+        Served(url.replace("http", "HTTP"), load("demo"))
+
+
+def test_a_key_goes_into_a_header_and_into_nothing_that_is_said() -> None:
+    with faking(lambda path, body: (200, listed("one"))) as url:
+        assert Served(url, load("demo"), key="key\n").name == "one"
+        for key in ("two\nlines", "schlüssel"):
+            with pytest.raises(SnelloError, match="is not one line of ASCII") as caught:
+                Served(url, load("demo"), key=key)
+            assert key not in str(caught.value)
+        with pytest.raises(SnelloError, match="holds no name and password") as caught:
+            Served(url.replace("://", "://me:secret@"), load("demo"))
+        assert "secret" not in str(caught.value)
 
 
 # ---- GGUF -----------------------------------------------------------------------------------------------------------

@@ -27,12 +27,13 @@ from snello.measure.text import Block
 TRIES = 6  # where the server is busy
 PATIENCE_SECONDS = 600.0
 LONGEST_WAIT = 30.0
+ROUNDING = 1e-3  # of a log-probability of 0, in whatever the server computes
 SAME = 0.95  # share of tokens that both must spell alike: servers spell bytes and blanks in ways of their own
 SERVERS = "it takes a server that echoes a prompt of token ids with logprobs, such as vLLM or snello serve"
 
 
 def is_url(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
+    return name.lower().startswith(("http://", "https://"))
 
 
 class Served:
@@ -53,13 +54,13 @@ class Served:
 
     def __init__(self, url: str, original: Any, *, model: str | None = None, key: str | None = None) -> None:
         self.base = _base(url)
-        self.original, self._key = original, key
+        self.original, self._key = original, _sendable(key)
         self.name = model or self._only_model()
         self._compared = False
 
     def _only_model(self) -> str:
         listed = self._send("/models", None)
-        names = [str(one.get("id")) for one in listed.get("data") or [] if isinstance(one, dict)]
+        names = [str(one.get("id")) for one in _list(listed.get("data")) if isinstance(one, dict)]
         if len(names) != 1:
             hint = f"--served-model {names[0]}" if names else "--served-model NAME"
             raise SnelloError(f"{self.base} has {len(names)} models: {', '.join(names) or 'none is listed'}", hint)
@@ -96,14 +97,17 @@ class Served:
         servers answer nothing for none.
         """
         choice = self._complete(prompt=tokens, max_tokens=1, echo=True, logprobs=1)
-        told = choice.get("logprobs") or {}
-        values, spelled = told.get("token_logprobs") or [], told.get("tokens") or []
+        told = choice.get("logprobs")
+        told = told if isinstance(told, dict) else {}
+        values, spelled = _list(told.get("token_logprobs")), _list(told.get("tokens"))
         if len(values) < len(tokens) or len(values) > len(tokens) + 1:
             found = f"{len(values)} log-probabilities for a prompt of {len(tokens)} tokens"
             raise Unsupported(f"{self.base} gave {found}", SERVERS)
         numbers = values[1 : len(tokens)]
-        if not all(isinstance(number, int | float) for number in numbers):
+        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
             raise Unsupported(f"{self.base} left out log-probabilities of the prompt", SERVERS)
+        if any(number > ROUNDING for number in numbers):
+            raise Unsupported(f"{self.base} gave a log-probability of {max(numbers):g}: none is over 0", SERVERS)
         self._compare_words(tokens, spelled[: len(tokens)])
         return np.asarray(numbers, np.float32)
 
@@ -138,7 +142,7 @@ class Served:
                 if error.code not in (429, 503) or attempt == TRIES - 1:
                     raise SnelloError(*_refusal(self.base + path, error)) from None
                 time.sleep(_wait(error, attempt))
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, UnicodeError) as error:
                 reason = getattr(error, "reason", None) or error
                 hint = "is it running, and is that its address?"
                 raise SnelloError(f"{self.base}{path} did not answer: {reason}", hint) from None
@@ -164,12 +168,32 @@ class Served:
         """Nothing is held open."""
 
 
+def _list(found: Any) -> list[Any]:
+    """Nothing where a server gives something else."""
+    return found if isinstance(found, list) else []
+
+
+def _sendable(key: str | None) -> str:
+    """A key without the line's end that a file gave it.
+
+    Raises:
+        SnelloError: no header can hold it.
+    """
+    bare = (key or "").strip()
+    if not (bare.isascii() and bare.isprintable()):
+        raise SnelloError("the server's key is not one line of ASCII", "look at OPENAI_API_KEY", exit_code=2)
+    return bare
+
+
 def _base(url: str) -> str:
-    found = urlsplit(url)
     try:
+        found = urlsplit(url)
         fine = bool(found.hostname) and found.port != 0 and not found.query and not found.fragment
-    except ValueError:  # the port is no number
-        fine = False
+        secret = found.username is not None
+    except ValueError:  # the port is no number, or a bracket is open
+        fine = secret = False
+    if secret:  # it would stand in every message and in what is written
+        raise SnelloError("the address of a server holds no name and password", "its key: OPENAI_API_KEY", exit_code=2)
     if not fine:
         raise SnelloError(f"{url!r} is no address of a server", "like http://127.0.0.1:8080/v1", exit_code=2)
     path = found.path.rstrip("/")
@@ -183,7 +207,10 @@ def _plain(spelling: str) -> bool:
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> tuple[str, str]:
     """Message and hint, with the server's own words."""
-    text = error.read().decode(errors="replace")
+    try:
+        text = error.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):  # it hung up
+        text = ""
     try:
         told = json.loads(text)["error"]
         words = str(told["message"] if isinstance(told, dict) else told)

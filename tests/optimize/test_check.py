@@ -27,6 +27,8 @@ from snello.measure.judged import server as server_module
 from snello.measure.judged.server import Served
 from snello.measure.peers.contenders import INSIDE
 from snello.measure.peers.environments import LLAMACPP
+from snello.measure.rulers import NextTokens
+from snello.measure.text import Block
 from snello.models import load
 from snello.models.demo.held_out import HELD_OUT, read_source, stdlib_directory
 from snello.models.spec import Deployment
@@ -258,6 +260,24 @@ def test_a_server_that_cannot_be_judged_is_refused(answer: tuple[int, Any], mess
         with pytest.raises(SnelloError, match=message.replace("(", r"\(")) as caught:
             served.log_probabilities(IDS)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("words", ["== + ()", "你好 世界"])
+def test_another_tokenizer_is_seen_in_the_first_window_that_has_words(words: str) -> None:
+    spelled = [*words, *"abcd"]
+    original = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids, skip_special: spelled[ids[0]]), name="one")
+    first, second = list(range(len(words))), list(range(len(words), len(spelled)))
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        return 200, echoed(body["prompt"], [None, *[-1.0] * (len(body["prompt"]) - 1)], lambda token: "?")
+
+    blocks = [Block(source="a", document="a", cluster=0, start=0, tokens=np.array(first), scored_from=1)]
+    with faking(answer) as url:
+        served = Served(url, original, model="one")
+        with pytest.raises(Unsupported, match="its tokenizer is another|nothing that has letters or digits"):
+            served.read(NextTokens(), blocks, lambda done, total: None)
+        with pytest.raises(Unsupported, match="its tokenizer is another"):
+            served.log_probabilities(second)
 
 
 def test_a_busy_server_is_asked_again_and_its_own_token_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,9 @@ class Served:
         for number, block in enumerate(blocks, start=1):
             values.append(-self.log_probabilities(block.tokens.tolist())[block.scored_from - 1 :])
             step(number, len(blocks))
+        if not self._compared:
+            hint = "give a text of words: by them it is seen that the server has the original's tokens"
+            raise Unsupported(f"{self.base} was asked for nothing that has letters or digits", hint)
         return Reading(tuple(values))
 
     def divergence(self, original: Runner, blocks: Sequence[Block], *, seed: int, step: Step) -> Divergence | None:
@@ -112,17 +115,20 @@ class Served:
         return np.asarray(numbers, np.float32)
 
     def _compare_words(self, tokens: list[int], spelled: Sequence[Any]) -> None:
-        """Once: a server with another tokenizer would be judged on other words without anybody noticing."""
+        """Once, in the first window that has words: a server with another tokenizer would be judged on other words
+        without anybody noticing. Words of other scripts count where there are none in ASCII.
+        """
         if self._compared:
             return
         own = [self.original.tokenizer.decode([token], skip_special=False) for token in tokens]
-        shown = [(a.strip(), str(b).strip()) for a, b in zip(own, spelled, strict=False) if _plain(a)]
+        words = [(a.strip(), str(b).strip()) for a, b in zip(own, spelled, strict=False) if a.strip().isalnum()]
+        shown = [pair for pair in words if pair[0].isascii()] or words
         same = sum(a == b for a, b in shown)
         if len(spelled) != len(tokens) or same < SAME * len(shown):
             hint = f"check compares versions of one model: serve one made from {self.original.name}"
             strange = f"{len(shown) - same} of {len(shown)} tokens"
             raise Unsupported(f"{self.base} spells {strange} otherwise: its tokenizer is another", hint)
-        self._compared = True
+        self._compared = bool(shown)
 
     # ---- the protocol
 
@@ -198,11 +204,6 @@ def _base(url: str) -> str:
         raise SnelloError(f"{url!r} is no address of a server", "like http://127.0.0.1:8080/v1", exit_code=2)
     path = found.path.rstrip("/")
     return f"{found.scheme}://{found.netloc}{path if path.endswith('/v1') else path + '/v1'}"
-
-
-def _plain(spelling: str) -> bool:
-    """Letters and digits, which every server spells alike."""
-    return spelling.strip().isascii() and spelling.strip().isalnum()
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> tuple[str, str]:

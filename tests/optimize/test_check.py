@@ -24,6 +24,7 @@ from snello.errors import SnelloError, Unsupported
 from snello.measure.interval import Interval
 from snello.measure.judged import gguf as gguf_module
 from snello.measure.judged import server as server_module
+from snello.measure.judged.gguf import Gguf
 from snello.measure.judged.server import Served
 from snello.measure.peers.contenders import INSIDE
 from snello.measure.peers.environments import LLAMACPP
@@ -392,6 +393,35 @@ def test_a_gguf_file_that_is_broken_or_strange_is_refused(reader: Path, text: Pa
     (reader / "strange.gguf").write_bytes(b"GGUF strange")
     with pytest.raises(Unsupported, match="has another tokenizer"):
         check("demo", reader / "strange.gguf", text=text)
+
+
+def test_a_gguf_file_in_parts_is_weighed_whole_and_opened_by_its_first(reader: Path, text: Path) -> None:
+    first, second = (reader / f"m-0000{number}-of-00002.gguf" for number in (1, 2))
+    first.write_bytes(b"GGUF first")
+    with pytest.raises(SnelloError, match="is one of 2 files, and m-00002-of-00002.gguf is not there"):
+        check("demo", first, text=text)
+    second.write_bytes(b"GGUF the second")
+    with pytest.raises(SnelloError, match="is part 2 of 2") as caught:
+        check("demo", second, text=text)
+    assert caught.value.hint == f"give the first: {first}"
+    judged = Gguf(first, load("demo"), positions=64, threads=1)
+    judged.close()
+    assert judged.facts()["file_bytes"] == 25
+
+
+def test_added_tokens_of_a_gguf_file_may_be_spelled_otherwise_but_must_be_there() -> None:
+    words = {"a": 0, "▁▁": 1, "<end>": 2}
+    backend = SimpleNamespace(
+        get_vocab=lambda with_added_tokens: words if with_added_tokens else {"a": 0, "▁▁": 1},
+        get_added_tokens_decoder=lambda: {1: "▁▁", 2: "<end>"},
+    )
+    judged = Gguf.__new__(Gguf)
+    judged.path = Path("one.gguf")
+    original = SimpleNamespace(tokenizer=SimpleNamespace(backend=backend))
+    judged._check_vocabulary(["a", "  ", "<end>", "[PAD3]"], original)
+    for strange in (["a", "  "], ["b", "  ", "<end>"]):
+        with pytest.raises(Unsupported, match=r"\(1 of 3 tokens are others\)"):
+            judged._check_vocabulary(strange, original)
 
 
 def test_without_llamacpp_the_command_that_installs_it_is_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from snello.measure.runner import Runner, Step
 from snello.measure.text import Block
 
 MAGIC = b"GGUF"
+SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def is_gguf(path: Path) -> bool:
@@ -29,6 +31,25 @@ def is_gguf(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
+
+
+def parts(path: Path) -> list[Path]:
+    """All files of a model that is split; llama.cpp finds them by the name of the first.
+
+    Raises:
+        SnelloError: this is another than the first, or one is not there.
+    """
+    named = SPLIT.fullmatch(path.name)
+    if named is None:
+        return [path]
+    head, number, count = named.groups()
+    found = [path.with_name(f"{head}-{part:05}-of-{count}.gguf") for part in range(1, int(count) + 1)]
+    if int(number) != 1:
+        raise SnelloError(f"{path} is part {int(number)} of {int(count)}", f"give the first: {found[0]}")
+    for part in found:
+        if not part.is_file():
+            raise SnelloError(f"{path} is one of {int(count)} files, and {part.name} is not there", "put it beside it")
+    return found
 
 
 class _Scores:
@@ -55,6 +76,7 @@ class Gguf:
         if not LLAMACPP.is_made():
             hint = "snello bench --install-peers llama.cpp"
             raise SnelloError(f"{path} is a GGUF file, which llama.cpp runs: it is not installed here", hint)
+        parts(path)
         self.path, self.spec = path, original.spec
         self.longest: int | None = positions
         self._folder = tempfile.TemporaryDirectory(prefix="snello-check-")
@@ -79,16 +101,26 @@ class Gguf:
             raise SnelloError(f"llama.cpp cannot read {self.path}", hint) from None
 
     def _check_vocabulary(self, pieces: list[str], original: Any) -> None:
-        """Every token of the original's must have its number; what only one of them has beyond is padding."""
-        own = {number: piece for piece, number in original.tokenizer.backend.get_vocab(with_added_tokens=False).items()}
-        strange = [number for number, piece in own.items() if number >= len(pieces) or pieces[number] != piece]
+        """Every token of the original's must have its number; what only one of them has beyond is padding.
+
+        Added tokens are spelled as converters like (Gemma's rows of blanks as blanks): of them only the number counts.
+        """
+        backend = original.tokenizer.backend
+        own = {number: piece for piece, number in backend.get_vocab(with_added_tokens=True).items()}
+        added = backend.get_added_tokens_decoder()
+        strange = [
+            number
+            for number, piece in own.items()
+            if number >= len(pieces) or (number not in added and pieces[number] != piece)
+        ]
         if strange:
             message = f"{self.path} has another tokenizer ({len(strange):,} of {len(own):,} tokens are others)"
             hint = "check compares a model with versions of itself: give the original that the file was made from"
             raise Unsupported(f"{message}: losses do not pair token by token", hint)
 
     def facts(self) -> dict[str, Any]:
-        own = {"kind": self.kind, "name": self.path.name, "file_bytes": self.path.stat().st_size}
+        size = sum(part.stat().st_size for part in parts(self.path))
+        own = {"kind": self.kind, "name": self.path.name, "file_bytes": size}
         return {**own, "version": self.worker.ready["version"], "settings": self.worker.ready["settings"]}
 
     # ---- the face of a runner, as far as reading needs it

@@ -26,7 +26,7 @@ from snello.measure.documents import Document
 from snello.measure.interval import Interval
 from snello.measure.judged import Judged
 from snello.measure.judged.gguf import Gguf, is_gguf
-from snello.measure.judged.native import NativeJudged
+from snello.measure.judged.native import NativeJudged, rule_between
 from snello.measure.judged.server import Served, is_url
 from snello.measure.limits import exact
 from snello.measure.quality import Power
@@ -177,7 +177,8 @@ def open_judged(
     if loaded.spec.head.labels != model.spec.head.labels:
         message = f"{loaded.name} knows other labels than {model.name}"
         raise Unsupported(message, "check compares a model with versions of itself")
-    return NativeJudged(model, loaded, bench.open(loaded, context=min(WINDOW, model.spec.max_positions)))
+    rule = rule_between(model, loaded)  # strangers are refused before anything is opened
+    return NativeJudged(loaded, bench.open(loaded, context=min(WINDOW, model.spec.max_positions)), rule)
 
 
 def _need_decoder(model: Model, what: str) -> None:

@@ -34,6 +34,7 @@ from snello.models import load
 from snello.models.demo.held_out import HELD_OUT, read_source, stdlib_directory
 from snello.models.spec import Deployment
 from snello.optimize.check import Check, check
+from snello.optimize.workbench import NativeWorkbench
 from snello.techniques.base import Context
 from snello.techniques.quantize import Quantize
 from snello.techniques.trim import Trim
@@ -136,12 +137,16 @@ def test_an_encoder_is_judged_by_its_vectors(tmp_path: Path) -> None:
         check(folder, "http://127.0.0.1:9", text=lines)
 
 
-def test_strangers_are_refused(text: Path, tmp_path: Path) -> None:
+def test_strangers_are_refused(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stranger, encoder = (make_checkpoint(tmp_path / name, name) for name in ("llama", "bert-mlm"))
     for folder in (stranger, encoder):
         write_tokenizer(folder, 307)
-    with pytest.raises(Unsupported, match="has another tokenizer"):
-        check("demo", stranger, text=text)
+    opened: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(NativeWorkbench, "open", lambda bench, model, context: opened.append(model))
+        with pytest.raises(Unsupported, match="has another tokenizer"):
+            check("demo", stranger, text=text)
+    assert opened == []  # nothing is left open
     with pytest.raises(Unsupported, match="is made for"):
         check("demo", encoder, text=text)
     with pytest.raises(SnelloError, match="a served model needs a server"):

@@ -16,14 +16,13 @@ from snello.measure.translation import Gathered, Translated, Translation, transl
 
 
 class NativeJudged:
-    """`runner` runs `model`; both are the caller's, who opened them for `original`'s texts."""
+    """`runner` runs `model`, and is closed with it; `rule` tells it the original's tokens, where its own are others."""
 
     kind = "run by Snello"
 
-    def __init__(self, original: Any, model: Any, runner: Runner) -> None:
-        self.model, self.runner = model, runner
+    def __init__(self, model: Any, runner: Runner, rule: Translation | None) -> None:
+        self.model, self.runner, self.rule = model, runner, rule
         self.longest: int | None = runner.context
-        self.rule = rule_between(original, model)
 
     def facts(self) -> dict[str, Any]:
         weights = self.runner.weights_bytes

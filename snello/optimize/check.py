@@ -21,8 +21,8 @@ import numpy as np
 
 from snello.errors import SnelloError, Unsupported
 from snello.measure import guards, quality
-from snello.measure.guards import Strictness
 from snello.measure.documents import Document
+from snello.measure.guards import Strictness
 from snello.measure.interval import Interval
 from snello.measure.judged import Judged
 from snello.measure.judged.gguf import Gguf, is_gguf
@@ -120,7 +120,7 @@ def check(
     Raises:
         SnelloError: one of them cannot be opened, or they are not versions of one model.
     """
-    began = time.perf_counter()
+    began, budget = time.perf_counter(), share(max_loss, "max_loss")
     paths = [Path(one).expanduser() for one in ([text] if isinstance(text, str | Path) else text)]
     bench = NativeWorkbench(threads)
     model = bench.load(original)
@@ -136,7 +136,7 @@ def check(
                 ruler=texts.ruler_of(model, documents),
                 texts=texts.uncut(documents, model, longest=longest, seed=seed, most=tokens),
                 longest=longest,
-                max_loss=share(max_loss, "max_loss"),
+                max_loss=budget,
                 strict=strict,
                 seed=seed,
                 report=report,

@@ -255,7 +255,10 @@ IDS = load("demo").tokenizer.encode("def area(radius): return radius * radius")
         ((500, b""), "refused with 500: Internal Server Error"),
         ((200, {"choices": [{"logprobs": [1.0, 2.0]}]}), "gave 0 log-probabilities"),
         ((200, {"choices": [{"logprobs": {"token_logprobs": 5}}]}), "gave 0 log-probabilities"),
-        ((200, echoed(IDS, [None, *[0.5] * (len(IDS) - 1)], demo_word)), "gave a log-probability of 0.5: none is over 0"),
+        (
+            (200, echoed(IDS, [None, *[0.5] * (len(IDS) - 1)], demo_word)),
+            "gave a log-probability of 0.5: none is over 0",
+        ),
         ((200, echoed(IDS, [None] * len(IDS), demo_word)), "left out log-probabilities of the prompt"),
         ((200, echoed(IDS, [None, *[-1.0] * (len(IDS) - 1)], lambda token: f"w{token}")), "its tokenizer is another"),
     ],

@@ -146,7 +146,7 @@ class Served:
                 return self._once(path, body)
             except urllib.error.HTTPError as error:
                 if error.code not in (429, 503) or attempt == TRIES - 1:
-                    raise SnelloError(*_refusal(self.base + path, error)) from None
+                    raise _refusal(self.base + path, error) from None
                 time.sleep(_wait(error, attempt))
             except (OSError, http.client.HTTPException, UnicodeError) as error:
                 reason = getattr(error, "reason", None) or error
@@ -206,8 +206,8 @@ def _base(url: str) -> str:
     return f"{found.scheme}://{found.netloc}{path if path.endswith('/v1') else path + '/v1'}"
 
 
-def _refusal(url: str, error: urllib.error.HTTPError) -> tuple[str, str]:
-    """Message and hint, with the server's own words."""
+def _refusal(url: str, error: urllib.error.HTTPError) -> SnelloError:
+    """What the server said, in its own words."""
     try:
         text = error.read().decode(errors="replace")
     except (OSError, http.client.HTTPException):  # it hung up
@@ -219,7 +219,7 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> tuple[str, str]:
         words = text.strip().splitlines()[0][:200] if text.strip() else str(error.reason)
     key = "its key goes into OPENAI_API_KEY"
     hint = {401: key, 403: key, 400: SERVERS}.get(error.code, "its log says more")
-    return f"{url} refused with {error.code}: {words}", hint
+    return SnelloError(f"{url} refused with {error.code}: {words}", hint)
 
 
 def _wait(error: urllib.error.HTTPError, attempt: int) -> float:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 MAX_LOSS = 0.01
 MOST_TOKENS = 131_072
+UNSTEADY = "nothing can be told: the original gave other numbers when it was read again"
 
 Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
@@ -257,8 +258,9 @@ def _judge(asked: _Asked, runner: Runner, judged: Judged) -> Check:
         "seed": seed,
     }
     caught = all(judge_quality(one.loss, asked.max_loss) is not None for one in planted.sources)
-    if not (power.enough and caught):
-        told = BLIND if power.enough else power.sentence
+    steady = known["again"] == Interval.exact(0.0)
+    if not (steady and power.enough and caught):
+        told = UNSTEADY if not steady else BLIND if power.enough else power.sentence
         return Check(outcome="cannot tell", exit_code=4, sentence=told, reason=told, **known)
     other = judged.read(ruler, blocks, asked.step(f"read {judged.facts()['name']}"))
     same = judged.facts().get("digest") == str(asked.model.digest)

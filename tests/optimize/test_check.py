@@ -28,7 +28,7 @@ from snello.measure.judged.gguf import Gguf
 from snello.measure.judged.server import Served
 from snello.measure.peers.contenders import INSIDE
 from snello.measure.peers.environments import LLAMACPP
-from snello.measure.rulers import NextTokens
+from snello.measure.rulers import NextTokens, Reading
 from snello.measure.text import Block
 from snello.models import load
 from snello.models.demo.held_out import HELD_OUT, read_source, stdlib_directory
@@ -112,6 +112,19 @@ def test_a_text_too_short_gives_no_verdict_and_the_other_is_not_read(text: Path,
     assert "you asked for 1%" in found.sentence
     cut = check("demo", int8, text=text, max_loss="0.1%", tokens=8_000)
     assert cut.exit_code == 4 and "--tokens" in cut.sentence  # the text goes on where the limit ended it
+
+
+def test_an_original_that_differs_from_itself_gives_no_verdict(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, calls = NextTokens.read, iter(range(9))
+
+    def drifting(ruler: NextTokens, *arguments: Any) -> Reading:
+        found, drift = read(ruler, *arguments), np.float32(1e-3 * next(calls))
+        return Reading(tuple(values + drift for values in found.values), found.choices)
+
+    monkeypatch.setattr(NextTokens, "read", drifting)
+    found = check("demo", "demo", text=text, max_loss="4%", tokens=TOKENS)
+    assert (found.outcome, found.exit_code, found.loss) == ("cannot tell", 4, None)
+    assert "the original gave other numbers" in found.sentence
 
 
 def test_guards_decide_where_they_are_asked(text: Path, tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 llguidance (extra `serve`) says which tokens may come next; this module owns its tokenizer, what it compiles, and how a
 row of logits is masked by it. A schema keyword that it does not know is an error, never ignored. Compiled grammars are
 kept, since programs send the same one again and again; every answer starts with a copy of its own.
+
+All answers of a step wait for each of its masks. So what only the first mask needs is made with the grammar, beside the
+engine, and a grammar whose masks would take long is refused there, or ends its own answer.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
@@ -25,27 +29,41 @@ Kind = Literal["json", "regex", "choice", "grammar"]
 KEPT = 64  # compiled grammars
 WHITESPACE = {"whitespace_pattern": " ?"}  # of JSON; where any space is allowed, small models write nothing else
 SPACING = {"x-guidance": WHITESPACE}  # the same as a key of a schema that stands in a Lark grammar
+LIMITS = {
+    "initial_lexer_fuel": 200_000,  # to make a grammar: a tenth of a second
+    "step_lexer_fuel": 50_000,  # a mask, beside its walk through the vocabulary: milliseconds
+    "max_items_in_row": 20_000,  # thousands of properties that may all come next
+}
+INTERSECTIONS = 8  # in a Lark grammar: each may double what its first step takes, which no limit of llguidance counts
+_LARK = re.compile(r"""//[^\n]*|#[^\n]*|"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|(&)""")  # what is no operator, or &
+_TOO_COMPLEX = re.compile("too many|fuel|precomputation failed|row has|panic", re.IGNORECASE)
+MOST_CHARACTERS = 200  # of a reason that is llguidance's own
 
 
 class TokenGrammar:
-    """One compiled grammar; `start` gives a matcher at its beginning."""
+    """One compiled grammar; `start` gives a matcher at its beginning.
+
+    Attributes:
+        worn: what its answers have in common has met a limit, so the next one is better off with a new grammar.
+    """
 
     def __init__(self, source: str, matcher: llguidance.LLMatcher) -> None:
         self._source, self._matcher = source, matcher
+        self.worn = False
 
     @property
     def source(self) -> str:
         return self._source
 
     def start(self) -> TokenMatcher:
-        return TokenMatcher(self._matcher.deep_copy())
+        return TokenMatcher(self, self._matcher.deep_copy())
 
 
 class TokenMatcher:
     """A `Matcher` over llguidance's."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, grammar: TokenGrammar, matcher: llguidance.LLMatcher) -> None:
+        self._grammar, self._matcher = grammar, matcher
 
     def masked(self, logits: np.ndarray, ahead: Sequence[int] = ()) -> np.ndarray:
         """A copy of the logits (V,) with -inf where a token is not allowed after `ahead`.
@@ -76,7 +94,8 @@ class TokenMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise SnelloError(_first_line(self._matcher.get_error()), "use a simpler grammar or schema")
+            self._grammar.worn = True
+            raise SnelloError(f"the grammar cannot be followed: {_reason(self._matcher)}", SIMPLER)
 
 
 class GrammarCompiler:
@@ -97,12 +116,13 @@ class GrammarCompiler:
         """The grammar that a schema (a table), a pattern, a list of texts or a Lark grammar says.
 
         Raises:
-            SnelloError: it is not valid, has a keyword that is not supported, or llguidance is not installed.
+            SnelloError: it is not valid, has a keyword that is not supported, would hold up other answers, or needs
+                llguidance, which is not installed.
         """
         text = value if isinstance(value, str) else json.dumps(value)
         source = f"{kind} {text}"
         with self._lock:
-            if source not in self._kept:
+            if source not in self._kept or self._kept[source].worn:
                 self._kept[source] = TokenGrammar(source, self._compiled(kind, value))
                 while len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
@@ -111,16 +131,18 @@ class GrammarCompiler:
 
     def _compiled(self, kind: Kind, value: Any) -> llguidance.LLMatcher:
         guidance = _guidance()
-        limits = guidance.LLParserLimits(verbose_errors=False)
+        limits = guidance.LLParserLimits(verbose_errors=False, **LIMITS)
         try:
             grammar = _grammar(kind, value)
         except ValueError as error:  # not the JSON that it took for it: a number that JSON does not have
             message = f"the {_NAMES[kind]} cannot be used: {_first_line(str(error))}"
             raise SnelloError(message, "check it, or leave it out") from None
         matcher: llguidance.LLMatcher = guidance.LLMatcher(self._vocabulary(), grammar, log_level=0, limits=limits)
-        if matcher.is_error():
-            message = f"the {_NAMES[kind]} cannot be used: {_first_line(matcher.get_error())}"
-            raise SnelloError(message, "check it, or leave it out")
+        tried = matcher if matcher.is_error() else _tried(matcher)
+        if tried.is_error():
+            reason = _reason(tried)
+            hint = SIMPLER if reason is TOO_COMPLEX else "check it, or leave it out"
+            raise SnelloError(f"the {_NAMES[kind]} cannot be used: {reason}", hint)
         return matcher
 
     def _vocabulary(self) -> llguidance.LLTokenizer:
@@ -136,6 +158,17 @@ class GrammarCompiler:
 
 
 _NAMES = {"json": "JSON schema", "regex": "pattern", "choice": "choice", "grammar": "grammar"}
+TOO_COMPLEX = "it is too complex to be held token by token"
+SIMPLER = "repeat less within what is repeated, or give fewer alternatives"
+
+
+def _tried(matcher: llguidance.LLMatcher) -> llguidance.LLMatcher:
+    """A copy, one token on. What copies share is made with the first mask; a limit that it met shows with the token."""
+    tried = matcher.deep_copy()
+    allowed = np.unpackbits(np.frombuffer(tried.compute_bitmask(), np.uint8), bitorder="little")
+    if allowed.any():
+        tried.consume_token(int(allowed.argmax()))
+    return tried
 
 
 def _grammar(kind: Kind, value: Any) -> str:
@@ -146,8 +179,10 @@ def _grammar(kind: Kind, value: Any) -> str:
         return str(matcher.grammar_from_json_schema(schema, overrides=WHITESPACE))
     if kind == "regex":
         return str(matcher.grammar_from_regex(value))
-    if kind == "choice":
-        value = "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
+    if kind == "choice":  # one terminal: as many rules as texts would be followed side by side
+        value = "start: TEXT\nTEXT: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
+    elif sum(match[1] is not None for match in _LARK.finditer(value)) > INTERSECTIONS:
+        raise SnelloError(f"the grammar cannot be used: it has more than {INTERSECTIONS} intersections (&)", SIMPLER)
     return str(matcher.grammar_from_lark(value))
 
 
@@ -164,5 +199,13 @@ def _guidance() -> Any:
     return llguidance
 
 
+def _reason(matcher: llguidance.LLMatcher) -> str:
+    """Why it cannot go on."""
+    said = matcher.get_error()
+    return TOO_COMPLEX if _TOO_COMPLEX.search(said) else _first_line(said)
+
+
 def _first_line(text: str) -> str:
-    return next((line for line in text.splitlines() if line.strip()), "no reason given")
+    """Of what may repeat the whole schema."""
+    line = next((line for line in text.splitlines() if line.strip()), "no reason given")
+    return line if len(line) <= MOST_CHARACTERS else line[:MOST_CHARACTERS] + "..."

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 
+from snello.engine import grammar
 from snello.engine.grammar import GrammarCompiler
 from snello.engine.llm import LLM
 from snello.errors import SnelloError
@@ -88,3 +92,98 @@ def test_the_same_grammar_is_compiled_once_and_its_answers_are_apart(llm: LLM, g
     logits = llm.executor.logits(llm.encode("x"))[0]
     assert second.masked(logits).tobytes() == one.start().masked(logits).tobytes()
     assert not second.finished
+
+
+# ---- what takes long ------------------------------------------------------------------------------------------------
+
+
+def everything_said(llm: LLM, grammars: GrammarCompiler, kind: Any, value: Any, most: int = 60) -> str:
+    """What a model without any preference says."""
+    source, matcher, tokens = random.Random(1), grammars.compile(kind, value).start(), list[int]()
+    while not matcher.finished and len(tokens) < most:
+        allowed = np.flatnonzero(np.isfinite(matcher.masked(np.zeros(llm.model.spec.vocab_size, np.float32))))
+        if (token := int(source.choice(allowed))) in llm.model.spec.eos_tokens:
+            break
+        tokens.append(token)
+        matcher.accept(token)
+    return llm.tokenizer.decode(tokens)
+
+
+REPEATED = "(a{1000}){1000}"
+MET = "start: TEXT\nTEXT: " + " & ".join(f"/(.*[a-z]{{{length}}}.*)/" for length in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("regex", REPEATED),
+        ("grammar", f"start: /{REPEATED}/"),
+        ("json", {"type": "string", "pattern": f"^{REPEATED}$"}),
+    ],
+)
+def test_what_would_hold_up_other_answers_is_refused_before_it_runs(
+    grammars: GrammarCompiler, kind: Any, value: object
+) -> None:
+    """Its first mask took half a second, and all answers of the step waited for it."""
+    with pytest.raises(SnelloError, match="cannot be used: it is too complex to be held token by token$") as caught:
+        grammars.compile(kind, value)
+    assert caught.value.hint == grammar.SIMPLER
+
+
+def test_intersections_without_number_are_refused_before_they_are_made(grammars: GrammarCompiler) -> None:
+    """These took five minutes; what only looks like one does not count."""
+    with pytest.raises(SnelloError, match="more than 8 intersections"):
+        grammars.compile("grammar", MET)
+    texts = 'start: TEXT | "&&&&&&&&&&" // & " & & & &\nTEXT: /[&]&&&&&&\\/&&&&&/ & /(.|\\n)*/ # & & & & & " &\n'
+    assert grammars.compile("grammar", texts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("json", {"enum": [f"value {number * 7919 % 100003}" for number in range(3000)]}),
+        ("choice", [f"value {number * 7919 % 100003}" for number in range(3000)]),
+        ("choice", ["a", "ab", "abc"]),
+        ("regex", "(" + "|".join(f"word{number * 7919 % 100003}" for number in range(3000)) + ")"),
+        ("json", {"type": "object", "properties": {f"p{n}": {"type": ["string", "null"]} for n in range(1000)},
+                  "additionalProperties": False}),
+        ("json", {"type": "object", "properties": {f"p{n}": {"type": "string", "maxLength": 4000} for n in range(500)},
+                  "required": [f"p{n}" for n in range(500)], "additionalProperties": False}),
+        ("json", {"type": "string", "minLength": 2000, "maxLength": 9000}),
+        ("json", {"type": "array", "items": {"type": "string", "maxLength": 500}, "minItems": 100, "maxItems": 2000}),
+        ("regex", r"[\w.+-]{1,64}@([\w-]{1,63}\.){1,8}[a-z]{2,24}"),
+        ("regex", r"(\w+ ){1,300}\w+"),
+    ],
+)  # fmt: skip
+def test_large_grammars_that_people_have_are_held(
+    llm: LLM, grammars: GrammarCompiler, kind: Any, value: object
+) -> None:
+    assert everything_said(llm, grammars, kind, value)
+
+
+def test_choices_that_begin_alike_can_all_be_said(llm: LLM, grammars: GrammarCompiler) -> None:
+    matcher = grammars.compile("choice", ["a", "ab"]).start()
+    matcher.accept(llm.tokenizer.encode("a")[0])
+    left = np.isfinite(matcher.masked(np.zeros(llm.model.spec.vocab_size, np.float32)))
+    ends = [token for token in np.flatnonzero(left).tolist() if token in llm.model.spec.eos_tokens]
+    assert ends and left[llm.tokenizer.encode("b")[0]]
+
+
+def test_a_grammar_that_met_a_limit_is_made_anew_for_the_next_answer(
+    llm: LLM, grammars: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States are of all answers to it: where they are used up every later one would fail too."""
+    monkeypatch.setitem(grammar.LIMITS, "max_lexer_states", 2000)
+    pattern = r"(\w{1,30} ){40}"
+    first = grammars.compile("regex", pattern)
+    with pytest.raises(SnelloError, match="cannot be followed: it is too complex"):
+        for _ in range(50):
+            everything_said(llm, grammars, "regex", pattern, 300)
+    again = grammars.compile("regex", pattern)
+    assert again is not first and again.start().masked(np.zeros(llm.model.spec.vocab_size, np.float32)).size
+
+
+def test_a_reason_does_not_repeat_the_schema(grammars: GrammarCompiler) -> None:
+    with pytest.raises(SnelloError) as caught:
+        grammars.compile("regex", "(" * 3000)
+    assert len(caught.value.message) < 300

@@ -202,6 +202,8 @@ def _guidance() -> Any:
 def _reason(matcher: llguidance.LLMatcher) -> str:
     """Why it cannot go on."""
     said = matcher.get_error()
+    if said.startswith("NoExtension"):
+        return "no text follows it"
     return TOO_COMPLEX if _TOO_COMPLEX.search(said) else _first_line(said)
 
 

@@ -66,7 +66,7 @@ RESPONSE_FORMAT = {
             {
                 "type": {"const": "json_schema"},
                 "json_schema": table(
-                    {**{name: {} for name in DESCRIBED}, "schema": {"type": ["object", "boolean"]}},
+                    {**{name: {} for name in DESCRIBED}, "schema": {"type": "object"}},
                     but=DESCRIBED,
                     more=False,
                 ),
@@ -75,15 +75,16 @@ RESPONSE_FORMAT = {
         ),
     ]
 }
+KINDS: dict[str, Schema] = {
+    "json": {"type": "object"},
+    "regex": STRING,
+    "choice": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+    "grammar": STRING,
+}
 STRUCTURED = {
     "anyOf": [
-        table({name: schema}, more=False)
-        for name, schema in {
-            "json": {"type": ["object", "boolean"]},
-            "regex": STRING,
-            "choice": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
-            "grammar": STRING,
-        }.items()
+        table({**dict.fromkeys(KINDS, NULL), name: schema}, but=tuple(set(KINDS) - {name}), more=False)
+        for name, schema in KINDS.items()
     ]
 }
 STREAM_OPTIONS = table(

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from snello.engine.grammar import Kind
 from snello.engine.request import SamplingParams
+from snello.errors import SnelloError
 from snello.serve import openai, tools
-from snello.serve.errors import RequestError
+from snello.serve.errors import RequestError, request_error
 from snello.serve.keys import Caller
 from snello.serve.openai import ChatRequest, CompletionRequest
 from snello.serve.reading import Reading
@@ -122,10 +124,18 @@ async def _grammar(reading: Reading, served: Served) -> Any:
     if reading.tools is not None and reading.tools.forced:
         assert served.call_format is not None
         text = tools.grammar_of(reading.tools, served.call_format, served.llm.tokenizer)
-        return await asyncio.to_thread(served.grammars.compile, "grammar", text)
+        return await _compiled(served, "grammar", text, "tools")
     if reading.rules is None:
         return None
-    return await asyncio.to_thread(served.grammars.compile, reading.rules.kind, reading.rules.value)
+    return await _compiled(served, reading.rules.kind, reading.rules.value, reading.rules.param)
+
+
+async def _compiled(served: Served, kind: Kind, value: Any, param: str) -> Any:
+    """`param`: the field that asks for it."""
+    try:
+        return await asyncio.to_thread(served.grammars.compile, kind, value)
+    except SnelloError as error:
+        raise RequestError(request_error(error).message, param=param, code="invalid_value") from None
 
 
 def voices(prepared: Prepared, name: str, scores: Sequence[Any] | None = None) -> list[Voice]:

@@ -21,15 +21,21 @@ from snello.serve.options import Limits
 from snello.serve.tools import Tools, read_tools
 
 STREAM_OPTIONS = {"include_usage", "include_obfuscation"}  # the second: padding against eavesdroppers; there is none
-STRUCTURED: dict[str, Kind] = {"json": "json", "regex": "regex", "choice": "choice", "grammar": "grammar"}
+STRUCTURED: dict[Kind, str] = {
+    "json": "a table that is a JSON schema",
+    "regex": "a string: a regular expression",
+    "choice": "a list of strings, none of them empty",
+    "grammar": "a string: a grammar in Lark's form",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What an answer must be: a kind of grammar and its source; None: anything."""
+    """What an answer must be: a kind of grammar and its source. `param`: the field that says so."""
 
     kind: Kind
     value: Any
+    param: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +162,7 @@ def _response_format(form: Any) -> Rules | None:
     if form is None or form == {"type": "text"}:
         return None
     if form == {"type": "json_object"}:
-        return Rules(kind="json", value={"type": "object"})
+        return Rules(kind="json", value={"type": "object"}, param="response_format")
     described = form.get("json_schema") if kind == "json_schema" else None
     if not isinstance(described, dict) or set(form) - {"type", "json_schema"}:
         message = "response_format must be text, json_object, or json_schema with its json_schema"
@@ -166,11 +172,12 @@ def _response_format(form: Any) -> Rules | None:
 
 def schema_rules(described: Mapping[str, Any], param: str) -> Rules:
     """The schema in a table of name, description, strict and schema: it is held to, strict or not."""
-    unknown = set(described) - {"name", "description", "strict", "schema", "type"}
     schema = described.get("schema")
-    if unknown or not isinstance(schema, dict | bool):
+    if set(described) - {"name", "description", "strict", "schema", "type"} or schema is None:
         raise RequestError(f"{param} needs a table with a name and a schema", param=param, code="invalid_value")
-    return Rules(kind="json", value=schema)
+    if not isinstance(schema, dict):
+        raise RequestError(f"the schema of {param} must be {STRUCTURED['json']}", param=param, code="invalid_type")
+    return Rules(kind="json", value=schema, param=param)
 
 
 def _structured(given: Any) -> Rules | None:
@@ -178,14 +185,15 @@ def _structured(given: Any) -> Rules | None:
     if given is None:
         return None
     param = "structured_outputs"
-    if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in STRUCTURED:
+    said = {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else {}
+    kind = next((kind for kind in STRUCTURED if set(said) == {kind}), None)
+    if kind is None:
         raise RequestError(f"{param} must have one of {', '.join(STRUCTURED)}", param=param, code="invalid_value")
-    ((name, value),) = given.items()
+    value = said[kind]
     texts = isinstance(value, list) and bool(value) and all(isinstance(text, str) and text for text in value)
-    fine = {"json": isinstance(value, dict | bool), "choice": texts}.get(name, isinstance(value, str))
-    if not fine:
-        raise RequestError(f"{param}.{name} has another type", param=param, code="invalid_type")
-    return Rules(kind=STRUCTURED[name], value=value)
+    if not {"json": isinstance(value, dict), "choice": texts}.get(kind, isinstance(value, str)):
+        raise RequestError(f"{param}.{kind} must be {STRUCTURED[kind]}", param=param, code="invalid_type")
+    return Rules(kind=kind, value=value, param=param)
 
 
 def _within(reading: Reading, limits: Limits) -> Reading:
@@ -202,10 +210,10 @@ def _within(reading: Reading, limits: Limits) -> Reading:
     for name, value, most in counts:
         if value > most:
             raise _over(name, str(value), most)
-    if reading.rules is not None and reading.rules.kind is not None:
+    if reading.rules is not None:
         size = len(json.dumps(reading.rules.value))
         if size > limits.schema_bytes:
-            raise _over("response_format", f"a grammar of {size:,} bytes", limits.schema_bytes)
+            raise _over(reading.rules.param, f"a grammar of {size:,} bytes", limits.schema_bytes)
     if reading.tools is not None:
         size = len(json.dumps(reading.tools.listed))
         if size > limits.schema_bytes:

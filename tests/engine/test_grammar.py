@@ -75,6 +75,7 @@ def test_log_probabilities_are_the_models_own(llm: LLM, grammars: GrammarCompile
         ("json", {"type": "object", "not": {}, "x-guidance": {"lenient": True}}),
         ("json", {"$ref": "https://example.com/schema.json"}),
         ("regex", "["),
+        ("regex", r"[^\s\S]"),
         ("grammar", "start: missing"),
     ],
 )

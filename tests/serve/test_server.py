@@ -254,8 +254,11 @@ def test_metrics_count_under_both_names(here: Running) -> None:
         (TEXTS, {"prompt": [99999], "echo": True, "max_tokens": 0}, 400, "prompt", "invalid_value"),
         ("/v1/embeddings", {"input": [[5, -1]], "model": "bert"}, 400, "input", "invalid_value"),
         (TEXTS, {"prompt": "a", "stream_options": {"include_usage": True}}, 400, "stream_options", "invalid_value"),
-        (TEXTS, {"prompt": "a", "structured_outputs": {"regex": "["}}, 400, None, None),
-        (TEXTS, {"prompt": "a", "structured_outputs": {"regex": "x" * 3000}}, 400, "response_format", "limit_exceeded"),
+        (TEXTS, {"prompt": "a", "structured_outputs": {"regex": "["}}, 400, "structured_outputs", "invalid_value"),
+        (TEXTS, {"prompt": "a", "structured_outputs": {"regex": "(a{1000}){1000}"}}, 400, "structured_outputs",
+         "invalid_value"),
+        (TEXTS, {"prompt": "a", "structured_outputs": {"regex": "x" * 3000}}, 400, "structured_outputs",
+         "limit_exceeded"),
         (CHAT, {"messages": SAY, "model": "demo"}, 400, "model", "unsupported_url"),
         (CHAT, {"messages": SAY, "tool_choice": "required"}, 400, "tool_choice", "invalid_value"),
         (CHAT, {"messages": SAY, "tools": [{"type": "web"}]}, 400, "tools[0]", "unsupported_tool"),
@@ -289,6 +292,37 @@ def test_what_is_not_done_is_said(
     assert (response.status_code, error["param"], error["code"]) == (status, param, code), response.text
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"json": True}, "structured_outputs.json must be a table that is a JSON schema"),
+        ({"json": "{}"}, "structured_outputs.json must be a table that is a JSON schema"),
+        ({"regex": 1}, "structured_outputs.regex must be a string: a regular expression"),
+        ({"choice": ["a", ""]}, "structured_outputs.choice must be a list of strings, none of them empty"),
+        ({"grammar": {}, "json": None}, "structured_outputs.grammar must be a string: a grammar in Lark's form"),
+    ],
+)
+def test_rules_of_another_type_are_said_by_their_field(here: Running, given: dict[str, Any], said: str) -> None:
+    error = here.post(TEXTS, {"model": "demo", "prompt": "a", "structured_outputs": given}).json()["error"]
+    assert error == {
+        "message": said, "type": "invalid_request_error", "param": "structured_outputs", "code": "invalid_type"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", [True, False, [], "{}", 1])
+def test_a_schema_of_another_type_is_said_by_its_field(here: Running, schema: Any) -> None:
+    described = {"name": "x", "schema": schema}
+    form = {"type": "json_schema", "json_schema": described}
+    for path, body, param in (
+        (CHAT, {"messages": SAY, "response_format": form}, "response_format"),
+        ("/v1/responses", {"input": "a", "text": {"format": {"type": "json_schema", **described}}}, "text.format"),
+    ):
+        response = here.post(path, {"model": "chat", **body})
+        error = response.json()["error"]
+        assert (response.status_code, error["param"], error["code"]) == (400, param, "invalid_type")
+        assert error["message"] == f"the schema of {param} must be a table that is a JSON schema"
 
 
 @pytest.mark.parametrize("keyword", ["not", "uniqueItems", "patternProperties2", "unevaluatedProperties"])

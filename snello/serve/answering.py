@@ -147,9 +147,7 @@ class Talk:
 
     def _count(self, completion: int, firsts: Sequence[Usage]) -> dict[str, Any]:
         cached = sum(usage.cached_tokens for usage in firsts)
-        record = self.record
-        record.prompt_tokens, record.completion_tokens = self.prepared.num_prompt, completion
-        record.cached_tokens = cached
+        self.record.completion_tokens, self.record.cached_tokens = completion, cached
         return answers.usage_body(self.prepared.num_prompt, completion, cached)
 
 

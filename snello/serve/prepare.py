@@ -70,14 +70,18 @@ class Prepared:
         )
 
 
-async def prepare(reading: Reading, served: Served, caller: Caller, deadline: float) -> Prepared:
-    """Renders, encodes, compiles and checks; nothing has run when this raises.
+async def prepare(
+    reading: Reading, served: Served, prompts: Sequence[Sequence[int]], caller: Caller, deadline: float
+) -> Prepared:
+    """Compiles and checks; nothing has run when this raises.
+
+    Args:
+        prompts: what `encoded` made of the request.
 
     Raises:
-        RequestError: the template refuses, the prompt is too long, the grammar is not supported.
+        RequestError: the prompt is too long, the grammar is not supported.
         SnelloError: the same from below.
     """
-    prompts = await _prompts(reading, served)
     executor = served.llm.executor
     for prompt in prompts:
         openai.check_prompt(prompt, served.context, executor.spec.vocab_size, answer=not reading.silent)
@@ -101,7 +105,12 @@ async def prepare(reading: Reading, served: Served, caller: Caller, deadline: fl
     )
 
 
-async def _prompts(reading: Reading, served: Served) -> list[list[int]]:
+async def encoded(reading: Reading, served: Served) -> list[list[int]]:
+    """The tokens of all prompts; a chat is rendered.
+
+    Raises:
+        RequestError: the template refuses, or offers no functions.
+    """
     request, llm = reading.request, served.llm
     if isinstance(request, ChatRequest):
         if reading.tools is not None and served.call_format is None:

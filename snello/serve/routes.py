@@ -33,7 +33,7 @@ from snello.serve.gate import LEAST_RETRY
 from snello.serve.metrics import CONTENT_TYPE
 from snello.serve.openapi import document
 from snello.serve.pages import page_file, proof_of
-from snello.serve.prepare import aside, prepare
+from snello.serve.prepare import aside, encoded, prepare
 from snello.serve.reading import Reading, read_chat, read_completion, read_embedding
 from snello.serve.responses import ResponseWriter, own_names, read_response
 from snello.serve.served import Served
@@ -94,7 +94,9 @@ async def _answer(app: App, request: Request, reading: Reading, served: Served, 
     read, keep = cache_control(request.headers.get("cache-control"))
 
     async def work() -> Any:
-        prepared = await prepare(reading, served, request.scope["caller"], deadline)
+        prompts = await encoded(reading, served)
+        record.prompt_tokens = sum(map(len, prompts))  # whatever becomes of it
+        prepared = await prepare(reading, served, prompts, request.scope["caller"], deadline)
         prepared = replace(prepared, read=read, keep=keep)
         talk = await begin(prepared, record, keep=app.options.log_prompts)
         if not reading.request.stream:
@@ -184,9 +186,10 @@ async def _embed(app: App, request: Request, served: Served, asked: openai.Embed
     executor, record = served.llm.executor, request.scope["record"]
     size = sum(len(text) for text in asked.prompts if isinstance(text, str))
     prompts = await aside(size, lambda: [openai.prompt_tokens(text, served.llm.encode) for text in asked.prompts])
+    record.prompt_tokens = total = sum(map(len, prompts))
     for prompt in prompts:
         openai.check_prompt(prompt, executor.context, executor.spec.vocab_size, answer=False, param="input")
-    total, vectors = sum(map(len, prompts)), list[np.ndarray]()
+    vectors = list[np.ndarray]()
     with served.gate.admitted(request.scope["caller"], total):
         try:
             async with asyncio.timeout_at(_deadline(app, request)):
@@ -194,7 +197,6 @@ async def _embed(app: App, request: Request, served: Served, asked: openai.Embed
                     vectors.append(await served.worker.call(_encoding(executor, prompt)))
         except TimeoutError:
             raise RequestError("the request took longer than it may", code="deadline_exceeded", status=504) from None
-    record.prompt_tokens = total
     head = answers.Head(id="", model=served.name)
     return as_json(answers.embedding_body(head, vectors, total, as_base64=asked.base64))
 

@@ -282,6 +282,40 @@ def test_the_log_holds_prompts_only_where_it_was_told_so(caplog: pytest.LogCaptu
         assert json.loads(lines[0])["completion_tokens"] == 1
 
 
+def test_whatever_becomes_of_a_request_its_prompt_is_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, timeout = [5, 6, 7], {"x-request-timeout": "0.4"}
+    with caplog.at_level("INFO", "snello.serve"), serving(ServeOptions(models=("demo",))) as here:
+        executor = here.app.models["demo"].llm.executor
+        run = executor.run
+
+        def slow(step: Any) -> Any:
+            time.sleep(0.25)
+            return run(step)
+
+        monkeypatch.setattr(executor, "run", slow)
+        for body in (
+            {"structured_outputs": {"regex": "["}},
+            {"stream": True, "ignore_eos": True},
+            {"ignore_eos": True},
+        ):
+            here.post(TEXTS, {"prompt": prompt, "max_tokens": 9, **body}, headers=timeout)
+        here.post(TEXTS, {"prompt": prompt * 2000})
+        plug = raw_request(here.address, json.dumps({"prompt": prompt, "max_tokens": 9}).encode())
+        time.sleep(0.1)
+        plug.close()
+        assert here.idle()
+        here.post(TEXTS, {"prompt": prompt, "max_tokens": 1, "stream": True})
+        lines = [json.loads(JsonLines().format(record)) for record in caplog.records if record.msg == "request"]
+        texts = here.get("/metrics").text
+    counts = [(line["status"], line["prompt_tokens"]) for line in lines]
+    assert counts == [(400, 3), (200, 3), (504, 3), (400, 6000), (499, 3), (200, 3)], lines
+    assert [line.get("code") for line in lines[1:3]] == ["deadline_exceeded"] * 2
+    asked = [line for line in texts.splitlines() if line.startswith("snello:request_prompt_tokens")]
+    assert 'snello:request_prompt_tokens_bucket{le="1.0",model_name="demo"} 0.0' in asked, asked
+
+
 def test_a_signal_while_models_are_read_ends_it_at_once() -> None:
     """As the first process of a container has to do it: by a handler of its own."""
     program = """

@@ -1,8 +1,9 @@
 """Who gets in: a queue bounded by tokens, a share of it for each key, a door that closes when the server ends.
 
 What a request may cost is known when it comes: its prompt and the most that it may be answered, for each answer. The
-sum over all that are inside is bounded. Who would not fit is told so at once, with the seconds after which it is worth
-trying again, instead of waiting for an answer that comes too late. A server that is idle lets any request in.
+sum over all that are inside is bounded. Who would not fit is told so at once, with the seconds after which it would, as
+tokens have left until now, instead of waiting for an answer that comes too late. A server that is idle lets any request
+in.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from snello.serve.keys import Caller
 
 LEAST_RETRY, MOST_RETRY = 1, 60  # seconds
 FIRST_GUESS = 50.0  # tokens a second, before anything was answered
+LEARN = 0.1  # of each request, when there were some
 
 
 class Gate:
@@ -33,7 +35,7 @@ class Gate:
         self.requests = 0  # inside
         self.closed = False
         self._by_key: Counter[str] = Counter()
-        self._rate = FIRST_GUESS
+        self._rate, self._learned = FIRST_GUESS, 0  # tokens that leave a second, of how many requests
         self.refused: Counter[str] = Counter()  # by reason
 
     @contextmanager
@@ -50,13 +52,13 @@ class Gate:
         started = time.monotonic()
         try:
             yield
+            self._learn(tokens, time.monotonic() - started)  # who is given up says nothing of how long an answer takes
         finally:
             self.inside -= tokens
             self.requests -= 1
             self._by_key[caller.salt] -= tokens
             if not self._by_key[caller.salt]:
                 del self._by_key[caller.salt]
-            self._learn(tokens, time.monotonic() - started)
 
     def check_open(self) -> None:
         """Raises RequestError 503 where the server ends; what is known already is refused then too."""
@@ -69,21 +71,32 @@ class Gate:
         if self.requests and self.inside + tokens > self.queue_tokens:
             self.refused["full"] += 1
             message = f"the queue is full: {self.inside:,} of {self.queue_tokens:,} tokens are asked for already"
-            raise RequestError(message, code="overloaded", status=503, retry_after=self._retry(tokens))
-        mine, share = self._by_key[caller.salt], int(self.queue_tokens * self.key_share)
-        if self.key_share < 1 and mine and mine + tokens > share:
+            raise RequestError(message, code="overloaded", status=503, retry_after=self._retry(caller, tokens))
+        mine, share = self._by_key[caller.salt], self._share
+        if mine and mine + tokens > share:
             self.refused["key"] += 1
             message = f"this key has asked for {mine:,} tokens already, of the {share:,} that it may have in the queue"
             raise RequestError(
-                message, code="rate_limit_exceeded", status=RATE_LIMITED, retry_after=self._retry(tokens)
+                message, code="rate_limit_exceeded", status=RATE_LIMITED, retry_after=self._retry(caller, tokens)
             )
+
+    @property
+    def _share(self) -> float:
+        """Of one key, in tokens."""
+        return int(self.queue_tokens * self.key_share) if self.key_share < 1 else math.inf
 
     def _learn(self, tokens: int, seconds: float) -> None:
         """Tokens that left a second, when as many were inside as are."""
         if seconds > 0:
-            rate = tokens / seconds * max(1, self.requests)
-            self._rate += 0.1 * (rate - self._rate)
+            self._learned += 1
+            self._rate += max(LEARN, 1 / self._learned) * (tokens / seconds * self.requests - self._rate)
 
-    def _retry(self, tokens: int) -> int:
-        over = self.inside + tokens - self.queue_tokens
-        return max(LEAST_RETRY, min(MOST_RETRY, math.ceil(max(over, 1) / max(self._rate, 1.0))))
+    def _retry(self, caller: Caller, tokens: int) -> int:
+        """Seconds until so many tokens have left that this request fits, of the queue and of its key's share."""
+        mine = self._by_key[caller.salt]
+        shares = ((self.inside, self.queue_tokens, 1.0), (mine, self._share, mine / max(1, self.inside)))
+        waits = [
+            min(inside, inside + tokens - most) / max(self._rate * part, 1.0)  # what is larger waits for all to leave
+            for inside, most, part in shares
+        ]
+        return max(LEAST_RETRY, min(MOST_RETRY, math.ceil(max(waits))))

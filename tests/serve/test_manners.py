@@ -118,6 +118,33 @@ def test_the_gate_counts_tokens_and_says_when_to_come_again() -> None:
         pass
 
 
+def test_who_is_refused_is_told_when_enough_has_left_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the rate of what was answered: here 100 tokens a second."""
+    now = [0.0]
+    monkeypatch.setattr("snello.serve.gate.time.monotonic", lambda: now[0])
+    gate, callers = Gate(10_000, 0.5), [Caller(name, name) for name in "abc"]
+
+    def told(caller: Caller, tokens: int) -> tuple[int, int | None]:
+        with pytest.raises(RequestError) as refused:
+            gate.admitted(caller, tokens).__enter__()
+        return refused.value.status, refused.value.retry_after
+
+    for _ in range(3):
+        with gate.admitted(callers[0], 200):
+            now[0] += 2.0
+    with pytest.raises(ZeroDivisionError), gate.admitted(callers[0], 5000):  # given up at once
+        now[0] += 0.001
+        raise ZeroDivisionError
+    with gate.admitted(callers[0], 4500), gate.admitted(callers[1], 4500):
+        assert told(callers[2], 1001) == (503, 1)
+        assert told(callers[2], 2500) == (503, 15), "1,500 tokens have to leave"
+        assert told(callers[0], 900) == (429, 8), "400 of its own, which are half of what leaves"
+        assert told(callers[1], 1200) == (503, 14), "of its own 700: they take longer than 200 of all"
+        assert told(callers[2], 50_000) == (503, 60), "all of it, and at most a minute is told"
+    with gate.admitted(callers[0], 3000):
+        assert told(callers[1], 50_000) == (503, 30), "all that is inside: it fits alone"
+
+
 def test_a_full_queue_is_said_at_once() -> None:
     with serving(ServeOptions(models=("demo",), max_num_seqs=1, limits=Limits(queue_tokens=1000))) as here:
         plug = raw_request(here.address, json.dumps({**LONG, "stream": True}).encode())

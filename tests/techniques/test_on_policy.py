@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from snello.techniques.distill import Distill
 from snello.techniques.distill.lesson import Lesson
 from snello.techniques.distill.rollouts import OnPolicyRows, beginning
 from snello.techniques.prune import Prune
+from snello.training import checkpoint
 from snello.training.data import Rows, hash_seed
+from snello.training.options import TrainOptions
 from tests.checkpoints import make_checkpoint
 from tests.techniques.test_distill import divergence, windows
 
@@ -115,6 +118,42 @@ def test_same_bytes_after_any_interruption(source: Model, narrow: Model, tmp_pat
         again = dataclasses.replace(context, progress=lambda message, fraction: None)
         assert Distill(**SMALL).apply(narrow, again).digest == wanted.digest, number
         assert not (tmp_path / f".cut{number}.training").exists()
+
+
+@pytest.mark.parametrize("last", [0, 2, 3, 4])
+def test_killed_long_after_its_last_checkpoint_it_goes_on(
+    last: int, source: Model, narrow: Model, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Steps may be quick: between two checkpoints lie many periods, whose answers were said with weights now gone."""
+    whole = Context(output=tmp_path / "whole", windows=windows(), original=source)
+    wanted = Distill(**SMALL).apply(narrow, whole)
+    monkeypatch.setattr("snello.training.loop.TELL_SECONDS", 0.0)
+    save, saved = checkpoint.save, set[int]()
+
+    def once(folder: Path, state: checkpoint.State, *rest: Any) -> None:
+        if state.step == last:
+            save(folder, state, *rest)
+            saved.add(last)
+
+    def stop(message: str, fraction: float) -> None:
+        if message.startswith("train: step 9,"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("snello.techniques.distill.apply.TrainOptions", partial(TrainOptions, save_seconds=0.0))
+    monkeypatch.setattr("snello.training.checkpoint.save", once)
+    context = dataclasses.replace(whole, output=tmp_path / "cut", progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        Distill(**SMALL).apply(narrow, context)
+    assert saved == ({last} if last else set())
+    monkeypatch.setattr("snello.training.checkpoint.save", save)
+    again = dataclasses.replace(context, progress=lambda message, fraction: None)
+    assert Distill(**SMALL).apply(narrow, again).digest == wanted.digest
+
+
+def test_answers_that_are_gone_are_one_line(narrow: Model, tmp_path: Path) -> None:
+    with pytest.raises(SnelloError, match="rollouts.1.npy") as caught:
+        on_policy(narrow, tmp_path / "work").at(4)
+    assert "rm -r" in str(caught.value.hint)
 
 
 def test_what_cannot_be_is_refused_before_time_is_spent(tmp_path: Path) -> None:

@@ -20,12 +20,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from snello.errors import SnelloError
 from snello.models.model import Floats, Model
 from snello.models.pack_cache import pack
 from snello.models.packed import PackedWeights
 from snello.models.packed_writer import PackedWriter
 from snello.models.reference import Reference
 from snello.models.spec import Deployment, Spec
+from snello.training.checkpoint import saved_step
 from snello.training.data import Rows, hash_seed, padded
 
 if TYPE_CHECKING:
@@ -118,12 +120,21 @@ class OnPolicyRows:
         path = self.folder / f"rollouts.{period}.npy"
         if step == first:
             self._keep(path, self._answer(slots))
-        assert path.exists(), f"answers of period {period} were not kept"
+        if not path.exists():
+            message = f"{path} is gone, and a training cannot go on without what its student said"
+            raise SnelloError(message, f"begin anew: rm -r {self.folder}")
         found = np.load(path, allow_pickle=False)
         self._answers = {key: row[row != NOTHING] for key, row in zip(slots, found, strict=True)}
         self._period = period
-        for old in self.folder.glob("rollouts.*.npy"):  # a checkpoint may lie one period back, never two
-            if int(old.name.split(".")[1]) < period - 1:
+        self._forget(period)
+
+    def _forget(self, period: int) -> None:
+        """Answers of earlier periods, but for that of the checkpoint: a run that is killed goes on from there."""
+        saved = saved_step(self.folder)
+        needed = None if saved is None else saved // self.refresh
+        for old in self.folder.glob("rollouts.*.npy"):
+            number = int(old.name.split(".")[1])
+            if number < period and number != needed:
                 old.unlink()
 
     def _keep(self, path: Path, answers: Sequence[Tokens]) -> None:

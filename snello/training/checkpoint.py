@@ -1,8 +1,8 @@
 """What a run needs to go on as if nothing had happened: weights, optimizers, random state, how far it came.
 
 One safetensors file, written beside and renamed, so that there is always a whole one and nothing is pickled. It names
-the run's past by a digest (data, seed, starting weights, the rates of the steps that were done): a run whose past would
-have been another does not go on from it.
+the run's past by a digest (data, loss, seed, starting weights, the rates of the steps that were done): a run whose past
+would have been another does not go on from it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def saved_step(folder: Path) -> int | None:
 
 
 def past(start: str, options: TrainOptions, step: int) -> str:
-    """Names everything that decided the first `step` steps. `start`: the digest of data and starting weights."""
+    """Names everything that decided the first `step` steps. `start`: data, starting weights and loss."""
     rates = [options.rate_at(number) for number in range(step)]
     same = (options.seed, options.clip, options.weight_decay, options.precision, options.accumulate)
     return hashlib.sha256(repr((start, rates, same)).encode()).hexdigest()
@@ -76,7 +76,7 @@ def restore(folder: Path, state: State, start: str, options: TrainOptions) -> bo
     """Puts `state` where the checkpoint in this folder was; False where there is none.
 
     Raises:
-        SnelloError: it is of another run: other data, seed, rates or starting weights.
+        SnelloError: it is of another run: other data, loss, seed, rates or starting weights.
     """
     if not (folder / FILE).exists():
         return False

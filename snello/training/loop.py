@@ -72,6 +72,7 @@ def train(
     progress: Progress = silent,
     checkpoint_dir: Path | None = None,
     optimizers: Optimizers | None = None,
+    past: str = "",
 ) -> Trained:
     """Trains what `module` leaves trainable (`requires_grad`), in place, and leaves it on the CPU, frozen as before.
 
@@ -83,6 +84,8 @@ def train(
             ends the run, with a checkpoint.
         checkpoint_dir: where checkpoints go, and where a run that was stopped goes on from. Its owner removes it.
         optimizers: how to make them; AdamW if None. Their learning rates are set by the loop.
+        past: names what the loss is made of (options, a teacher), which no checkpoint holds: with another, a run does
+            not go on.
 
     Raises:
         SnelloError: nothing can be trained, the loss is not finite, it would take longer than `max_minutes`, or the
@@ -90,7 +93,7 @@ def train(
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    run = _Run(module, batches, loss, options, progress, checkpoint_dir)
+    run = _Run(module, batches, loss, options, progress, checkpoint_dir, past)
     with torch.random.fork_rng(run.cuda), run.on_device(), _recomputing(module, options.recompute):
         torch.manual_seed(options.seed)
         return run.all(optimizers or partial(adamw, options=options))
@@ -133,6 +136,7 @@ class _Run:
         options: TrainOptions,
         progress: Progress,
         folder: Path | None,
+        past: str,
     ) -> None:
         from accelerate import Accelerator
 
@@ -144,6 +148,7 @@ class _Run:
         self.cuda = [self.device] if self.device.type == "cuda" else []
         self.options = replace(options, precision=cast(Any, precision_here(options.precision, self.device)))
         self.module, self.batches, self.loss, self.progress, self.folder = module, batches, loss, progress, folder
+        self.past = past
 
     @contextlib.contextmanager
     def on_device(self) -> Iterator[None]:
@@ -154,7 +159,7 @@ class _Run:
             self.module.to("cpu").eval()
 
     def all(self, optimizers: Optimizers) -> Trained:
-        self.start = f"{self.batches.digest} {checkpoint.digest(self.module)}"
+        self.start = f"{self.batches.digest} {checkpoint.digest(self.module)} {self.past}"
         self.state = state = checkpoint.State(self.module, optimizers(self.module))
         resumed = self.folder is not None and checkpoint.restore(self.folder, state, self.start, self.options)
         began = state.step if resumed else 0

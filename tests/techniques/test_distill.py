@@ -101,6 +101,30 @@ def test_same_seed_same_bytes_and_interruptions_do_not_show(
     assert "going on from step 5" in heard[1] and heard[0] == "distill: 3.1 passes over 192 tokens of text"
 
 
+@pytest.mark.parametrize(
+    "change", [{"loss": "reverse"}, {"loss": "forward:1,text:1"}, {"loss": "text"}, {"temperature": 2.0}, {"top_k": 4}]
+)
+def test_what_was_taught_otherwise_is_not_gone_on_with(
+    change: dict[str, Any], source: Model, narrow: Model, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("snello.training.loop.TELL_SECONDS", 0.0)
+
+    def stop(message: str, fraction: float) -> None:
+        if fraction > 0.5:
+            raise KeyboardInterrupt
+
+    context = Context(output=tmp_path / "cut", windows=windows(), original=source, progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        Distill(**SMALL).apply(narrow, context)
+    with pytest.raises(SnelloError, match="another training, which came to step 5"):
+        Distill(**SMALL | change).apply(narrow, context)
+    teacher = Prune(ffn=0.25).apply(source, Context(output=tmp_path / "teacher", windows=windows()))
+    with pytest.raises(SnelloError, match="another training"):
+        Distill(**SMALL | {"teacher": str(teacher.path)}).apply(narrow, context)
+    same = dataclasses.replace(context, progress=lambda message, fraction: None)
+    Distill(**SMALL | {"teacher": str(source.path), "recompute": True}).apply(narrow, same)
+
+
 @pytest.mark.parametrize("variant", ["llama", "qwen3", "gpt2", "bert-mlm", "distilbert-mlm", "bert-classify"])
 def test_every_other_layer_loads_in_transformers(variant: str, tmp_path: Path) -> None:
     teacher = load(make_checkpoint(tmp_path / "source", variant))

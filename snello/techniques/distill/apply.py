@@ -52,7 +52,8 @@ def distill(options: Distill, model: Model, context: Context) -> Model:
     _tell_passes(options, rows, context)
     how = train_options(options, planned, rows, context)
     with attention_for(max(map(len, rows.rows))):
-        done = train(student, batches, lesson, how, progress=context.progress, checkpoint_dir=folder)
+        past = taught_by(options, teacher)
+        done = train(student, batches, lesson, how, progress=context.progress, checkpoint_dir=folder, past=past)
     entry = _entry(options, context, done, teacher)
     values = StudentWeights(student).values
     write_plain_folder(context.output, planned, model, (*model.history, entry), values)
@@ -117,6 +118,12 @@ def train_options(options: Distill, spec: Spec, rows: Rows, context: Context) ->
         recompute=options.recompute,
         threads=context.threads,
     )
+
+
+def taught_by(options: Distill, teacher: Model | None) -> str:
+    """Names the loss: what is compared, how, and with whom."""
+    taught = None if teacher is None else teacher.digest
+    return f"{parse_mix(options.loss)} {options.temperature} {options.top_k} {taught}"
 
 
 def _student(options: Distill, model: Model, planned: Spec) -> Reference:

@@ -17,6 +17,7 @@ from snello.errors import SnelloError, Unsupported
 from snello.models import Model, load
 from snello.models.reference import Reference
 from snello.techniques.base import Context, Trains, wanted_tokens
+from snello.techniques.convolution import Convolution
 from snello.techniques.distill import Distill
 from snello.techniques.distill.apply import train_options, training_rows
 from snello.techniques.distill.pair import overlapping
@@ -228,6 +229,16 @@ def test_another_vocabulary_is_refused(source: Model, narrow: Model, tmp_path: P
         Distill(**SMALL | {"teacher": str(changed.path)}).apply(
             narrow, Context(output=tmp_path / "out", windows=windows())
         )
+
+
+def test_relations_need_attention_on_both_sides(source: Model, tmp_path: Path) -> None:
+    last = Convolution(layers=str(len(source.spec.layers) - 1))
+    convolving = last.apply(source, Context(output=tmp_path / "convolving", windows=windows()))
+    with pytest.raises(Unsupported, match="the last layer of convolving convolves"):
+        healed(source, convolving, tmp_path / "no", loss="forward,relations")
+    with pytest.raises(Unsupported, match="the last layer convolves"):
+        healed(convolving, source, tmp_path / "no", loss="forward,relations")
+    assert healed(source, convolving, tmp_path / "out").history[-1]["teacher"] == convolving.digest
 
 
 def test_another_task_is_refused(narrow: Model, tmp_path: Path) -> None:

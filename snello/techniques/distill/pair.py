@@ -8,7 +8,7 @@ import numpy as np
 
 from snello.errors import SnelloError, Unsupported
 from snello.models.overlap import ngrams, seen_ngrams
-from snello.models.spec import Spec
+from snello.models.spec import Attention, Spec
 from snello.techniques.calibration import Windows, check_fit
 from snello.techniques.distill.mix import NEEDS_SAME_WIDTH, parse_mix
 
@@ -54,6 +54,9 @@ def check_pair(options: Distill, student: Model, spec: Spec, teacher: Model) -> 
         raise Unsupported(f"teacher and student have different vocabularies ({sizes})", "use a teacher of its family")
     if spec.task == "sequence-classification" and len(teacher.spec.head.labels) != len(spec.head.labels):
         raise Unsupported("teacher and student have different labels", "use a teacher of the same task")
+    if "relations" in parse_mix(options.loss) and not isinstance(teacher.spec.layers[-1].mixer, Attention):
+        message = f"relations are those of attention, and the last layer of {teacher.name} convolves"
+        raise Unsupported(message, "leave relations out of loss")
     compared = sorted(NEEDS_SAME_WIDTH & set(parse_mix(options.loss)))
     if compared and teacher.spec.hidden_size != spec.hidden_size:
         widths = f"{teacher.spec.hidden_size} and {spec.hidden_size}"

@@ -21,6 +21,7 @@ from snello.models.spec import Deployment, Spec, input_name, linear_names
 from snello.models.spec_json import spec_from_json
 from snello.native import core
 from snello.techniques.base import Context
+from snello.techniques.prune import Prune
 from snello.techniques.quantize import Quantize
 from snello.techniques.skip import Skip
 from snello.techniques.skip.apply import fill
@@ -190,9 +191,14 @@ def test_refusals(tmp_path: Path) -> None:
         Skip().plan(lean.spec)
     with pytest.raises(Unsupported, match="skips small inputs"):
         export(lean, tmp_path / "exported")
-    for bad in (0.0, 1.0, -0.5, 1, "much", float("nan"), True):
+    for bad in (0.0, 0.0004, 1.0, -0.5, 1, "much", float("nan"), True):
         with pytest.raises(SnelloError, match="share="):
             Skip(share=bad)  # type: ignore[arg-type]
+    one = Prune(ffn=0.0, layers=0.7).apply(source, Context(output=tmp_path / "one", windows=random_windows()))
+    little = INT4.apply(one, Context(output=tmp_path / "little", windows=random_windows()))
+    with pytest.raises(SnelloError, match=r"share=0\.001 is too little to skip anything"):
+        skipped(little, tmp_path / "nothing", share=0.001, shares="greedy")
+    assert not (tmp_path / "nothing").exists()
     with pytest.raises(SnelloError, match="shares='best'"):
         Skip(shares="best")  # type: ignore[arg-type]
     with pytest.raises(SnelloError, match="none was given"):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Shares = Literal["greedy", "uniform"]
 Rank = Literal["weighted", "magnitude"]
-LARGEST = 0.9
+LEAST, LARGEST = 0.001, 0.9  # a spec states thousandths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Skip:
     Papers: TEAL arXiv:2408.14690, WINA arXiv:2505.19427, CATS arXiv:2404.08763.
     """
 
-    share: float = field(default=0.25, metadata={"help": "Part of the inputs' values that becomes zero, up to 0.9."})
+    share: float = field(default=0.25, metadata={"help": "Part of the inputs' values that becomes zero, 0.001 to 0.9."})
     shares: Shares = field(
         default="uniform",
         metadata={"help": "How the share is spread over inputs: uniform, or greedy where it costs least."},
@@ -61,8 +61,8 @@ class Skip:
                 raise SnelloError(
                     f"{name}={value!r} is not an option of skip", f"choose from: {', '.join(get_args(kind))}"
                 )
-        if not isinstance(self.share, float) or not 0 < self.share <= LARGEST:
-            raise SnelloError(f"share={self.share!r} is not in 0..{LARGEST}", "share=0.25 skips a quarter")
+        if not isinstance(self.share, float) or not LEAST <= self.share <= LARGEST:
+            raise SnelloError(f"share={self.share!r} is not in {LEAST}..{LARGEST}", "share=0.25 skips a quarter")
 
     def plan(self, spec: Spec) -> Spec:
         """Formats that skip, every input alike; `apply` may spread the share otherwise."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snello.errors import SnelloError
 from snello.models import load, write_lean_folder
 from snello.models.packed import VECTOR, PackedWeights
 from snello.models.packed_writer import PackedWriter
@@ -43,6 +44,8 @@ def skip(options: Skip, model: Model, context: Context) -> Model:
     spread = shares.greedy if options.shares == "greedy" else shares.uniform
     given = spread(curves, options.share)
     spec = decided(planned, given)
+    if not skipping(spec):  # shares of single inputs are hundredths
+        raise SnelloError(f"share={options.share:g} is too little to skip anything", "share=0.25 skips a quarter")
     entry = {
         "technique": "skip",
         "options": dataclasses.asdict(options),

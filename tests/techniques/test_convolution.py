@@ -210,6 +210,21 @@ def test_what_cannot_be_converted_is_refused(original: Model, converted: Model) 
         assert caught.value.hint, technique
 
 
+@pytest.mark.parametrize("count", [2, 3, 6, 7, 11, 36])
+def test_the_keep_that_is_hinted_replaces_one(count: int, original: Model) -> None:
+    spec = dataclasses.replace(original.spec, layers=original.spec.layers[:1] * count)
+    with pytest.raises(Unsupported, match="replaces none") as caught:
+        Convolution(keep=0.99).plan(spec)
+    option, value = str(caught.value.hint).split()[0].split("=")
+    assert option == "keep" and len(convolving_layers(Convolution(keep=float(value)).plan(spec))) == 1
+
+
+def test_one_layer_keeps_its_attention(original: Model) -> None:
+    with pytest.raises(Unsupported) as caught:
+        Convolution().plan(dataclasses.replace(original.spec, layers=original.spec.layers[:1]))
+    assert caught.value.hint == "a model of one layer keeps its attention"
+
+
 def test_no_text_is_refused_before_anything_is_written(original: Model, tmp_path: Path) -> None:
     with pytest.raises(SnelloError, match="none was given"):
         Convolution(layers="0").apply(original, Context(output=tmp_path / "made"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 from snello.errors import Unsupported
@@ -31,7 +32,7 @@ def convert(spec: Spec, *, keep: float, kernel: int, layers: frozenset[int] | No
     if layers is None:
         fewer = int(count * (1 - keep) + 1e-9)
         if not fewer:
-            raise Unsupported(f"keep={keep} of {count} layers replaces none", f"keep={1 - 1 / count:.2f} replaces one")
+            raise Unsupported(f"keep={keep} of {count} layers replaces none", _one_less(count))
         return with_convolutions(spec, range(count - fewer, count), kernel)
     if max(layers) >= count:
         raise Unsupported(f"there is no layer {max(layers)}", f"this model has layers 0 to {count - 1}")
@@ -40,6 +41,13 @@ def convert(spec: Spec, *, keep: float, kernel: int, layers: frozenset[int] | No
             f"{count - len(layers)} of {count} layers would keep their attention", "a quarter must, at the least"
         )
     return with_convolutions(spec, layers, kernel)
+
+
+def _one_less(count: int) -> str:
+    """A hint: the largest `keep` of two digits that leaves one layer of so many without attention."""
+    if count == 1:
+        return "a model of one layer keeps its attention"
+    return f"keep={math.floor(100 * (count - 1) / count) / 100:g} replaces one"
 
 
 def with_convolutions(spec: Spec, layers: Iterable[int], kernel: int) -> Spec:

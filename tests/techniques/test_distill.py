@@ -282,6 +282,12 @@ def test_lean_models_and_classifiers_without_labels_are_refused(source: Model, t
     assert Distill().control(classifier) is None
 
 
+def test_half_of_one_layer_is_refused_by_its_reason(source: Model) -> None:
+    with pytest.raises(Unsupported, match="which has one") as caught:
+        Distill(student="alternate").plan(dataclasses.replace(source.spec, layers=source.spec.layers[:1]))
+    assert caught.value.hint == "leave student out: given"
+
+
 def test_it_trains_and_names_its_control(source: Model) -> None:
     technique = Distill(loss="forward:5,relations:1", student="alternate", teacher="x", tokens=77, rate=1e-4)
     assert isinstance(technique, Trains) and wanted_tokens(technique) == 77 and wanted_tokens(Prune()) == 0

@@ -107,7 +107,9 @@ class Distill:
             raise Unsupported("distill: this model mixes number formats", "distill first, then quantize")
         if self.student == "given":
             return spec
-        if len(spec.layers) < 2 or set(spec.layers) != {spec.layers[0]}:
+        if len(spec.layers) < 2:
+            raise Unsupported("distill: every other layer of this model, which has one", "leave student out: given")
+        if set(spec.layers) != {spec.layers[0]}:
             raise Unsupported("distill: every other layer of this model", "models with equal layers are supported")
         return dataclasses.replace(spec, layers=spec.layers[::2])
 

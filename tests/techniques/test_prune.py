@@ -251,6 +251,13 @@ def test_the_hint_of_too_little_works(tmp_path: Path) -> None:
         Prune(**enough).plan(spec)
 
 
+def test_heads_that_divide_the_hidden_size_are_named(tmp_path: Path) -> None:
+    spec = load(make_checkpoint(tmp_path / "source", "llama")).spec
+    with pytest.raises(Unsupported, match="hidden size 80 with 3 attention heads") as caught:
+        Prune(heads=0.25, width=0.3).plan(spec)
+    assert "1, 2, 4 heads do" in str(caught.value.hint)
+
+
 def test_text_is_needed_and_must_fit(tmp_path: Path) -> None:
     source = load(make_checkpoint(tmp_path / "source", "llama"))
     long, alien = np.ones(600, np.int32), np.full(20, 307, np.int32)

@@ -40,10 +40,17 @@ def shrink(spec: Spec, *, ffn: float, heads: float, width: float, layers: float)
     if spec.family == "llama" and hidden % mixer.num_heads:  # Transformers' LlamaConfig refuses such a config
         raise Unsupported(
             f"a llama config cannot say hidden size {hidden} with {mixer.num_heads} attention heads",
-            "choose heads and width so that the heads left divide the hidden size, for example heads=0.5",
+            f"choose heads and width so that the heads left divide it: {_fitting(hidden, spec)} heads do",
         )
     shrunk = dataclasses.replace(layer, mixer=mixer, feed_forward=feed_forward)
     return dataclasses.replace(spec, layers=(shrunk,) * count, hidden_size=hidden)
+
+
+def _fitting(hidden: int, spec: Spec) -> str:
+    """How many heads, of as many as this model has, divide a hidden size."""
+    mixer = spec.layers[0].mixer
+    assert isinstance(mixer, Attention)
+    return ", ".join(str(count) for count in range(1, mixer.num_heads + 1) if hidden % count == 0)
 
 
 def check(spec: Spec) -> None:

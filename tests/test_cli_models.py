@@ -183,6 +183,14 @@ def test_apply_then_run_then_export(home: Path) -> None:
     assert result(snello(home, "run", "hf", "the rain", "--max-tokens", "4", "--json"))["text"] is not None
 
 
+def test_apply_onto_its_own_model_compares_with_what_was(home: Path) -> None:
+    (home / "calib.txt").write_text("the rain on the roof is here. " * 200)
+    words = ("--text", "calib.txt", "--ffn", "0.5", "-o", "own", "--overwrite", "--json")
+    first = result(snello(home, "apply", "prune", "llama", *words))
+    again = result(snello(home, "apply", "prune", "own", *words))
+    assert again["bytes_before"] == first["bytes_after"] > again["bytes_after"]
+
+
 def test_apply_sparsify_reads_its_options_and_text(home: Path) -> None:
     (home / "calib.txt").write_text("the rain on the roof is here. " * 200)
     words = ("apply", "sparsify", "llama", "--method", "sparsegpt", "--pattern", "2:4", "-o", "sparse")

@@ -83,9 +83,10 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         threads=arguments.threads,
         progress=progress,
     )
+    before = _bytes(model)  # it may lie where the result goes
     lean = technique.apply(model, context)
     terminal.clear_footer()
-    before, after = (sum(file.stat().st_size for file in each.files) for each in (model, lean))
+    after = _bytes(lean)
     terminal.say(f"{arguments.technique}: {numbers.size(before)} -> {numbers.size(after)}; no quality was measured")
     if note := lean.history[-1].get("note"):
         terminal.say(note)
@@ -93,6 +94,10 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     terminal.say(f"try it: snello run {output}")
     fields = {"technique": arguments.technique, "path": str(output), "bytes_before": before, "bytes_after": after}
     return {**fields, "digest": lean.digest}
+
+
+def _bytes(model: Model) -> int:
+    return sum(file.stat().st_size for file in model.files)
 
 
 def _useful(technique: Technique) -> int:

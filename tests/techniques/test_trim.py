@@ -227,6 +227,29 @@ def test_what_must_stay_is_counted_before_anything_is_written(tmp_path: Path) ->
     assert fewer.tokenizer.decode(fewer.tokenizer.encode(TEXT)) == TEXT
 
 
+def test_words_that_only_the_tokenizers_files_name_stay(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "source", "llama")
+    table = json.loads((folder / "tokenizer.json").read_text())
+    first, second = list(table["model"]["vocab"])[-2:]
+    last = table["model"]["vocab"][second]
+    table["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": first, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {first: {"id": first, "ids": [last - 1], "tokens": [first]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["added_tokens_decoder"] = {str(last): {"content": second, "special": False}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    source = load(folder)
+    result = Trim(keep=0.9).apply(source, Context(output=tmp_path / "result", windows=[np.arange(9, dtype=np.int32)]))
+    ids = {token: result.tokenizer.token_id(token) for token in (first, second)}
+    assert None not in ids.values() and result.tokenizer.encode("a")[0] == ids[first]
+    written = json.loads((result.path / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert written == {str(ids[second]): {"content": second, "special": False}}
+
+
 def test_no_text_and_a_foreign_tokenizer_are_told(tmp_path: Path) -> None:
     source = load(make_checkpoint(tmp_path / "source", "llama"))
     with pytest.raises(SnelloError, match="none was given"):

@@ -19,7 +19,7 @@ from snello.models.model import Floats
 from snello.models.plain_folder import check_free, shaped_config, write_plain_folder
 from snello.techniques.calibration import check_windows
 from snello.techniques.trim import named
-from snello.techniques.trim.rewrite import UNSAID, named_in, renumbered, tokenizer_table, write_tokenizer
+from snello.techniques.trim.rewrite import UNSAID, named_beside, named_in, renumbered, tokenizer_table, write_tokenizer
 from snello.techniques.trim.vocabulary import Vocabulary, choose
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def trim(options: Trim, model: Model, context: Context) -> Model:
     for window in context.windows:
         counts += np.bincount(window, minlength=len(counts))
     _check_rows(vocabulary, len(counts))
-    needed = {number for number in named_in(config) | named_in(generation) if 0 <= number < len(counts)}
+    settings = read_json_if_there(model.path / "tokenizer_config.json")
+    named_ids = named_in(config) | named_in(generation) | named_beside(vocabulary.table, settings)
+    needed = {number for number in named_ids if 0 <= number < len(counts)}
     kept = choose(vocabulary, counts, planned.vocab_size, options.min_count, needed, named(model.spec))
     new = {old: place for place, old in enumerate(kept)}
     edits = renumbered(config, new) | {"vocab_size": len(kept)}

@@ -89,6 +89,23 @@ def _pieces(vocabulary: Vocabulary, new: New) -> list[list[Any]]:
     ]
 
 
+def named_beside(table: Mapping[str, Any], settings: Mapping[str, Any]) -> set[int]:
+    """Ids that a tokenizer's post-processor names, and tokenizer_config.json: added tokens mostly, but not always."""
+    return _processed(table.get("post_processor")) | {int(key) for key in settings.get("added_tokens_decoder") or ()}
+
+
+def _processed(processor: Any) -> set[int]:
+    if isinstance(processor, list):
+        return set[int]().union(*map(_processed, processor))
+    if not isinstance(processor, dict):
+        return set()
+    found = set[int]()
+    for key, value in processor.items():
+        named = key == "ids" or (key in ("sep", "cls") and isinstance(value, list))
+        found |= ids_in(value) if named else _processed(value)
+    return found
+
+
 def _processor(processor: Any, new: New) -> Any:
     """Post-processors name tokens as `ids` of a template, or as `sep` and `cls` pairs."""
     if isinstance(processor, list):

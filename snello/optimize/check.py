@@ -60,7 +60,7 @@ class Check:
 
     Attributes:
         outcome: within the budget, over it, or the text cannot tell.
-        exit_code: 0 within, 3 over, 4 cannot tell.
+        exit_code: 0 within, 3 not shown to be within, 4 cannot tell.
         original, other: name, digest or address, bytes, and what runs it.
         loss: of the worst text, with one-sided 95% bounds; None where the other was not read.
         smallest_provable: the smallest loss that this text can prove.

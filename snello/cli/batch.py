@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.cli.keeping import add_keeping, check_keeping, say_what_is_kept
-from snello.cli.options import of_deployment
+from snello.cli.options import add_running
 from snello.report import numbers
 from snello.terminal import Terminal, bar
 
@@ -29,21 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("requests", type=Path, metavar="IN.jsonl", help="a request a line, in OpenAI's batch format")
     add("-o", "--output", type=Path, required=True, metavar="OUT.jsonl", help="the answers, in the same order")
     add("--model", metavar="MODEL", help="answers every line [the one that the lines name]")
-    add(
-        "--context",
-        type=of_deployment("context"),
-        metavar="N",
-        help="positions of one request [the model's, if memory allows]",
-    )
-    add("--threads", type=of_deployment("threads"), metavar="N", help="[the physical cores]")
-    add(
-        "--max-num-seqs",
-        type=of_deployment("max_num_seqs"),
-        default=32,
-        metavar="N",
-        help="answers that run at the same time [32]",
-    )
-    add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, a smaller model, or off")
+    add_running(parser)
     add_keeping(parser)
     add("--fresh", action="store_true", help="do not continue a run that was stopped")
     add("--overwrite", action="store_true", help="replace the output if it is there")

@@ -126,6 +126,16 @@ def of_deployment(name: str) -> Callable[[str], int]:
     return at_least(least, most)
 
 
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """How many requests an engine answers at once, how long they may be, and how it goes about it."""
+    add = parser.add_argument
+    context, threads, most = (of_deployment(name) for name in ("context", "threads", "max_num_seqs"))
+    add("--context", type=context, metavar="N", help="positions of one request [the model's, if memory allows]")
+    add("--threads", type=threads, metavar="N", help="[the physical cores]")
+    add("--max-num-seqs", type=most, default=32, metavar="N", help="answers that run at the same time [32]")
+    add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, a smaller model, or off")
+
+
 # ---- the options of a dataclass -------------------------------------------------------------------------------------
 
 

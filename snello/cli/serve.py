@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from snello.cli.keeping import add_keeping, check_keeping, say_what_is_kept
-from snello.cli.options import at_least, duration, of_deployment, percent
+from snello.cli.options import add_running, at_least, duration, percent
 from snello.errors import SnelloError
 from snello.report import numbers
 from snello.terminal import Terminal
@@ -28,21 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=at_least(0), default=8080, metavar="N", help="0 takes a free one [8080]")
     add("--keys", type=Path, metavar="FILE", help="a SHA-256 of a key a line: who has none of them is refused")
     add("--open", action="store_true", help="other machines may call without a key")
-    add(
-        "--context",
-        type=of_deployment("context"),
-        metavar="N",
-        help="positions of one request [the model's, if memory allows]",
-    )
-    add("--threads", type=of_deployment("threads"), metavar="N", help="[the physical cores]")
-    add(
-        "--max-num-seqs",
-        type=of_deployment("max_num_seqs"),
-        default=32,
-        metavar="N",
-        help="answers that run at the same time [32]",
-    )
-    add("--speculate", metavar="HOW", help="the same answers, sooner: prompt-lookup, suffix, a smaller model, or off")
+    add_running(parser)
     add_keeping(parser)
     add("--cache", type=Path, metavar="FOLDER", help="answers and prefixes on disk, kept across restarts [none]")
     add("--cache-bytes", type=at_least(1), default=4_000_000_000, metavar="N", help="of each of the two [4000000000]")

@@ -344,11 +344,12 @@ def uncut(
     if causal:
         blocks = windows(ordered, encode, bos_prefix(encode), min(WINDOW, longest), most, separator)
     else:
-        blocks = []
+        blocks, scored = [], 0
         for number, document in enumerate(ordered):
-            if sum(block.num_scored for block in blocks) >= most:
+            if scored >= most:
                 break
             blocks.append(_example(document, number, encode, longest))
+            scored += blocks[-1].num_scored
     read = sum(block.num_scored for block in blocks)
     return Source(
         name=documents[0].source,

@@ -21,7 +21,7 @@ import numpy as np
 
 from snello.errors import SnelloError, Unsupported
 from snello.measure import guards, quality
-from snello.measure.documents import Document
+from snello.measure.documents import Document, order
 from snello.measure.guards import Strictness
 from snello.measure.interval import Interval
 from snello.measure.judged import Judged
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 MAX_LOSS = 0.01
 MOST_TOKENS = 131_072
+IN_WINDOWS = ("causal-lm", "masked-lm")  # else by examples
 UNSTEADY = "nothing can be told: the original gave other numbers when it was read again"
 
 Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -128,8 +129,10 @@ def check(
     documents = texts.read_documents(paths, model)
     judged = open_judged(bench, model, other, served_model=served_model, key=key)
     try:
-        _check_cuts(documents, model, judged, most=tokens)
-        longest = min(WINDOW, model.spec.max_positions, judged.longest or model.spec.max_positions - 1)
+        _check_cuts(documents, model, judged, seed=seed, most=tokens)
+        longest = min(model.spec.max_positions, judged.longest or model.spec.max_positions - 1)
+        if model.spec.task in IN_WINDOWS:
+            longest = min(WINDOW, longest)
         runner = bench.open(model, context=max(WINDOW, longest))
         try:
             asked = _Asked(
@@ -188,13 +191,13 @@ def _need_decoder(model: Model, what: str) -> None:
         raise Unsupported(message, "an encoder is compared with a folder")
 
 
-def _check_cuts(documents: Sequence[Sequence[Document]], model: Model, judged: Judged, *, most: int) -> None:
+def _check_cuts(documents: Sequence[Sequence[Document]], model: Model, judged: Judged, *, seed: int, most: int) -> None:
     """The same words may be cut from a text by other rules: losses would be of tokens that the other never meets."""
     if not isinstance(judged, NativeJudged) or judged.rule is not None:
         return
     for source in documents:
         read = 0
-        for document in source:
+        for document in order(source, seed):  # as they will be read
             if read >= most:
                 break
             for words in filter(None, (document.text, document.other)):
@@ -337,7 +340,7 @@ def _sentence(asked: _Asked, outcome: str, reason: str, loss: Interval, watched:
     budget = exact(asked.max_loss)
     if outcome == "cannot tell":
         return f"this text cannot tell: {reason}"
-    unit = "tokens" if asked.model.spec.task in ("causal-lm", "masked-lm") else "examples"
+    unit = "tokens" if asked.model.spec.task in IN_WINDOWS else "examples"
     head = f"within {budget}" if outcome == "within" else f"not within {budget}: {reason}"
     return sentence.checked(
         head,

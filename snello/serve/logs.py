@@ -8,6 +8,7 @@ What people ask and are answered is never in it unless the server was told so; n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -42,11 +43,16 @@ class JsonLines(logging.Formatter):
 
 
 class Aside(logging.Handler):
-    """Writes to a file descriptor, in a thread; at most `most` lines wait for it."""
+    """Writes to a file descriptor, in a thread; at most `most` lines wait for it.
+
+    The thread writes to a duplicate of its own, so that a line still to be written when the caller closes his
+    descriptor never goes to another file that has taken its number.
+    """
 
     def __init__(self, descriptor: int, most: int = MOST_WAITING) -> None:
         super().__init__()
-        self._descriptor, self._lost, self._losing = descriptor, 0, threading.Lock()
+        self._descriptor, self._lost, self._losing = os.dup(descriptor), 0, threading.Lock()
+        self._closing = False
         self._lines: queue.Queue[str | None] = queue.Queue(most)
         self._thread = threading.Thread(target=self._write_all, name="snello log", daemon=True)
         self._thread.start()
@@ -62,21 +68,28 @@ class Aside(logging.Handler):
 
     def close(self) -> None:
         """Waits for what is still to be written, but not for long."""
-        try:
+        self._closing = True
+        with contextlib.suppress(queue.Full):  # a full queue needs no mark: the thread leaves once it is empty
             self._lines.put(None, timeout=CLOSE_SECONDS)
-            self._thread.join(CLOSE_SECONDS)
-        except queue.Full:
-            pass
+        self._thread.join(CLOSE_SECONDS)
         super().close()
 
     def _write_all(self) -> None:
-        while (line := self._lines.get()) is not None:
-            self._write(line)
-            with self._losing:
-                lost, self._lost = self._lost, 0
-            if lost:
-                words = "%d lines are missing here: nobody read the log"
-                self._write(self.format(log.makeRecord(log.name, logging.WARNING, "", 0, words, (lost,), None)))
+        try:
+            while (line := self._lines.get()) is not None:
+                self._write(line)
+                self._tell_lost()
+                if self._closing and self._lines.empty():
+                    break
+        finally:
+            os.close(self._descriptor)
+
+    def _tell_lost(self) -> None:
+        with self._losing:
+            lost, self._lost = self._lost, 0
+        if lost:
+            words = "%d lines are missing here: nobody read the log"
+            self._write(self.format(log.makeRecord(log.name, logging.WARNING, "", 0, words, (lost,), None)))
 
     def _write(self, line: str) -> None:
         rest = (line + "\n").encode("utf-8", "backslashreplace")

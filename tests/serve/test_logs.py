@@ -15,6 +15,7 @@ from snello.serve.logs import Aside, JsonLines
 from tests.serve.world import Process
 
 PIPE_BYTES = 65_536  # that Linux holds for a reader who does not come
+MANY = 2 * PIPE_BYTES // 1000
 
 
 def record(message: str) -> logging.LogRecord:
@@ -53,6 +54,22 @@ def test_lines_that_nobody_reads_are_counted(pipe: tuple[int, int]) -> None:
     assert seen >= 1 and told == f"{told.split()[0]} lines are missing here: nobody read the log"
     assert int(told.split()[0]) >= 50 - 4 - 2
     os.close(pipe[1])
+
+
+def test_a_line_never_goes_to_a_file_that_took_its_descriptor_s_number(pipe: tuple[int, int]) -> None:
+    handler = Aside(pipe[1])
+    handler.setFormatter(JsonLines())
+    for number in range(MANY):  # more than the pipe holds: the rest is written after the close
+        handler.handle(record(f"{number} " + "x" * 1000))
+    handler.close()
+    os.close(pipe[1])
+    other = os.pipe()  # one of its two ends has the number now
+    assert pipe[1] in other
+    with os.fdopen(pipe[0], encoding="utf-8") as reader:
+        assert [json.loads(line)["message"].split()[0] for line in reader] == [str(n) for n in range(MANY)]
+    os.close(other[1])
+    with os.fdopen(other[0], "rb") as stranger:
+        assert stranger.read() == b""
 
 
 def test_a_reader_who_has_gone_costs_nothing(pipe: tuple[int, int]) -> None:

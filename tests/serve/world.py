@@ -165,7 +165,12 @@ class Process:
         command = [sys.executable, "-m", "snello", "serve", "demo", "--port", "0", "--json", *words]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         assert self.process.stdout is not None
-        self.address = json.loads(self.process.stdout.readline())["address"]
+        first = self.process.stdout.readline()
+        try:
+            self.address = json.loads(first)["address"]
+        except ValueError:
+            self.process.kill()
+            raise AssertionError(f"the server does not start: {first}{self.process.communicate()[1]}") from None
 
     def end(self) -> tuple[int, str]:
         _, log = self.process.communicate(timeout=20)

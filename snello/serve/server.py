@@ -43,7 +43,9 @@ def bind(host: str, port: int) -> socket.socket:
         SnelloError: somebody has it, or this machine has no such address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    taken = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named, asyncio sets TCP_NODELAY on each connection; without it, it does not, and whoever keeps
+    # a connection waits 40 ms for each answer: head and body are two packets, and Nagle holds the second for an ACK.
+    taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((host, port))

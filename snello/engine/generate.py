@@ -83,7 +83,7 @@ class Answer:
             SnelloError: the settings exclude every token.
         """
         if self._matcher is not None:
-            logits = self._matcher.masked(logits, ahead)
+            logits = self._matcher.guessed(logits, ahead)
         history, num_prompt = (self.history + array("i", ahead), self.num_prompt) if self._penalized else ((), 0)
         token, _ = core.sample(logits, self._sampling, history, num_prompt, len(self.history) + len(ahead))
         return token

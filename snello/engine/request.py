@@ -26,7 +26,8 @@ class Matcher(Protocol):
     batch nor a guess changes it.
     """
 
-    def masked(self, logits: np.ndarray, ahead: Sequence[int] = ()) -> np.ndarray: ...  # (V,): -inf where not allowed
+    def masked(self, logits: np.ndarray) -> np.ndarray: ...  # (V,): -inf where not allowed
+    def guessed(self, logits: np.ndarray, ahead: Sequence[int]) -> np.ndarray: ...  # after `ahead`; nothing is said
     def accept(self, token: int) -> None: ...
     @property
     def finished(self) -> bool: ...  # nothing but an end token may follow

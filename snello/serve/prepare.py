@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from snello.engine.grammar import Kind
+from snello.engine.draft_model import DraftModel
+from snello.engine.grammar import Kind, TokenGrammar
 from snello.engine.request import SamplingParams
 from snello.errors import SnelloError
 from snello.serve import openai, tools
@@ -86,7 +87,7 @@ async def prepare(
     for prompt in prompts:
         openai.check_prompt(prompt, served.context, executor.spec.vocab_size, answer=not reading.silent)
     sampling = dict(reading.request.sampling)
-    grammar = await _grammar(reading, served)
+    grammar = await _grammar(reading, served, len(prompts))
     if grammar is not None:
         sampling["grammar"] = grammar
     base = openai.settings(sampling, served.llm.default_params)
@@ -129,20 +130,21 @@ async def aside(size: int, function: Callable[[], Result]) -> Result:
     return function() if size < LONG_TEXT else await asyncio.to_thread(function)
 
 
-async def _grammar(reading: Reading, served: Served) -> Any:
+async def _grammar(reading: Reading, served: Served, num_prompts: int) -> TokenGrammar | None:
+    matchers = num_prompts * reading.request.sampling.get("n", 1) * (1 + isinstance(served.llm.drafter, DraftModel))
     if reading.tools is not None and reading.tools.forced:
         assert served.call_format is not None
         text = tools.grammar_of(reading.tools, served.call_format, served.llm.tokenizer)
-        return await _compiled(served, "grammar", text, "tools")
+        return await _compiled(served, "grammar", text, matchers, "tools")
     if reading.rules is None:
         return None
-    return await _compiled(served, reading.rules.kind, reading.rules.value, reading.rules.param)
+    return await _compiled(served, reading.rules.kind, reading.rules.value, matchers, reading.rules.param)
 
 
-async def _compiled(served: Served, kind: Kind, value: Any, param: str) -> Any:
+async def _compiled(served: Served, kind: Kind, value: Any, matchers: int, param: str) -> TokenGrammar:
     """`param`: the field that asks for it."""
     try:
-        return await asyncio.to_thread(served.grammars.compile, kind, value)
+        return await asyncio.to_thread(served.grammars.compile, kind, value, matchers)
     except SnelloError as error:
         raise RequestError(request_error(error).message, param=param, code="invalid_value") from None
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from snello.measure import limits
 from snello.measure.rulers import Reading, log_normalizer
 from snello.measure.runner import Runner, Step, silent
 from snello.measure.text import Block
@@ -161,11 +162,12 @@ class Strictness:
         failed = []
         nats = math.log1p(max_loss)
         if found and found.mean > self.mean_divergence * nats:
-            failed.append(f"mean divergence {found.mean:.3g} over {self.mean_divergence * nats:.3g}")
+            failed.append(f"mean divergence {limits.over(found.mean, self.mean_divergence * nats)}")
         if found and found.p99 > self.p99_divergence * nats:
-            failed.append(f"99th percentile of divergence {found.p99:.3g} over {self.p99_divergence * nats:.3g}")
+            failed.append(f"99th percentile of divergence {limits.over(found.p99, self.p99_divergence * nats)}")
         if agreed is not None and agreed < self.agreement:
-            failed.append(f"{100 * agreed:.1f}% of next words the same, under {100 * self.agreement:.0f}%")
+            same, least = limits.below(agreed, self.agreement), limits.exact(self.agreement)
+            failed.append(f"{same} of next words the same, under {least}")
         if original and other:
             if worse(original.loops, other.loops) < self.significance:
                 failed.append(f"loops in {100 * other.looping:.0f}% of answers, not {100 * original.looping:.0f}%")

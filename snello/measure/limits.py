@@ -37,5 +37,13 @@ def below(value: float, limit: float) -> str:
     )
 
 
+def over(value: float, limit: float) -> str:
+    """A plain value over a limit that was computed: 0.029863 over 0.029851 -> "0.02986 over 0.02985"."""
+    written = ((f"{value:.{digits}g}", f"{limit:.{digits}g}") for digits in range(3, 10))
+    return next(
+        (f"{own} over {most}" for own, most in written if float(own) > float(most)), f"a little over {limit:.3g}"
+    )
+
+
 def _number(text: str) -> float:
     return float(text.removesuffix("%"))

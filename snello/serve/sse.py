@@ -89,8 +89,7 @@ class EventStream:
         how = "failed"
         try:
             async with asyncio.timeout(self._seconds):
-                await unless_gone(self._send(send), receive)
-            how = "done"
+                how = await unless_gone(self._send(send), receive)
         except (Disconnected, OSError):
             how = "disconnected"
         except TimeoutError:
@@ -98,11 +97,14 @@ class EventStream:
         finally:
             self._ended(how)
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send) -> str:
+        """How it ended."""
+        how = "failed"
         await send({"type": "http.response.start", "status": 200, "headers": [*self._headers]})
         try:
             async for data in self._events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+            how = "done"
         except RequestError as error:
             await send({"type": "http.response.body", "body": self._failed(error), "more_body": True})
         except Exception as error:
@@ -112,3 +114,4 @@ class EventStream:
         finally:
             await self._events.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return how

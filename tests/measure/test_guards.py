@@ -108,7 +108,7 @@ def test_strictness_in_words() -> None:
     assert Strictness().failures(0.01, fine, 0.97, calm, calm) == ()
     failed = Strictness().failures(0.01, Divergence(0.2, 3.0, (), 1000), 0.5, calm, looping)
     assert len(failed) == 4
-    assert failed[2] == "50.0% of next words the same, under 90%"
+    assert failed[2] == "50% of next words the same, under 90%"
     assert failed[3] == "loops in 100% of answers, not 0%"
 
 

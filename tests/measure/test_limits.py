@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from snello.measure.guards import Divergence, Habits, Strictness
 from snello.measure.interval import Interval
-from snello.measure.limits import above, below, exact
+from snello.measure.limits import above, below, exact, over
 from snello.measure.quality import Power
 from snello.measure.timing import Ratio
 from snello.optimize.gate import PAYS, judge_cost, judge_quality
@@ -56,6 +57,17 @@ def test_a_gain_below_what_pays_reads_as_below(gain: float) -> None:
         assert surely < pays or "a little less than" in judged.reason
 
 
+@pytest.mark.parametrize("times", OVER)
+def test_a_guard_that_does_not_pass_reads_as_that(times: float) -> None:
+    calm, nats = Habits((False,), (True,)), float(np.log1p(0.01))
+    found = Divergence(3 * nats * times, 60 * nats * times, (), 1000)
+    mean, tail, same = Strictness().failures(0.01, found, 0.9 / times, calm, calm)
+    for text in (mean, tail):
+        value, limit = re.findall(r"([0-9.]+) over ([0-9.]+)$", text)[0]
+        assert float(value) > float(limit), text
+    assert percents(same)[0] < 90 and percents(same)[1] == 90, same
+
+
 def test_digits_as_many_as_needed() -> None:
     assert [above(value, 0.01) for value in (0.012, 0.01004, 0.0100001, np.inf)] == [
         "1.2%",
@@ -67,5 +79,10 @@ def test_digits_as_many_as_needed() -> None:
         "1%",
         "2.96%",
         "a little less than 3%",
+    ]
+    assert [over(value, 0.5) for value in (0.75, 0.50001, 0.5 + 1e-12)] == [
+        "0.75 over 0.5",
+        "0.50001 over 0.5",
+        "a little over 0.5",
     ]
     assert [exact(limit) for limit in (0.01, 0.0125, 1 - PAYS)] == ["1%", "1.25%", "3%"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -272,6 +273,8 @@ IDS = load("demo").tokenizer.encode("def area(radius): return radius * radius")
             (200, echoed(IDS, [None, *[0.5] * (len(IDS) - 1)], demo_word)),
             "gave a log-probability of 0.5: none is over 0",
         ),
+        ((200, echoed(IDS, [None, *[math.nan] * (len(IDS) - 1)], demo_word)), "gave a log-probability of nan"),
+        ((200, echoed(IDS, [None, *[10**400] * (len(IDS) - 1)], demo_word)), "gave a log-probability of inf"),
         ((200, echoed(IDS, [None] * len(IDS), demo_word)), "left out log-probabilities of the prompt"),
         ((200, echoed(IDS, [None, *[-1.0] * (len(IDS) - 1)], lambda token: f"w{token}")), "its tokenizer is another"),
     ],
@@ -282,6 +285,14 @@ def test_a_server_that_cannot_be_judged_is_refused(answer: tuple[int, Any], mess
         with pytest.raises(SnelloError, match=message.replace("(", r"\(")) as caught:
             served.log_probabilities(IDS)
     assert caught.value.hint
+
+
+def test_a_server_that_refuses_a_window_is_told_what_it_takes() -> None:
+    """Which of them it lacks is in its own words, ahead of the hint."""
+    refusal = {"error": {"message": "this model's context is 8 tokens"}}
+    with faking(lambda path, body: (400, refusal)) as url, pytest.raises(SnelloError, match="is 8 tokens") as caught:
+        Served(url, load("demo"), model="one").log_probabilities(IDS)
+    assert "echoes" in str(caught.value.hint) and f"at least {len(IDS) + 1} tokens" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("words", ["== + ()", "你好 世界"])

@@ -339,6 +339,7 @@ def test_whatever_becomes_of_a_request_its_prompt_is_counted(
     counts = [(line["status"], line["prompt_tokens"]) for line in lines]
     assert counts == [(400, 3), (200, 3), (504, 3), (400, 6000), (499, 3), (200, 3)], lines
     assert [line.get("code") for line in lines[1:3]] == ["deadline_exceeded"] * 2
+    assert [line.get("ended") for line in lines] == [None, "failed", None, None, "disconnected", None]
     asked = [line for line in texts.splitlines() if line.startswith("snello:request_prompt_tokens")]
     assert 'snello:request_prompt_tokens_bucket{le="1.0",model_name="demo"} 0.0' in asked, asked
 

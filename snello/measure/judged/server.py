@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import time
 import urllib.error
 import urllib.request
@@ -109,10 +110,12 @@ class Served:
         numbers = values[1 : len(tokens)]
         if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
             raise Unsupported(f"{self.base} left out log-probabilities of the prompt", SERVERS)
-        if any(number > ROUNDING for number in numbers):
-            raise Unsupported(f"{self.base} gave a log-probability of {max(numbers):g}: none is over 0", SERVERS)
+        scores = np.asarray([_float(number) for number in numbers], np.float32)
+        wrong = scores[~(scores <= ROUNDING)]  # NaN too
+        if wrong.size:
+            raise Unsupported(f"{self.base} gave a log-probability of {wrong[0]:g}: none is over 0", SERVERS)
         self._compare_words(tokens, spelled[: len(tokens)])
-        return np.asarray(numbers, np.float32)
+        return scores
 
     def _compare_words(self, tokens: list[int], spelled: Sequence[Any]) -> None:
         """Once, in the first window that has words: a server with another tokenizer would be judged on other words
@@ -146,7 +149,7 @@ class Served:
                 return self._once(path, body)
             except urllib.error.HTTPError as error:
                 if error.code not in (429, 503) or attempt == TRIES - 1:
-                    raise _refusal(self.base + path, error) from None
+                    raise _refusal(self.base + path, body, error) from None
                 time.sleep(_wait(error, attempt))
             except (OSError, http.client.HTTPException, UnicodeError) as error:
                 reason = getattr(error, "reason", None) or error
@@ -172,6 +175,14 @@ class Served:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _float(number: int | float) -> float:
+    """JSON has whole numbers that are larger than any float."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def _list(found: Any) -> list[Any]:
@@ -206,7 +217,7 @@ def _base(url: str) -> str:
     return f"{found.scheme}://{found.netloc}{path if path.endswith('/v1') else path + '/v1'}"
 
 
-def _refusal(url: str, error: urllib.error.HTTPError) -> SnelloError:
+def _refusal(url: str, body: dict[str, Any] | None, error: urllib.error.HTTPError) -> SnelloError:
     """What the server said, in its own words."""
     try:
         text = error.read().decode(errors="replace")
@@ -218,7 +229,10 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> SnelloError:
     except (ValueError, KeyError, TypeError):
         words = text.strip().splitlines()[0][:200] if text.strip() else str(error.reason)
     key = "its key goes into OPENAI_API_KEY"
-    hint = {401: key, 403: key, 400: SERVERS}.get(error.code, "its log says more")
+    needed = SERVERS
+    if body is not None:
+        needed += f", with a context of at least {len(body['prompt']) + body['max_tokens']:,} tokens"
+    hint = {401: key, 403: key, 400: needed}.get(error.code, "its log says more")
     return SnelloError(f"{url} refused with {error.code}: {words}", hint)
 
 

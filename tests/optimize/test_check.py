@@ -151,6 +151,26 @@ def test_an_encoder_is_judged_by_its_vectors(tmp_path: Path) -> None:
         check(folder, "http://127.0.0.1:9", text=lines)
 
 
+@pytest.mark.parametrize(
+    ("variant", "measure"), [("mistral-window", "loss"), ("mixtral", "loss"), ("bert-classify", "accuracy points")]
+)
+def test_other_kinds_of_model_are_judged(tmp_path: Path, variant: str, measure: str) -> None:
+    """A sliding window, experts, a classifier: INT8 is seen to differ, and the model itself differs in nothing."""
+    folder, draw = make_checkpoint(tmp_path / variant, variant), np.random.default_rng(0)
+    write_tokenizer(folder, 307)
+    Quantize(weights="int8").apply(load(folder), Context(output=tmp_path / "int8"))
+    lines = [" ".join(draw.choice([f"word{number}" for number in range(50)], 12)) for _ in range(500)]
+    text = tmp_path / ("text.tsv" if measure == "accuracy points" else "text.txt")
+    if text.suffix == ".tsv":
+        lines = ["sentence\tlabel", *(f"{line}\t{number % 2}" for number, line in enumerate(lines))]
+    text.write_text("\n".join(lines) + "\n")
+    found, same = (check(folder, other, text=text, max_loss="10%") for other in (tmp_path / "int8", folder))
+    assert (found.outcome, found.exit_code, found.measure) == ("within", 0, measure)
+    assert found.loss is not None and found.loss.low != found.loss.high
+    assert same.loss == Interval.exact(0.0) and found.guards is not None
+    assert found.guards.top1_agreement is not None and 0.8 < found.guards.top1_agreement < 1
+
+
 def test_strangers_are_refused(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stranger, encoder = (make_checkpoint(tmp_path / name, name) for name in ("llama", "bert-mlm"))
     for folder in (stranger, encoder):

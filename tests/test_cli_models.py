@@ -135,11 +135,25 @@ def test_bench_stands_beside_the_ceiling(home: Path) -> None:
     for key in ("prefill_tokens_per_second", "decode_tokens_per_second", "streams_tokens_per_second"):
         assert 0 < document[key]["min"] <= document[key]["median"] <= document[key]["max"]
         assert document["ceiling"][key] > 0
+    assert document["memory"]["bytes_per_second"] > 0 and document["memory"]["best_bytes_per_second"] > 0
     shown = snello(home, *words, "--profile").stdout
     assert "possible here" in shown and "of possible" in shown and "q, k, v" in shown
     encoder = result(snello(home, "bench", "bert", "--prompt", "16", "--repeats", "2", "--json"))
     assert encoder["prefill_tokens_per_second"]["median"] > 0
     assert "--profile times prompts" in snello(home, "bench", "bert", "--profile").stderr
+
+
+def test_bench_says_when_memory_gives_less_than_it_can() -> None:
+    from snello.cli.bench import said_of_slow_memory
+
+    facts = {
+        "decode_tokens_per_second": {"median": 64.0},
+        "bytes_per_token": 500_000_000,
+        "memory": {"bytes_per_second": 4e10, "best_bytes_per_second": 8e10},
+    }
+    assert said_of_slow_memory(facts) == "memory gave 40 GB/s around the runs, not 80: answers read at 80% of that"
+    facts["memory"] = {"bytes_per_second": 7.5e10, "best_bytes_per_second": 8e10}
+    assert said_of_slow_memory(facts) == ""
 
 
 def test_bench_says_how_one_answer_is_multiplied() -> None:

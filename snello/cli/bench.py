@@ -150,7 +150,7 @@ def _context(model: Model, arguments: argparse.Namespace) -> int | None:
 def _decoder(
     executor: NativeExecutor, here: Machine, arguments: argparse.Namespace, terminal: Terminal
 ) -> dict[str, Any]:
-    from snello.measure.machine import probe_again
+    from snello.measure.machine import bandwidth_now, probe_again
     from snello.measure.memory import resident_bytes
     from snello.measure.speed import Clock, Workload, bench, ceiling_facts, ceiling_of
 
@@ -160,9 +160,12 @@ def _decoder(
         resident.append(resident_bytes("VmRSS"))  # the peak of the process would count the machine's probe
         terminal.footer([f" {bar(done / total)}  run {done} of {total}"])
 
+    read = executor.bytes_per_token(0)
+    gave = [bandwidth_now(here.threads, read)]
     measured = bench(
         executor, here, prompt=arguments.prompt, generate=arguments.generate, repeats=arguments.repeats, step=step
     )
+    gave.append(bandwidth_now(here.threads, read))
     terminal.clear_footer()
     standard = Workload.fitting(executor.spec)
     prompt, generate = arguments.prompt or standard.prompt, arguments.generate or standard.generate
@@ -170,6 +173,8 @@ def _decoder(
         here = probe_again(here)  # what was measured is possible: the probe saw a busy machine
         measured["ceiling"] = ceiling_facts(ceiling_of(executor, here, Workload(prompt, generate)))
     measured |= {"prompt": prompt, "generate": generate, "resident_bytes": max(resident)}
+    gave_bytes = sum(gave) / len(gave)
+    measured["memory"] = {"bytes_per_second": gave_bytes, "best_bytes_per_second": here.bandwidth_at(read)}
     if one_row := executor.program.one_row():
         measured["one_row"] = asdict(one_row)
     if arguments.streams > 1:
@@ -225,6 +230,7 @@ def _spread(ordered: list[float]) -> dict[str, float]:
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 
+SLOW_MEMORY = 0.9  # of the best that was seen
 ROWS = {
     "prefill_tokens_per_second": "prompt, tokens a second",
     "decode_tokens_per_second": "answer, tokens a second",
@@ -247,8 +253,23 @@ def _print(terminal: Terminal, facts: dict[str, Any]) -> None:
         read, held = numbers.size(facts["bytes_per_token"]), numbers.size(facts["weights_bytes"])
         bits, peak = facts["bits_per_weight"], numbers.size(facts["resident_bytes"])
         terminal.product(f"  reads {read} a token; weights {held}, {bits:.2f} bits each; peak memory {peak}")
+    if "memory" in facts and (slow := said_of_slow_memory(facts)):
+        terminal.product("  " + slow)
     if "one_row" in facts:
         terminal.product("  " + said_of_one_row(**facts["one_row"]))
+
+
+def said_of_slow_memory(facts: dict[str, Any]) -> str:
+    """Where memory gave clearly less around the runs than it can: other tenants read it too, and the share of what is
+    possible is theirs as well. Else nothing.
+    """
+    gave, best = facts["memory"]["bytes_per_second"], facts["memory"]["best_bytes_per_second"]
+    if gave >= SLOW_MEMORY * best:
+        return ""
+    used = facts["decode_tokens_per_second"]["median"] * facts["bytes_per_token"] / gave
+    return (
+        f"memory gave {gave / 1e9:.0f} GB/s around the runs, not {best / 1e9:.0f}: answers read at {used:.0%} of that"
+    )
 
 
 def said_of_one_row(*, on_tiles: bool, tiles_seconds: float, vectors_seconds: float) -> str:

@@ -222,6 +222,18 @@ def probe(threads: int, isa: str) -> Machine:
     )
 
 
+def bandwidth_now(threads: int, working_set: int) -> float:
+    """Bytes a second at this moment, cycling over so many bytes: other tenants of a machine move it by half."""
+    from snello.native import core
+
+    size = min(max(working_set, LADDER[0]), LADDER[-1])
+    pool = core.Pool(threads)
+    try:
+        return 1e9 * core.probe_bandwidth(pool, size, _repeats(size))
+    finally:
+        pool.close()
+
+
 def _repeats(size: int) -> int:
     """Many for what a cache holds, three for what memory holds."""
     return max(3, min(64, (1 << 28) // size))

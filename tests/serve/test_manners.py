@@ -26,7 +26,7 @@ from snello.serve.options import Limits, ServeOptions
 from snello.serve.routes import ROUTES
 from snello.serve.server import bind
 from snello.serve.worker import Turns
-from tests.serve.world import Process, parse, raw_request, serving
+from tests.serve.world import Process, Running, parse, raw_request, serving
 
 TEXTS = "/v1/completions"
 LONG = {"prompt": "def f(x):\n", "max_tokens": 900, "ignore_eos": True}
@@ -263,16 +263,21 @@ def test_the_loop_is_not_held_up_by_a_step() -> None:
         assert here.idle()
 
 
+def slow_down(here: Running, monkeypatch: pytest.MonkeyPatch, *, seconds: float) -> None:
+    """Each step of the model takes so much longer."""
+    executor = here.app.models["demo"].llm.executor
+    run = executor.run
+
+    def slow(step: Any) -> Any:
+        time.sleep(seconds)
+        return run(step)
+
+    monkeypatch.setattr(executor, "run", slow)
+
+
 def test_a_silent_stream_gets_comments_and_its_role_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(ServeOptions(models=("demo",), keep_alive_seconds=0.05)) as here:
-        executor = here.app.models["demo"].llm.executor
-        run = executor.run
-
-        def slow(step: Any) -> Any:
-            time.sleep(0.3)
-            return run(step)
-
-        monkeypatch.setattr(executor, "run", slow)
+        slow_down(here, monkeypatch, seconds=0.3)
         with here.client.stream("POST", TEXTS, json={"prompt": "a", "max_tokens": 2, "stream": True}) as response:
             raw = response.read()
         assert response.headers["cache-control"] == "no-cache" and response.headers["x-accel-buffering"] == "no"
@@ -314,14 +319,7 @@ def test_whatever_becomes_of_a_request_its_prompt_is_counted(
 ) -> None:
     prompt, timeout = [5, 6, 7], {"x-request-timeout": "0.4"}
     with caplog.at_level("INFO", "snello.serve"), serving(ServeOptions(models=("demo",))) as here:
-        executor = here.app.models["demo"].llm.executor
-        run = executor.run
-
-        def slow(step: Any) -> Any:
-            time.sleep(0.25)
-            return run(step)
-
-        monkeypatch.setattr(executor, "run", slow)
+        slow_down(here, monkeypatch, seconds=0.25)
         for body in (
             {"structured_outputs": {"regex": "["}},
             {"stream": True, "ignore_eos": True},

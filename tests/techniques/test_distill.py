@@ -81,11 +81,8 @@ def test_hidden_rows_teach_where_widths_agree(loss: str, source: Model, narrow: 
         healed(narrow, source, tmp_path / "no", loss=loss)
 
 
-def test_same_seed_same_bytes_and_interruptions_do_not_show(
-    source: Model, narrow: Model, tmp_path: Path, monkeypatch: Any
-) -> None:
-    one, other = (healed(narrow, source, tmp_path / name) for name in ("one", "other"))
-    assert one.digest == other.digest != narrow.digest
+def cut_short(narrow: Model, source: Model, tmp_path: Path, monkeypatch: Any) -> Context:
+    """What a training had that was interrupted half-way, with its checkpoint there."""
     monkeypatch.setattr("snello.training.loop.TELL_SECONDS", 0.0)
 
     def stop(message: str, fraction: float) -> None:
@@ -95,6 +92,15 @@ def test_same_seed_same_bytes_and_interruptions_do_not_show(
     context = Context(output=tmp_path / "cut", windows=windows(), original=source, progress=stop)
     with pytest.raises(KeyboardInterrupt):
         Distill(**SMALL).apply(narrow, context)
+    return context
+
+
+def test_same_seed_same_bytes_and_interruptions_do_not_show(
+    source: Model, narrow: Model, tmp_path: Path, monkeypatch: Any
+) -> None:
+    one, other = (healed(narrow, source, tmp_path / name) for name in ("one", "other"))
+    assert one.digest == other.digest != narrow.digest
+    context = cut_short(narrow, source, tmp_path, monkeypatch)
     assert (tmp_path / ".cut.training").is_dir() and not (tmp_path / "cut").exists()
     heard: list[str] = []
     quiet = dataclasses.replace(context, progress=lambda message, _: heard.append(message))
@@ -108,15 +114,7 @@ def test_same_seed_same_bytes_and_interruptions_do_not_show(
 def test_what_was_taught_otherwise_is_not_gone_on_with(
     change: dict[str, Any], source: Model, narrow: Model, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("snello.training.loop.TELL_SECONDS", 0.0)
-
-    def stop(message: str, fraction: float) -> None:
-        if fraction > 0.5:
-            raise KeyboardInterrupt
-
-    context = Context(output=tmp_path / "cut", windows=windows(), original=source, progress=stop)
-    with pytest.raises(KeyboardInterrupt):
-        Distill(**SMALL).apply(narrow, context)
+    context = cut_short(narrow, source, tmp_path, monkeypatch)
     with pytest.raises(SnelloError, match="another training, which came to step 5"):
         Distill(**SMALL | change).apply(narrow, context)
     teacher = Prune(ffn=0.25).apply(source, Context(output=tmp_path / "teacher", windows=windows()))

@@ -1,6 +1,7 @@
 // Comparing two models' logits, and the statistics of one row that scoring and sampling share.
 #include "score.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "kernels.h"
@@ -44,4 +45,31 @@ extern "C" int32_t snello_compare(const float* a, const float* b, int32_t rows, 
                                                    static_cast<float>(row_b.log_sum_exp), vocabulary);
   }
   return 0;
+}
+
+extern "C" int32_t snello_top(const float* logits, int32_t vocabulary, int32_t count, int32_t* tokens,
+                              float* log_probabilities) {
+  using snello::fail;
+  if (logits == nullptr || tokens == nullptr || log_probabilities == nullptr) return fail("top: no logits or no room");
+  if (vocabulary < 1 || count < 0) return fail("top: %d of %d logits", count, vocabulary);
+  const snello::FloatEnvironment environment;
+  const snello::LogitRow row = snello::logit_row(logits, vocabulary);
+  if (!row.finite()) return fail("top: the logits are not finite");
+  const int32_t most = std::min(count, vocabulary);
+  if (most == 0) return 0;
+  const auto better = [logits](int32_t a, int32_t b) {
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+  };
+  // A heap of the best so far, the worst of them in front: few of the others get past that one.
+  for (int32_t token = 0; token < most; ++token) tokens[token] = token;
+  std::make_heap(tokens, tokens + most, better);
+  for (int32_t token = most; token < vocabulary; ++token) {
+    if (!better(token, tokens[0])) continue;
+    std::pop_heap(tokens, tokens + most, better);
+    tokens[most - 1] = token;
+    std::push_heap(tokens, tokens + most, better);
+  }
+  std::sort_heap(tokens, tokens + most, better);
+  for (int32_t i = 0; i < most; ++i) log_probabilities[i] = row.log_probability(logits[tokens[i]]);
+  return most;
 }

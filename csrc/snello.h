@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 10
+#define SNELLO_ABI_VERSION 11
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */
@@ -277,6 +277,11 @@ typedef struct snello_sampling {
 SNELLO_API int32_t snello_sample(const float* logits, int32_t vocabulary, const snello_sampling* sampling,
                                  const int32_t* history, int32_t num_history, int32_t num_prompt, int64_t position,
                                  float* log_probability);
+/* The `count` most likely tokens of logits [vocabulary], most likely first, ties to the lowest id, and their
+ * log-probabilities, of the same bits as snello_sample's; both [count]. Returns how many: count, or vocabulary if that
+ * is less. Negative: an error (a logit is NaN, or none is finite). */
+SNELLO_API int32_t snello_top(const float* logits, int32_t vocabulary, int32_t count, int32_t* tokens,
+                              float* log_probabilities);
 /* Two sets of logits [rows, vocabulary] for the same rows: per row log-probability of the target under a and b,
  * KL(a || b) in nats, and both most likely tokens. Any output may be NULL. */
 SNELLO_API int32_t snello_compare(const float* a, const float* b, int32_t rows, int32_t vocabulary,

@@ -17,7 +17,7 @@ from snello.engine.request import Chunk, FinishReason, SamplingParams, TokenLogp
 from snello.errors import SnelloError
 from snello.models.spec import Spec
 from snello.models.tokenizer import StreamDecoder
-from snello.native import core
+from snello.native.logits import Sampling, compare, sample, top
 
 
 class Answer:
@@ -85,7 +85,7 @@ class Answer:
         if self._matcher is not None:
             logits = self._matcher.guessed(logits, ahead)
         history, num_prompt = (self.history + array("i", ahead), self.num_prompt) if self._penalized else ((), 0)
-        token, _ = core.sample(logits, self._sampling, history, num_prompt, len(self.history) + len(ahead))
+        token, _ = sample(logits, self._sampling, history, num_prompt, len(self.history) + len(ahead))
         return token
 
     def fail(self, error: SnelloError) -> Chunk:
@@ -106,7 +106,7 @@ class Answer:
     def _draw(self, logits: np.ndarray) -> tuple[int, TokenLogprob | None]:
         history, num_prompt = (self.history, self.num_prompt) if self._penalized else ((), 0)
         allowed = logits if self._matcher is None else self._matcher.masked(logits)
-        token, logprob = core.sample(allowed, self._sampling, history, num_prompt, len(self.history))
+        token, logprob = sample(allowed, self._sampling, history, num_prompt, len(self.history))
         if not self._first_token_seconds:
             self._first_token_seconds = time.perf_counter() - self._started
         if self.params.logprobs is None:
@@ -155,11 +155,11 @@ class Answer:
         return text, False
 
 
-def _sampling(params: SamplingParams, spec: Spec, seed: int) -> core.Sampling:
+def _sampling(params: SamplingParams, spec: Spec, seed: int) -> Sampling:
     outside = [token for token in params.logit_bias if not 0 <= token < spec.vocab_size]
     if outside:
         raise SnelloError(f"logit_bias names token {outside[0]}", f"the vocabulary has {spec.vocab_size:,} tokens")
-    return core.Sampling(
+    return Sampling(
         temperature=params.temperature,
         top_p=params.top_p,
         min_p=params.min_p,
@@ -195,14 +195,12 @@ def _held_back(text: str, stops: tuple[str, ...]) -> int:
 def _logprob(logits: np.ndarray, token: int) -> float:
     """Of a token under logits that it was not drawn from."""
     row = logits[np.newaxis]
-    return float(core.compare(row, row, np.array([token], np.int32)).log_probability_a[0])
+    return float(compare(row, row, np.array([token], np.int32)).log_probability_a[0])
 
 
 def top_of(logits: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
     """The `count` most likely tokens of a row of logits (V,) with their log-probabilities, most likely first."""
     if not count:
         return ()
-    shifted = logits.astype(np.float64) - logits.max()
-    normal = shifted - np.log(np.exp(shifted).sum())
-    best = np.argsort(-normal, kind="stable")[:count]
-    return tuple((int(token), float(normal[token])) for token in best)
+    tokens, under = top(logits, count)
+    return tuple(zip(tokens.tolist(), under.tolist(), strict=True))

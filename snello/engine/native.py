@@ -31,6 +31,7 @@ from snello.models.model import Model
 from snello.models.pack_cache import packed
 from snello.models.spec import MOST_ROWS, Attention, Deployment, ShortConvolution, Spec
 from snello.native import core
+from snello.native.logits import compare
 
 HEAD_ROWS = 32  # output rows whose logits are in memory at once while scoring
 TOP_ROWS = 64  # the same where the likeliest tokens are wanted
@@ -199,7 +200,7 @@ class NativeExecutor:
                 batch = self._batch(ids, start, end, table, np.arange(first, end) - start, adapter=adapter)
                 logits, following = self.program.step(batch), ids[first + 1 : end + 1]  # (rows, V)
                 if len(following):
-                    found = core.compare(logits, logits, following).log_probability_a
+                    found = compare(logits, logits, following).log_probability_a
                     scores += [
                         TokenLogprob(token_id=int(token), logprob=float(value), top=top_of(row, count))
                         for token, value, row in zip(following, found, logits, strict=True)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ctypes as c
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cached_property
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -24,7 +23,6 @@ from snello.native.library import (
     CCacheLayer,
     COp,
     CRegister,
-    CSampling,
     CTensor,
     last_error,
     library,
@@ -173,7 +171,7 @@ def pack_float(format: str, source: npt.NDArray[Any], source_format: str) -> Ten
     source = np.ascontiguousarray(source)
     rows, columns = source.shape
     data = aligned_empty(packed_bytes(format, rows, columns))
-    _check(
+    check(
         library().snello_pack_float(
             FORMATS[format], FORMATS[source_format], source.ctypes.data, rows, columns, data.ctypes.data
         )
@@ -186,7 +184,7 @@ def pack_int8(q: npt.NDArray[np.int8], row_scale: Floats) -> Tensor:
     q, row_scale = np.ascontiguousarray(q, np.int8), np.ascontiguousarray(row_scale, np.float32)
     rows, columns = q.shape
     data = aligned_empty(packed_bytes("int8", rows, columns))
-    _check(library().snello_pack_int8(q.ctypes.data, row_scale.ctypes.data, rows, columns, data.ctypes.data))
+    check(library().snello_pack_int8(q.ctypes.data, row_scale.ctypes.data, rows, columns, data.ctypes.data))
     return Tensor(data, "int8", rows, _padded(columns))
 
 
@@ -200,7 +198,7 @@ def pack_grouped(format: str, q: Bytes, group_scale: npt.NDArray[Any], row_scale
     assert group_scale.shape == (rows, -(-columns // group_size)) and row_scale.shape == (rows,)
     data = aligned_empty(packed_bytes(format, rows, columns, group_size))
     pointers = (q.ctypes.data, group_scale.ctypes.data, row_scale.ctypes.data)
-    _check(pack(*pointers, rows, columns, group_size, data.ctypes.data))
+    check(pack(*pointers, rows, columns, group_size, data.ctypes.data))
     return Tensor(data, format, rows, _padded(columns), group_size)
 
 
@@ -220,7 +218,7 @@ def from_channels(tensor: Tensor) -> Tensor:
 
 def _moved(tensor: Tensor, format: str, move: Callable[..., int]) -> Tensor:
     data = aligned_empty(packed_bytes(format, tensor.rows, tensor.columns, tensor.group_size))
-    _check(move(c.byref(tensor.to_c()), data.ctypes.data))
+    check(move(c.byref(tensor.to_c()), data.ctypes.data))
     return replace(tensor, data=data, format=format)
 
 
@@ -246,7 +244,7 @@ def unpack(tensor: Tensor) -> Unpacked:
 
 def _unpack(tensor: Tensor, **outputs: npt.NDArray[Any]) -> None:
     pointers = [_pointer(outputs.get(name)) for name in ("values", "q8", "q4", "group_scale", "row_scale")]
-    _check(library().snello_unpack(c.byref(tensor.to_c()), *pointers))
+    check(library().snello_unpack(c.byref(tensor.to_c()), *pointers))
 
 
 # ---- objects of the core
@@ -298,7 +296,7 @@ class Cache(_Object):
         super().__init__(created, library().snello_cache_destroy)
 
     def copy_page(self, destination: int, source: int) -> None:
-        _check(library().snello_cache_copy_page(self.handle, destination, source))
+        check(library().snello_cache_copy_page(self.handle, destination, source))
 
     def page(self, page: int) -> Bytes:
         """The bytes of a page, no copy: valid while the cache is, to be read or written between steps."""
@@ -444,101 +442,20 @@ class Program(_Object):
         """How steps of one row are done; None where there are no tiles, or too few such steps until now."""
         seconds = np.zeros(2, np.float64)
         way = library().snello_one_row(self.handle, seconds.ctypes.data)
-        _check(way)
+        check(way)
         return OneRow(way == ONE_ROW_ON_TILES, *seconds.tolist()) if way else None
 
     def profile(self, enable: bool) -> npt.NDArray[np.float64]:
         """Starts (True) or ends (False) timing; seconds of each op since it started."""
         seconds = np.zeros(len(self.ops), np.float64)
-        _check(library().snello_profile(self.handle, int(enable), seconds.ctypes.data))
+        check(library().snello_profile(self.handle, int(enable), seconds.ctypes.data))
         return seconds
 
     @staticmethod
     def _finite(status: int) -> None:
-        _check(status)
+        check(status)
         if status > 0:
             raise NotFinite(status - 1)
-
-
-# ---- logits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """See `snello_sampling` in csrc/snello.h."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    top_k: int = 0
-    biases: Mapping[int, float] = field(default_factory=dict)
-    seed: int = 0
-
-    @cached_property
-    def as_c(self) -> tuple[CSampling, Ints, Floats]:
-        """For the core, made once for all draws, and the arrays that it points into."""
-        tokens = np.array(list(self.biases), np.int32)
-        values = np.array(list(self.biases.values()), np.float32)
-        settings = CSampling(
-            self.temperature,
-            self.top_p,
-            self.min_p,
-            self.repetition_penalty,
-            self.presence_penalty,
-            self.frequency_penalty,
-            self.top_k,
-            len(tokens),
-            tokens.ctypes.data,
-            values.ctypes.data,
-            self.seed,
-        )
-        return settings, tokens, values
-
-
-def sample(
-    logits: Floats, sampling: Sampling, history: Sequence[int], num_prompt: int, position: int
-) -> tuple[int, float]:
-    """(token, its log-probability under the raw logits). history: prompt, then answer.
-
-    Raises:
-        SnelloError: no logit is finite.
-    """
-    logits = np.ascontiguousarray(logits, np.float32)
-    past = np.asarray(history, np.int32)
-    settings, _, _ = sampling.as_c
-    log_probability = np.empty(1, np.float32)
-    rest = (past.ctypes.data, len(past), num_prompt, position, log_probability.ctypes.data)
-    token = library().snello_sample(logits.ctypes.data, len(logits), c.byref(settings), *rest)
-    if token < 0:
-        raise SnelloError(last_error(), "the sampling settings exclude every token, or the logits are not finite")
-    return int(token), float(log_probability[0])
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Per row (M,): log-probabilities of the target, KL(a || b) in nats, most likely tokens."""
-
-    log_probability_a: Floats
-    log_probability_b: Floats
-    divergence: Floats
-    top1_a: Ints
-    top1_b: Ints
-
-
-def compare(a: Floats, b: Floats, targets: Ints) -> Comparison:
-    """Two sets of logits (M, V) for the same rows."""
-    a, b = np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
-    targets = np.ascontiguousarray(targets, np.int32)
-    rows, vocabulary = a.shape
-    assert b.shape == a.shape and targets.shape == (rows,)
-    under_a, under_b, divergence = (np.empty(rows, np.float32) for _ in range(3))
-    top1_a, top1_b = (np.empty(rows, np.int32) for _ in range(2))
-    outputs = [array.ctypes.data for array in (under_a, under_b, divergence, top1_a, top1_b)]
-    _check(library().snello_compare(a.ctypes.data, b.ctypes.data, rows, vocabulary, targets.ctypes.data, *outputs))
-    return Comparison(under_a, under_b, divergence, top1_a, top1_b)
 
 
 # ---- the machine
@@ -560,7 +477,8 @@ def probe_compute(pool: Pool, format: str, repeats: int) -> float:
 # ---- inside
 
 
-def _check(status: int) -> None:
+def check(status: int) -> None:
+    """Raises what the core said last, if it refused."""
     if status < 0:
         raise CoreError(last_error())
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from snello.errors import SnelloError
 
-ABI_VERSION = 10
+ABI_VERSION = 11
 NAMES = ("libsnello.so", "libsnello.dylib")
 
 I32, U64, F32, PTR = c.c_int32, c.c_uint64, c.c_float, c.c_void_p
@@ -102,6 +102,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "snello_one_row": (I32, [PTR, PTR]),
     "snello_profile": (I32, [PTR, I32, PTR]),
     "snello_sample": (I32, [PTR, I32, c.POINTER(CSampling), PTR, I32, I32, c.c_int64, PTR]),
+    "snello_top": (I32, [PTR, I32, I32, PTR, PTR]),
     "snello_compare": (I32, [PTR, PTR, I32, I32, PTR, PTR, PTR, PTR, PTR, PTR]),
     "snello_probe_bandwidth": (c.c_double, [PTR, U64, I32]),
     "snello_probe_compute": (c.c_double, [PTR, I32, I32]),

@@ -136,7 +136,7 @@ def chat_logprobs(before: int, logprobs: Sequence[TokenLogprob], tokenizer: Toke
     """Of tokens that follow each other and the token `before`."""
     content = []
     for drawn in logprobs:
-        top = [_entry(tokenizer, before, token, logprob) for token, logprob in _alternatives(drawn)]
+        top = [_entry(tokenizer, before, token, logprob) for token, logprob in drawn.top]
         content.append({**_entry(tokenizer, before, drawn.token_id, drawn.logprob), "top_logprobs": top})
         before = drawn.token_id
     return {"content": content, "refusal": None}
@@ -165,7 +165,7 @@ def completion_logprobs(
     offsets: list[int] = []
     for drawn in logprobs:
         top: dict[str, float] = {}
-        for token, logprob in [*_alternatives(drawn), (drawn.token_id, drawn.logprob)]:
+        for token, logprob in [*drawn.top, (drawn.token_id, drawn.logprob)]:
             top.setdefault(spelling(tokenizer, before, token), max(logprob, LEAST_LOGPROB))
         tokens.append(spelling(tokenizer, before, drawn.token_id))
         tops.append(top)
@@ -173,8 +173,3 @@ def completion_logprobs(
         before, offset = drawn.token_id, offset + len(tokens[-1])
     values = [max(drawn.logprob, LEAST_LOGPROB) for drawn in logprobs]
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
-
-
-def _alternatives(drawn: TokenLogprob) -> list[tuple[int, float]]:
-    """The likeliest tokens; the drawn one carries the very number that it was drawn with."""
-    return [(token, drawn.logprob if token == drawn.token_id else logprob) for token, logprob in drawn.top]

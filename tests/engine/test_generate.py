@@ -89,6 +89,12 @@ def test_logprobs_are_those_of_score(llm: snello.LLM) -> None:
     np.testing.assert_allclose([item.logprob for item in given], scores[len(output.prompt_token_ids) - 1 :], atol=1e-5)
 
 
+def test_a_token_among_the_most_likely_has_the_number_that_it_was_drawn_with(llm: snello.LLM) -> None:
+    [answer] = llm.generate("Once", temperature=0, max_tokens=8, logprobs=3, ignore_eos=True).outputs
+    assert answer.logprobs is not None
+    assert [item.top[0] for item in answer.logprobs] == [(item.token_id, item.logprob) for item in answer.logprobs]
+
+
 @pytest.mark.parametrize("top_k", [2**31, 2**32 + 1])
 def test_a_top_k_beyond_the_vocabulary_means_all(llm: snello.LLM, top_k: int) -> None:
     asked = {"seed": 3, "max_tokens": 8, "temperature": 1.5, "ignore_eos": True}

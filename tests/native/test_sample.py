@@ -223,6 +223,44 @@ def test_logits_that_are_not_finite(value: float) -> None:
         sample(np.full(40, -np.inf, np.float32))
 
 
+# ---- the most likely ----
+
+
+def most_likely(logits: F32, count: int) -> tuple[I32, F32]:
+    tokens, under = np.full(count, -1, np.int32), np.full(count, np.nan, np.float32)
+    found = checked(LIB.snello_top(pointer(logits), len(logits), count, pointer(tokens), pointer(under)))
+    return tokens[:found], under[:found]
+
+
+@pytest.mark.parametrize("n,count", [(5, 5), (5, 9), (16, 1), (1000, 20), (50_003, 100), (50_003, 0)])
+def test_the_most_likely_come_first_and_the_lowest_of_equals(n: int, count: int) -> None:
+    logits = logits_like(n)
+    logits[n // 2 :] = np.round(logits[n // 2 :] * 2) / 2  # many equals
+    logits[n // 3] = -np.inf
+    results = []
+    for name in ISAS:
+        with isa(name):
+            results.append(most_likely(logits, count))
+    tokens, under = results[0]
+    assert all((t == tokens).all() and u.tobytes() == under.tobytes() for t, u in results)
+    assert tokens.tolist() == np.argsort(-logits, kind="stable")[:count].tolist()
+    rows, targets = np.broadcast_to(logits, (len(tokens), n)), tokens
+    if len(tokens):
+        assert under.tobytes() == compare(np.ascontiguousarray(rows), np.ascontiguousarray(rows), targets)[0].tobytes()
+
+
+def test_the_most_likely_of_what_is_no_row_of_logits() -> None:
+    logits = logits_like(100)
+    for bad in (np.nan, np.inf):
+        logits[50] = bad
+        with pytest.raises(CoreError, match="top: the logits are not finite"):
+            most_likely(logits, 3)
+    with pytest.raises(CoreError, match="top: -1 of 100 logits"):
+        checked(LIB.snello_top(pointer(logits), 100, -1, pointer(ints([0])), pointer(logits)))
+    with pytest.raises(CoreError, match="top: no logits or no room"):
+        checked(LIB.snello_top(pointer(logits), 100, 1, None, pointer(logits)))
+
+
 # ---- comparing ----
 
 

@@ -199,7 +199,7 @@ def spoken(tokenizer: Tokenizer, text: str) -> answers.Choice:
     choice = answers.Choice(before=tokenizer.encode("x")[-1], logprobs=[])
     other = tokenizer.encode("\n")[0]
     for token in tokenizer.encode(text):
-        drawn = TokenLogprob(token_id=token, logprob=-1.5, top=((other, -0.5), (token, -1.5000001)))
+        drawn = TokenLogprob(token_id=token, logprob=-1.5, top=((other, -0.5), (token, -1.5)))
         choice.take(Chunk(text=tokenizer.decode([token]), token_id=token, logprob=drawn))
     usage = Usage(prompt_tokens=1, completion_tokens=3, first_token_seconds=0, seconds=0, cached_tokens=1)
     choice.take(Chunk(text="", finish_reason="length", usage=usage))

@@ -3,6 +3,7 @@
 #   make demo       the first five minutes: this machine, a model, its lean twin and the proof
 #   make test       the tests that take seconds      make test-slow  the others
 #   make test-clients   others' clients, installed apart, against our server
+#   make test-arm   the core on ARM, emulated: its tests, and answers bit by bit beside this machine's
 #   make check      what a change must pass: format, lint, types, warnings, tests
 #   make lock       resolve the dependencies of pyproject.toml anew into requirements/lock.txt
 
@@ -16,7 +17,7 @@ JOBS   ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install core demo test test-slow test-clients check format format-check lint types lock clean
+.PHONY: help install core demo test test-slow test-clients test-arm check format format-check lint types lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -65,6 +66,9 @@ test-clients: install
 	@PYTHON=$(PYTHON) bash scripts/clients.sh
 	@$(PYTEST) -m slow tests/serve/test_foreign_clients.py tests/serve/test_openapi.py
 
+test-arm: install
+	@bash scripts/arm.sh
+
 # The core is compiled with warnings as errors here; only a wheel is built whatever its compiler warns of.
 check: install format-check lint types
 	@$(PYTEST) -n $(JOBS) --dist loadfile
@@ -89,4 +93,4 @@ lock:
 	@build/lock/bin/python scripts/lock.py requirements/lock.txt
 
 clean:
-	@rm -rf build/native build/lock dist $(CORE) $(VENV)/.installed
+	@rm -rf build/native build/lock build/arm dist $(CORE) $(VENV)/.installed

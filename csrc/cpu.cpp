@@ -10,6 +10,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 namespace snello {
@@ -54,6 +56,12 @@ bool runs_avx512vnni() {
 }
 #endif
 
+#if defined(__aarch64__)
+// Linux's numbers (asm/hwcap.h), which headers older than a processor do not name.
+bool runs_dotprod() { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; }
+bool runs_i8mm() { return runs_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1) != 0; }
+#endif
+
 #if defined(__x86_64__)
 bool runs_amx() { return runs_avx512vnni() && trust_in_amx() == Amx::kTrusted; }
 #endif
@@ -72,6 +80,9 @@ constexpr Candidate kCandidates[] = {
     {&kAvx512VnniKernels, runs_avx512vnni},
     {&kAvxVnniKernels, runs_avxvnni},
     {&kAvx2Kernels, runs_avx2},
+#elif defined(__aarch64__)
+    {&kNeonI8mmKernels, runs_i8mm},
+    {&kNeonDotprodKernels, runs_dotprod},
 #endif
     {&kScalarKernels, always},
 #if defined(__x86_64__)

@@ -234,6 +234,9 @@ extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvxVnniEvexKernels;
 extern const Kernels kAvx512VnniKernels;
 extern const Kernels kAmxKernels;
+#elif defined(__aarch64__)
+extern const Kernels kNeonI8mmKernels;
+extern const Kernels kNeonDotprodKernels;
 #endif
 extern const Kernels kAmxEmulatedKernels;
 

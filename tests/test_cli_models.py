@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,14 @@ def test_doctor_says_where_bf16_is_multiplied() -> None:
     assert "tiles" in kernels("amx", bf16_on_tiles=True)[HALVES]
     assert "multiply-add" in kernels("amx", bf16_on_tiles=False)[HALVES]
     assert HALVES not in kernels("avx2", bf16_on_tiles=False)
+
+
+def test_doctor_knows_how_every_instruction_set_computes() -> None:
+    from snello.cli.doctor import KERNELS
+
+    sources = (Path(__file__).parents[1] / "csrc" / "isa").glob("*.cpp")
+    names = {name for source in sources for name in re.findall(r'table\("([^"]+)"\)', source.read_text())}
+    assert names - {"amx-emulated", "avxvnni-evex"} == set(KERNELS)  # those are for tests
 
 
 def test_explain_is_the_manual(home: Path) -> None:

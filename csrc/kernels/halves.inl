@@ -10,6 +10,7 @@ template <int rows, int panels>
 struct HalfSums {
   F32 even[rows][panels], odd[rows][panels];
   LANES HalfSums() {
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r)
       for (int p = 0; p < panels; ++p) even[r][p] = odd[r][p] = set1(0.0f);
   }
@@ -40,6 +41,7 @@ struct DirectHalves {
       const int end = first + kHalfColumns / 2 < pairs ? first + kHalfColumns / 2 : pairs;
       HalfSums<rows, panels> sums;
       for (int i = first; i < end; ++i) multiply_pair(sums, w, i);
+#pragma GCC unroll 16
       for (int r = 0; r < rows; ++r)
         for (int i = 0; i < panels; ++i) acc[r][i] = add(acc[r][i], sums.sum(r, i));
     }
@@ -54,6 +56,7 @@ struct DirectHalves {
       even[i] = low_bf16(line);
       odd[i] = high_bf16(line);
     }
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       int32_t two;
       __builtin_memcpy(&two, task.halves.row(r) + 2 * pair, sizeof two);
@@ -84,9 +87,11 @@ struct HalfTile {
       const int end = first + kHalfColumns < count ? first + kHalfColumns : count;
       F32 acc[rows][panels];
       chain(acc, first, end);
+#pragma GCC unroll 16
       for (int r = 0; r < rows; ++r)
         for (int p = 0; p < panels; ++p) store(even[r][p], acc[r][p]);
       chain(acc, first + 1, end);
+#pragma GCC unroll 16
       for (int r = 0; r < rows; ++r)
         for (int p = 0; p < panels; ++p) {
           float* parked = scratch.sums[row + r][panel + p];
@@ -97,6 +102,7 @@ struct HalfTile {
   // From 0 over every other column of [first, end).
   template <int rows, int panels>
   LANES void chain(F32 (&acc)[rows][panels], int first, int end) const {
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r)
       for (int p = 0; p < panels; ++p) acc[r][p] = set1(0.0f);
     multiply_unpacked<2>(acc, weights + panel, scratch, first, end);

@@ -235,11 +235,17 @@ inline bool few_integer_rows(const LinearTask& task) {
          task.num_rows <= (task.weights->format == SNELLO_INT8 ? kDirectRowsInt8 : kDirectRowsInt4);
 }
 
+static_assert(kDirectRowsInt8 <= kDirectRowsInt4);
 inline void direct_integer(const LinearTask& task, int p0, int p1) {
   for (int p = p0; p < p1; ++p) with_rows<kDirectRowsInt4>(task.num_rows, DirectInteger{task, p});
 }
 
 #include "kernels/channels.inl"
+
+inline bool many_integer_rows(const LinearTask& task) {
+  if (!task.quantized) return false;
+  return by_channel(task.weights->format) ? task.num_rows > kDirectRowsChannels : !few_integer_rows(task);
+}
 
 // ---- quantized input, many rows ----
 
@@ -313,6 +319,7 @@ struct IntegerChunk {
 };
 
 struct IntegerTile {
+  static constexpr int kRows = kRowBlock;
   IntegerScratch& scratch;
   const IntegerChunk& chunk;
   const int8_t* x;  // first row, first column
@@ -381,16 +388,17 @@ inline IntegerChunk chunk_at(const snello_tensor& w, IntegerScratch& scratch, in
 }
 
 // Rows [m0, m0 + rows) x panels [p, p + panels), panels at most kGroupPanels, rows at most kSuperRows.
+template <class Tile>
 inline void blocked_integer(const LinearTask& task, IntegerScratch& scratch, int m0, int rows, int p, int panels) {
   for (int m = 0; m < rows; ++m)
     for (int i = 0; i < panels; ++i) store(scratch.sums[m][i], set1(scratch.start[m]));
   for (int k = 0; k < task.weights->columns; k += kIntegerColumns) {
     const IntegerChunk chunk = chunk_at(*task.weights, scratch, p, panels, k);
     for (int m = 0, size; m < rows; m += size) {
-      size = tile_rows(rows - m, kRowBlock);
+      size = tile_rows(rows - m, Tile::kRows);
       const int8_t* x = task.quant.row(m0 + m) + k;
       for (int i = 0; i < panels; i += kPanelBlock)
-        with_rows<kRowBlock>(size, IntegerTile{scratch, chunk, x, task.quant.stride, m, i, panels - i});
+        with_rows<Tile::kRows>(size, Tile{scratch, chunk, x, task.quant.stride, m, i, panels - i});
     }
   }
   for (int i = 0; i < panels; ++i) {
@@ -399,13 +407,14 @@ inline void blocked_integer(const LinearTask& task, IntegerScratch& scratch, int
   }
 }
 
+template <class Tile>
 inline void blocked_integer(const LinearTask& task, int p0, int p1) {
   IntegerScratch scratch;
   for (int m = 0, size; m < task.num_rows; m += size) {
     size = tile_rows(task.num_rows - m, kSuperRows);
     for (int r = 0; r < size; ++r) scratch.start[r] = -weight_bias(task, m + r);
     for (int p = p0; p < p1; p += kGroupPanels)
-      blocked_integer(task, scratch, m, size, p, p1 - p < kGroupPanels ? p1 - p : kGroupPanels);
+      blocked_integer<Tile>(task, scratch, m, size, p, p1 - p < kGroupPanels ? p1 - p : kGroupPanels);
   }
 }
 
@@ -712,6 +721,6 @@ inline void linear(const LinearTask& task, int p0, int p1) {
   if (task.quantized && few_integer_rows(task)) return direct_integer(task, p0, p1);
   if (!task.quantized && task.num_rows <= kDirectRowsFloat)
     return with_rows<kDirectRowsFloat>(task.num_rows, DirectFloat{task, p0, p1});
-  if (task.quantized) return blocked_integer(task, p0, p1);
+  if (task.quantized) return blocked_integer<IntegerTile>(task, p0, p1);
   blocked<FloatInput>(task, p0, p1);
 }

@@ -59,6 +59,20 @@ KERNELS = {  # instruction set -> (operation, how)
         ("attention, float keys and values", "AVX2 fused multiply-add"),
         ("norms, activations, rotations, sampling", "AVX2"),
     ),
+    "neon-i8mm": (
+        ("int3, int4 and int8 linears", "SMMLA, two rows times two outputs at once; SDOT for one or two rows"),
+        ("fp32, fp16, bf16 linears", "Advanced SIMD fused multiply-add, widened exactly"),
+        ("attention, int8 keys and values", "SDOT and USDOT"),
+        ("attention, float keys and values", "Advanced SIMD fused multiply-add"),
+        ("norms, activations, rotations, sampling", "Advanced SIMD"),
+    ),
+    "neon-dotprod": (
+        ("int3, int4 and int8 linears", "SDOT"),
+        ("fp32, fp16, bf16 linears", "Advanced SIMD fused multiply-add, widened exactly"),
+        ("attention, int8 keys and values", "SDOT"),
+        ("attention, float keys and values", "Advanced SIMD fused multiply-add"),
+        ("norms, activations, rotations, sampling", "Advanced SIMD"),
+    ),
     "scalar": (("every operation", "portable C++, the same bits, slow"),),
 }
 EXTRAS = {  # extra -> the modules it needs

@@ -37,6 +37,17 @@ FEATURES = (
     "asimddp",
     "i8mm",
 )
+ARM_PARTS = {  # of implementer 0x41, by ARM's manuals; others are named by their numbers
+    "0xd05": "Cortex-A55",
+    "0xd08": "Cortex-A72",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse N1",
+    "0xd40": "Neoverse V1",
+    "0xd49": "Neoverse N2",
+    "0xd4f": "Neoverse V2",
+    "0xd84": "Neoverse V3",
+    "0xd8e": "Neoverse N3",
+}
 PROBES = 2  # what is measured and how: figures of another way are not read
 MAX_AGE_SECONDS = 30 * 86400.0
 
@@ -287,7 +298,18 @@ def _cpuinfo() -> dict[str, str]:
 def cpu_name() -> str:
     """ "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", or what the platform calls it."""
     found = _cpuinfo()
-    return found.get("model name") or found.get("Model") or platform.processor() or platform.machine()
+    return (
+        found.get("model name") or found.get("Model") or _arm_name(found) or platform.processor() or platform.machine()
+    )
+
+
+def _arm_name(cpuinfo: Mapping[str, str]) -> str:
+    """ARM's own cores by name: Linux tells numbers only."""
+    implementer, part = cpuinfo.get("CPU implementer"), cpuinfo.get("CPU part")
+    if not implementer or not part:
+        return ""
+    known = ARM_PARTS.get(part) if implementer == "0x41" else None
+    return f"ARM {known}" if known else f"ARM {implementer}, part {part}"
 
 
 def cpu_features() -> tuple[str, ...]:

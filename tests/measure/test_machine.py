@@ -165,3 +165,20 @@ def test_this_machine_can_be_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.bandwidth_at(2**19) > 1e8
     assert found.peak("int8") > 1e8
     assert machines.cpu_name() and machines.memory_bytes() > 10**8
+
+
+@pytest.mark.parametrize(
+    "lines,name",
+    [
+        ("model name\t: Some CPU @ 2 GHz\nCPU part\t: 0xd0c", "Some CPU @ 2 GHz"),
+        ("CPU implementer\t: 0x41\nCPU part\t: 0xd0c", "ARM Neoverse N1"),
+        ("CPU implementer\t: 0x41\nCPU part\t: 0xfff", "ARM 0x41, part 0xfff"),
+        ("CPU implementer\t: 0xc0\nCPU part\t: 0xac3", "ARM 0xc0, part 0xac3"),
+    ],
+)
+def test_processors_without_a_name_are_told_by_their_numbers(
+    monkeypatch: pytest.MonkeyPatch, lines: str, name: str
+) -> None:
+    pairs = (line.split(":") for line in lines.splitlines())
+    monkeypatch.setattr(machines, "_cpuinfo", lambda: {key.strip(): value.strip() for key, value in pairs})
+    assert machines.cpu_name() == name

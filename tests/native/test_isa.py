@@ -46,22 +46,39 @@ def test_the_environment_selects_and_fails_loudly() -> None:
     assert failed.returncode != 0 and "unknown instruction set 'mmx'" in failed.stderr
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("objdump"), reason="needs objdump on x86-64")
-def test_wide_registers_stay_in_their_own_sets() -> None:
-    """The linker must not have kept a shared inline function that was compiled for a newer processor."""
+def functions_with(*patterns: str) -> dict[str, set[str]]:
+    """Pattern -> the functions of the library in whose code it occurs."""
     listing = subprocess.run(["objdump", "-d", "--no-show-raw-insn", LIBRARY], capture_output=True, text=True).stdout
-    places: dict[str, set[str]] = {"zmm": set(), "ymm": set()}
+    places: dict[str, set[str]] = {pattern: set() for pattern in patterns}
     function, named = "", False
     for line in listing.splitlines():
         if heading := re.match(r"^[0-9a-f]+ <(.*)>:$", line):
             function = heading[1]
             named = named or function.startswith(("_ZN6snello", "_ZNK6snello"))
-        for kind, found in places.items():
-            if f"%{kind}" in line:
+        for pattern, found in places.items():
+            if pattern in line:
                 found.add(function)
     if not named:
         pytest.skip("the library is stripped: its inner functions have no names left")
-    assert places["zmm"] and places["ymm"]  # else nothing was looked at
-    wide = ("avx512vnni", "3amx", "avxvnni_evex")
-    assert all(any(part in name for part in (*wide, "tiles_hold")) for name in places["zmm"])
-    assert all(any(part in name for part in (*wide, "tiles_hold", "avx2", "avxvnni")) for name in places["ymm"])
+    assert all(places.values())  # else nothing was looked at
+    return places
+
+
+def only_in(functions: set[str], *sets: str) -> bool:
+    return all(any(name in function for name in sets) for function in functions)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("objdump"), reason="needs objdump on x86-64")
+def test_wide_registers_stay_in_their_own_sets() -> None:
+    """The linker must not have kept a shared inline function that was compiled for a newer processor."""
+    places = functions_with("%zmm", "%ymm")
+    wide = ("avx512vnni", "3amx", "avxvnni_evex", "tiles_hold")
+    assert only_in(places["%zmm"], *wide)
+    assert only_in(places["%ymm"], *wide, "avx2", "avxvnni")
+
+
+@pytest.mark.skipif(platform.machine() != "aarch64" or not shutil.which("objdump"), reason="needs objdump on aarch64")
+def test_products_of_bytes_stay_in_their_own_sets() -> None:
+    places = functions_with("\tsdot", "\tusdot", "\tsmmla")
+    assert only_in(places["\tusdot"] | places["\tsmmla"], "neon_i8mm")
+    assert only_in(places["\tsdot"], "neon_i8mm", "neon_dotprod")

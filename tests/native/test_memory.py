@@ -23,7 +23,7 @@ from snello.native.library import CCacheLayer, CSampling, last_error
 @contextmanager
 def no_memory():
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(open("/proc/self/statm").read().split()[0]) * 4096
+    now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now, hard))
     try:
         yield
@@ -76,7 +76,7 @@ def draw():
     )
 soft, hard = resource.getrlimit(resource.RLIMIT_AS)
 for room in (0, 40, 72, 104, 10_000):  # MB: one array more has its memory every time
-    now = int(open("/proc/self/statm").read().split()[0]) * 4096
+    now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + (room << 20), hard))
     token = draw()
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -220,6 +220,9 @@ struct Kernels {
   void (*softmax_stats)(const float* logits, int n, float* maximum, float* sum, int* argmax);
   // KL(a || b) of one row given both log-sum-exps
   float (*divergence)(const float* a, float lse_a, const float* b, float lse_b, int n);
+  // the words that the 64 tokens from 4 * quad on are drawn with, [4][16], and which have `least` in their upper 24
+  // bits
+  uint64_t (*noise)(uint64_t seed, uint32_t quad, uint64_t position, uint32_t least, uint32_t* words);
   // sum of all 64-byte lines: for the bandwidth probe
   uint64_t (*read)(const void* data, uint64_t bytes);
 };

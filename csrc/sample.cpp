@@ -50,6 +50,12 @@ class NoiseBound {
     return bounds_[static_cast<size_t>(std::bit_width((1u << 24) - (word >> 8))) - 1];
   }
   double highest() const { return bounds_[0]; }
+  // The least upper 24 bits of a word whose bound is `wanted` or more.
+  uint32_t least(double wanted) const {
+    size_t bit = 0;  // bounds fall with it
+    while (bit + 1 < bounds_.size() && bounds_[bit + 1] >= wanted) ++bit;
+    return bit + 1 < bounds_.size() ? (1u << 24) - (2u << bit) + 1 : 0;
+  }
 
  private:
   std::array<double, 25> bounds_;
@@ -65,6 +71,8 @@ class Draw {
   }
   // Whether a logit could win with the most favourable noise.
   bool could_win(float logit) const { return static_cast<double>(logit) + bound_.highest() >= best_; }
+  // The least upper 24 bits of a word with which it could.
+  uint32_t least(float logit) const { return bound_.least(best_ - static_cast<double>(logit)); }
   int32_t token() const { return token_; }
 
  private:
@@ -120,6 +128,7 @@ class Bands {
       : values_(values), n_(n), maximum_(maximum), block_maximum_(block_maximum) {}
 
   bool exhausted() const { return exhausted_; }
+  float lowest() const { return lowest_; }  // what was collected is not below
   void append_next(std::vector<Candidate>& out) {
     constexpr float kInfinity = std::numeric_limits<float>::infinity(), kWidest = 100.0f;
     const float above = lowest_;
@@ -226,6 +235,8 @@ void collect_allowed(const snello_sampling& s, const float* values, int32_t n, c
   Bands bands(values, n, row.maximum, work.block_maximum);
   const auto resize_to = [&kept](const Candidate* end) { kept.resize(static_cast<size_t>(end - kept.data())); };
   const auto top_p = static_cast<double>(s.top_p);
+  const double least = s.min_p > 0.0f ? static_cast<double>(row.maximum) + natural_log(static_cast<double>(s.min_p))
+                                      : -std::numeric_limits<double>::infinity();
   if (s.top_k > 0) {
     const auto k = static_cast<size_t>(s.top_k);
     while (kept.size() < k && !bands.exhausted()) bands.append_next(kept);
@@ -251,10 +262,9 @@ void collect_allowed(const snello_sampling& s, const float* values, int32_t n, c
       target -= band;
     }
   } else {
-    while (!bands.exhausted()) bands.append_next(kept);
+    while (!bands.exhausted() && static_cast<double>(bands.lowest()) > least) bands.append_next(kept);
   }
   if (s.min_p > 0.0f) {
-    const double least = static_cast<double>(row.maximum) + natural_log(static_cast<double>(s.min_p));
     std::erase_if(kept, [&](const Candidate& c) { return static_cast<double>(c.value) < least; });
   }
 }
@@ -272,14 +282,20 @@ int32_t draw_among(const std::vector<Candidate>& allowed, uint64_t seed, uint64_
 // The draw over the whole vocabulary: the likeliest token first, so that most others need not be looked at closely.
 int32_t draw_among_all(const float* values, int32_t n, int32_t argmax, const std::vector<float>& block_maximum,
                        uint64_t seed, uint64_t position) {
+  static_assert(kSkip == 4 * kPanel);
+  const auto noise = kernels().noise;
+  alignas(64) uint32_t words[kSkip];
   Draw draw;
   const Words first = philox(seed, static_cast<uint32_t>(argmax) / 4, position);
   draw.offer(argmax, values[argmax], first[static_cast<size_t>(argmax) % 4]);
   for (int32_t begin = 0; begin < n; begin += kSkip) {
-    if (!draw.could_win(block_maximum[static_cast<size_t>(begin / kSkip)])) continue;
-    for (int32_t id = begin; id < std::min(begin + kSkip, n); id += 4) {
-      const Words words = philox(seed, static_cast<uint32_t>(id) / 4, position);
-      for (int32_t i = id; i < std::min(id + 4, n); ++i) draw.offer(i, values[i], words[static_cast<size_t>(i) % 4]);
+    const float highest = block_maximum[static_cast<size_t>(begin / kSkip)];
+    if (!draw.could_win(highest)) continue;
+    uint64_t some = noise(seed, static_cast<uint32_t>(begin) / 4, position, draw.least(highest), words);
+    for (; some != 0; some &= some - 1) {
+      const int bit = std::countr_zero(some);
+      const int32_t id = begin + 4 * (bit % kPanel) + bit / kPanel;
+      if (id < n) draw.offer(id, values[id], words[bit]);
     }
   }
   return draw.token();

@@ -9,6 +9,7 @@
 #include "kernels/attention.inl"
 #include "kernels/convolve.inl"
 #include "kernels/score.inl"
+#include "kernels/noise.inl"
 
 constexpr Kernels table(const char* name) {
   return {
@@ -37,6 +38,7 @@ constexpr Kernels table(const char* name) {
       .attend = attend,
       .softmax_stats = softmax_stats,
       .divergence = divergence,
+      .noise = noise,
       .read = read,
   };
 }

@@ -164,6 +164,23 @@ LANES F32 round_even(F32 a) {
 LANES I32 add(I32 a, I32 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 LANES I32 sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
 LANES I32 mul(I32 a, I32 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
+struct Wide {
+  I32 low, high;
+};
+struct WideHalf {
+  __m256i low, high;
+};
+LANES WideHalf multiply_wide(__m256i a, __m256i b) {
+  constexpr int kOdd = 0xaa;
+  const __m256i even = _mm256_mul_epu32(a, b);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+  return {_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), kOdd),
+          _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, kOdd)};
+}
+LANES Wide multiply_wide(I32 a, I32 b) {
+  const WideHalf lo = multiply_wide(a.lo, b.lo), hi = multiply_wide(a.hi, b.hi);
+  return {{lo.low, hi.low}, {lo.high, hi.high}};
+}
 LANES I32 min(I32 a, I32 b) { return {_mm256_min_epi32(a.lo, b.lo), _mm256_min_epi32(a.hi, b.hi)}; }
 LANES I32 max(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
 LANES I32 bit_and(I32 a, I32 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }

@@ -116,6 +116,16 @@ LANES F32 round_even(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NE
 LANES I32 add(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 LANES I32 sub(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 LANES I32 mul(I32 a, I32 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+struct Wide {
+  I32 low, high;
+};
+LANES Wide multiply_wide(I32 a, I32 b) {
+  constexpr __mmask16 kOdd = 0xaaaa;
+  const __m512i even = _mm512_mul_epu32(a.v, b.v);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), _mm512_srli_epi64(b.v, 32));
+  return {{_mm512_mask_blend_epi32(kOdd, even, _mm512_slli_epi64(odd, 32))},
+          {_mm512_mask_blend_epi32(kOdd, _mm512_srli_epi64(even, 32), odd)}};
+}
 LANES I32 min(I32 a, I32 b) { return {_mm512_min_epi32(a.v, b.v)}; }
 LANES I32 max(I32 a, I32 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 LANES I32 bit_and(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }

@@ -202,6 +202,20 @@ LANES I32 sub(I32 a, I32 b) {
 LANES I32 mul(I32 a, I32 b) {
   return each<I32>([&](int i) { return vmulq_s32(a.v[i], b.v[i]); });
 }
+struct Wide {
+  I32 low, high;
+};
+LANES Wide multiply_wide(I32 a, I32 b) {
+  Wide result;
+  for (int i = 0; i < 4; ++i) {
+    const uint32x4_t x = vreinterpretq_u32_s32(a.v[i]), y = vreinterpretq_u32_s32(b.v[i]);
+    const int32x4_t first = vreinterpretq_s32_u64(vmull_u32(vget_low_u32(x), vget_low_u32(y)));
+    const int32x4_t second = vreinterpretq_s32_u64(vmull_high_u32(x, y));
+    result.low.v[i] = vuzp1q_s32(first, second);
+    result.high.v[i] = vuzp2q_s32(first, second);
+  }
+  return result;
+}
 LANES I32 min(I32 a, I32 b) {
   return each<I32>([&](int i) { return vminq_s32(a.v[i], b.v[i]); });
 }

@@ -15,6 +15,7 @@
 //   min(a, b) = a < b ? a : b, max(a, b) = a > b ? a : b: the second operand wins ties and NaN
 //   less  less_equal  equal  is_nan  select(mask, yes, no)  first(n)  mask_and  mask_or  mask_not  any  bits
 //   to_int (nearest even; out of range and NaN: INT32_MIN)  to_float  as_int  as_float
+//   multiply_wide(a, b): the lower and the upper halves of unsigned products
 //   shift_left<n>  shift_right<n> (arithmetic)  shift_right_logical<n>  bit_and  bit_or  bit_xor
 //   swap<d>(x): lane i takes lane i ^ d        reduce_add, reduce_max: the fixed tree of docs/numerics.md
 //   pack(a, b): 32 numbers of 16 bits, in an order of their own that all packed numbers share and store_u8 undoes
@@ -226,6 +227,18 @@ inline I32 sub(I32 a, I32 b) {
 }
 inline I32 mul(I32 a, I32 b) {
   return each<I32>([&](int i) { return wrap(wrap(a.v[i]) * wrap(b.v[i])); });
+}
+struct Wide {
+  I32 low, high;
+};
+inline Wide multiply_wide(I32 a, I32 b) {
+  Wide result;
+  for (int i = 0; i < kLanes; ++i) {
+    const uint64_t product = uint64_t{wrap(a.v[i])} * wrap(b.v[i]);
+    result.low.v[i] = wrap(static_cast<uint32_t>(product));
+    result.high.v[i] = wrap(static_cast<uint32_t>(product >> 32));
+  }
+  return result;
 }
 inline I32 min(I32 a, I32 b) {
   return each<I32>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });

@@ -220,6 +220,8 @@ struct Kernels {
   void (*softmax_stats)(const float* logits, int n, float* maximum, float* sum, int* argmax);
   // KL(a || b) of one row given both log-sum-exps
   float (*divergence)(const float* a, float lse_a, const float* b, float lse_b, int n);
+  // to = from / divisor, unless `to` is null (it may be `from`), and the largest of every 64 of them
+  void (*by_temperature)(const float* from, float divisor, int n, float* to, float* maxima);
   // the words that the 64 tokens from 4 * quad on are drawn with, [4][16], and which have `least` in their upper 24
   // bits
   uint64_t (*noise)(uint64_t seed, uint32_t quad, uint64_t position, uint32_t least, uint32_t* words);

@@ -102,25 +102,6 @@ struct Workspace {
   std::vector<Candidate> kept;
 };
 
-void find_block_maxima(const float* values, int n, std::vector<float>& maxima) {
-  maxima.clear();
-  for (int begin = 0; begin < n; begin += kSkip) {
-    constexpr int kWide = 8;
-    float wide[kWide];
-    std::fill_n(wide, kWide, -std::numeric_limits<float>::infinity());
-    if (n - begin >= kSkip) {
-      for (int i = 0; i < kSkip; i += kWide)
-        for (int j = 0; j < kWide; ++j) {
-          const float value = values[begin + i + j];
-          wide[j] = value > wide[j] ? value : wide[j];
-        }
-    } else {
-      for (int i = begin; i < n; ++i) wide[0] = std::max(wide[0], values[i]);
-    }
-    maxima.push_back(*std::max_element(wide, wide + kWide));
-  }
-}
-
 // Collects tokens in bands of falling logits, in no order within a band. -inf is never collected.
 class Bands {
  public:
@@ -304,29 +285,33 @@ int32_t draw_among_all(const float* values, int32_t n, int32_t argmax, const std
 int32_t sample(const float* logits, int32_t vocabulary, const snello_sampling& s, const int32_t* history,
                int32_t num_history, int32_t num_prompt, int64_t position, float* log_probability) {
   thread_local Workspace work;
-  const LogitRow raw = logit_row(logits, vocabulary);
-  if (!raw.finite()) return fail("the logits hold nothing finite to choose from, or NaN");
-
+  const auto size = static_cast<size_t>(vocabulary);
   const bool penalized =
       num_history > 0 && (s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f);
-  const bool divided = s.temperature != 0.0f && s.temperature != 1.0f;
   const float* values = logits;
-  LogitRow row = raw;
-  if (penalized || divided || s.num_biases > 0) {
+  if (penalized || s.num_biases > 0) {
     work.values.assign(logits, logits + vocabulary);
     for (int32_t i = 0; i < s.num_biases; ++i) work.values[static_cast<size_t>(s.bias_tokens[i])] += s.bias_values[i];
-    if (penalized)
-      penalize(s, history, num_history, num_prompt, work.values.data(), static_cast<size_t>(vocabulary), work);
-    if (divided)
-      for (float& value : work.values) value /= s.temperature;
+    if (penalized) penalize(s, history, num_history, num_prompt, work.values.data(), size, work);
     values = work.values.data();
-    row = logit_row(values, vocabulary);
-    if (!row.finite()) return fail("bias, penalties and temperature leave nothing finite to choose from");
+  }
+  if (s.temperature != 0.0f) {
+    const bool divided = s.temperature != 1.0f;
+    if (divided) work.values.resize(size);
+    work.block_maximum.resize((size + kSkip - 1) / kSkip);
+    kernels().by_temperature(values, s.temperature, vocabulary, divided ? work.values.data() : nullptr,
+                             work.block_maximum.data());
+    if (divided) values = work.values.data();
+  }
+  const LogitRow row = logit_row(values, vocabulary);
+  if (!row.finite()) {
+    if (values == logits || !logit_row(logits, vocabulary).finite())
+      return fail("the logits hold nothing finite to choose from, or NaN");
+    return fail("bias, penalties and temperature leave nothing finite to choose from");
   }
 
   int32_t token = row.argmax;
   if (s.temperature != 0.0f) {
-    find_block_maxima(values, vocabulary, work.block_maximum);
     if ((s.top_k > 0 && s.top_k < vocabulary) || s.top_p < 1.0f || s.min_p > 0.0f) {
       collect_allowed(s, values, vocabulary, row, work);
       token = draw_among(work.kept, s.seed, static_cast<uint64_t>(position));
@@ -335,7 +320,10 @@ int32_t sample(const float* logits, int32_t vocabulary, const snello_sampling& s
           draw_among_all(values, vocabulary, row.argmax, work.block_maximum, s.seed, static_cast<uint64_t>(position));
     }
   }
-  if (log_probability != nullptr) *log_probability = raw.log_probability(logits[token]);
+  if (log_probability != nullptr) {
+    const LogitRow raw = values == logits ? row : logit_row(logits, vocabulary);
+    *log_probability = raw.log_probability(logits[token]);
+  }
   return token;
 }
 

@@ -1,6 +1,24 @@
-// The random words that tokens are drawn with: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+// What a draw over a vocabulary needs of all its tokens: their logits by the temperature, where the large ones are, and
+// the random words that they are drawn with: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
 // 3", 2011), 16 counters at a time.
 #pragma once
+
+constexpr int kDrawBlock = 4 * kLanes;
+
+// to = from / divisor, unless `to` is null, and the largest of every 64 of them.
+inline void by_temperature(const float* from, float divisor, int n, float* to, float* maxima) {
+  for (int begin = 0; begin < n; begin += kDrawBlock) {
+    F32 highest = set1(-__builtin_inff());
+    for (int i = begin; i < n && i < begin + kDrawBlock; i += kLanes) {
+      F32 x = n - i < kLanes ? load_partial(from + i, n - i, -__builtin_inff()) : load(from + i);
+      if (to) x = div(x, set1(divisor));
+      if (to && n - i >= kLanes) store(to + i, x);
+      if (to && n - i < kLanes) store_partial(to + i, x, n - i);
+      highest = max(x, highest);
+    }
+    *maxima++ = reduce_max(highest);
+  }
+}
 
 // Of the 64 tokens 4 * quad and on: words[w][lane] is that of token 4 * (quad + lane) + w. Returns which of them have
 // at least `least` in their upper 24 bits: bit 16 * w + lane.

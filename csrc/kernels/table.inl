@@ -38,6 +38,7 @@ constexpr Kernels table(const char* name) {
       .attend = attend,
       .softmax_stats = softmax_stats,
       .divergence = divergence,
+      .by_temperature = by_temperature,
       .noise = noise,
       .read = read,
   };

@@ -85,7 +85,7 @@ class Answer:
         if self._matcher is not None:
             logits = self._matcher.guessed(logits, ahead)
         history, num_prompt = (self.history + array("i", ahead), self.num_prompt) if self._penalized else ((), 0)
-        token, _ = sample(logits, self._sampling, history, num_prompt, len(self.history) + len(ahead))
+        token, _ = sample(logits, self._sampling, history, num_prompt, len(self.history) + len(ahead), scored=False)
         return token
 
     def fail(self, error: SnelloError) -> Chunk:
@@ -106,7 +106,8 @@ class Answer:
     def _draw(self, logits: np.ndarray) -> tuple[int, TokenLogprob | None]:
         history, num_prompt = (self.history, self.num_prompt) if self._penalized else ((), 0)
         allowed = logits if self._matcher is None else self._matcher.masked(logits)
-        token, logprob = sample(allowed, self._sampling, history, num_prompt, len(self.history))
+        scored = self.params.logprobs is not None and allowed is logits
+        token, logprob = sample(allowed, self._sampling, history, num_prompt, len(self.history), scored=scored)
         if not self._first_token_seconds:
             self._first_token_seconds = time.perf_counter() - self._started
         if self.params.logprobs is None:

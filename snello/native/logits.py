@@ -52,9 +52,9 @@ class Sampling:
 
 
 def sample(
-    logits: Floats, sampling: Sampling, history: Sequence[int], num_prompt: int, position: int
+    logits: Floats, sampling: Sampling, history: Sequence[int], num_prompt: int, position: int, *, scored: bool = True
 ) -> tuple[int, float]:
-    """(token, its log-probability under the raw logits). history: prompt, then answer.
+    """(token, its log-probability under the raw logits, or NaN unless `scored`). history: prompt, then answer.
 
     Raises:
         SnelloError: no logit is finite.
@@ -62,8 +62,8 @@ def sample(
     logits = np.ascontiguousarray(logits, np.float32)
     past = np.asarray(history, np.int32)
     settings, _, _ = sampling.as_c
-    log_probability = np.empty(1, np.float32)
-    rest = (past.ctypes.data, len(past), num_prompt, position, log_probability.ctypes.data)
+    log_probability = np.full(1, np.nan, np.float32)
+    rest = (past.ctypes.data, len(past), num_prompt, position, log_probability.ctypes.data if scored else None)
     token = library().snello_sample(logits.ctypes.data, len(logits), c.byref(settings), *rest)
     if token < 0:
         raise SnelloError(last_error(), "the sampling settings exclude every token, or the logits are not finite")

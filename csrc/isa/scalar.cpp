@@ -1,4 +1,5 @@
-// The kernels in plain C++: the portable statement of docs/numerics.md, and the only set of other architectures.
+// The kernels in plain C++: the portable statement of docs/numerics.md, and the only set of processors that have none
+// of the others.
 #include "channels.h"
 #include "kernels.h"
 

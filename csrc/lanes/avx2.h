@@ -45,33 +45,6 @@ LANES void store(int32_t* p, I32 x) {
   store_half(p + 8, x.hi);
 }
 
-// A tail goes through 16 values on the stack: no byte outside the n is touched.
-template <class T>
-struct Tail {
-  alignas(64) T values[kLanes];
-  Tail() {}
-  Tail(const T* p, int n, T fill) {
-    for (int i = 0; i < kLanes; ++i) values[i] = i < n ? p[i] : fill;
-  }
-  void copy_to(T* p, int n) const {
-    for (int i = 0; i < n; ++i) p[i] = values[i];
-  }
-};
-LANES F32 load_partial(const float* p, int n, float fill = 0) { return load(Tail<float>(p, n, fill).values); }
-LANES I32 load_partial(const int32_t* p, int n, int32_t fill = 0) { return load(Tail<int32_t>(p, n, fill).values); }
-template <class T, class Store, class Value>
-LANES void store_tail(T* p, Value x, int n, Store store_all) {
-  Tail<T> tail;
-  store_all(tail.values, x);
-  tail.copy_to(p, n);
-}
-LANES void store_partial(float* p, F32 x, int n) {
-  store_tail(p, x, n, [](float* q, F32 y) { store(q, y); });
-}
-LANES void store_partial(int32_t* p, I32 x, int n) {
-  store_tail(p, x, n, [](int32_t* q, I32 y) { store(q, y); });
-}
-
 LANES F32 load_f16(const uint16_t* p) {
   return {_mm256_cvtph_ps(load_quarter(p)), _mm256_cvtph_ps(load_quarter(p + 8))};
 }
@@ -84,8 +57,6 @@ LANES F32 high_bf16(I32 pairs) {
   const __m256i high = _mm256_set1_epi32(-0x10000);
   return {_mm256_castsi256_ps(_mm256_and_si256(pairs.lo, high)), _mm256_castsi256_ps(_mm256_and_si256(pairs.hi, high))};
 }
-LANES F32 load_f16_partial(const uint16_t* p, int n) { return load_f16(Tail<uint16_t>(p, n, 0).values); }
-LANES F32 load_bf16_partial(const uint16_t* p, int n) { return load_bf16(Tail<uint16_t>(p, n, 0).values); }
 LANES void store_f16(uint16_t* p, F32 x) {
   store_quarter(p, _mm256_cvtps_ph(x.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   store_quarter(p + 8, _mm256_cvtps_ph(x.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -101,18 +72,10 @@ LANES void store_bf16(uint16_t* p, F32 x) {
   const __m256i both = _mm256_packus_epi32(narrow_bf16(x.lo), narrow_bf16(x.hi));
   store_half(p, _mm256_permute4x64_epi64(both, 0xd8));
 }
-LANES void store_f16_partial(uint16_t* p, F32 x, int n) {
-  store_tail(p, x, n, [](uint16_t* q, F32 y) { store_f16(q, y); });
-}
-LANES void store_bf16_partial(uint16_t* p, F32 x, int n) {
-  store_tail(p, x, n, [](uint16_t* q, F32 y) { store_bf16(q, y); });
-}
 
 LANES __m128i load_8(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
 LANES I32 load_s8(const int8_t* p) { return {_mm256_cvtepi8_epi32(load_8(p)), _mm256_cvtepi8_epi32(load_8(p + 8))}; }
 LANES I32 load_u8(const uint8_t* p) { return {_mm256_cvtepu8_epi32(load_8(p)), _mm256_cvtepu8_epi32(load_8(p + 8))}; }
-LANES I32 load_s8_partial(const int8_t* p, int n) { return load_s8(Tail<int8_t>(p, n, 0).values); }
-LANES I32 load_u8_partial(const uint8_t* p, int n) { return load_u8(Tail<uint8_t>(p, n, 0).values); }
 LANES __m256i narrow_16(I32 x) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(x.lo, x.hi), 0xd8); }
 LANES void store_s8(int8_t* p, I32 x) {
   const __m256i y = narrow_16(x);
@@ -131,9 +94,8 @@ LANES void store_s8(int8_t* p, I32 a, I32 b, I32 c, I32 d) {
   store_in_order(p, _mm256_packs_epi16(_mm256_packs_epi32(a.lo, b.lo), _mm256_packs_epi32(c.lo, d.lo)),
                  _mm256_packs_epi16(_mm256_packs_epi32(a.hi, b.hi), _mm256_packs_epi32(c.hi, d.hi)));
 }
-LANES void store_s8_partial(int8_t* p, I32 x, int n) {
-  store_tail(p, x, n, [](int8_t* q, I32 y) { store_s8(q, y); });
-}
+
+#include "lanes/partial.h"
 
 // ---- FP32 ----
 

@@ -59,33 +59,6 @@ LANES void store(int32_t* p, I32 x) {
   for (int i = 0; i < 4; ++i) vst1q_s32(p + 4 * i, x.v[i]);
 }
 
-// A tail goes through 16 values on the stack: no byte outside the n is touched.
-template <class T>
-struct Tail {
-  alignas(64) T values[kLanes];
-  Tail() {}
-  Tail(const T* p, int n, T fill) {
-    for (int i = 0; i < kLanes; ++i) values[i] = i < n ? p[i] : fill;
-  }
-  void copy_to(T* p, int n) const {
-    for (int i = 0; i < n; ++i) p[i] = values[i];
-  }
-};
-LANES F32 load_partial(const float* p, int n, float fill = 0) { return load(Tail<float>(p, n, fill).values); }
-LANES I32 load_partial(const int32_t* p, int n, int32_t fill = 0) { return load(Tail<int32_t>(p, n, fill).values); }
-template <class T, class Store, class Value>
-LANES void store_tail(T* p, Value x, int n, Store store_all) {
-  Tail<T> tail;
-  store_all(tail.values, x);
-  tail.copy_to(p, n);
-}
-LANES void store_partial(float* p, F32 x, int n) {
-  store_tail(p, x, n, [](float* q, F32 y) { store(q, y); });
-}
-LANES void store_partial(int32_t* p, I32 x, int n) {
-  store_tail(p, x, n, [](int32_t* q, I32 y) { store(q, y); });
-}
-
 LANES F32 load_f16(const uint16_t* p) {
   return each<F32>([=](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))); });
 }
@@ -98,8 +71,6 @@ LANES F32 low_bf16(I32 pairs) {
 LANES F32 high_bf16(I32 pairs) {
   return each<F32>([&](int i) { return vreinterpretq_f32_s32(vandq_s32(pairs.v[i], vdupq_n_s32(-0x10000))); });
 }
-LANES F32 load_f16_partial(const uint16_t* p, int n) { return load_f16(Tail<uint16_t>(p, n, 0).values); }
-LANES F32 load_bf16_partial(const uint16_t* p, int n) { return load_bf16(Tail<uint16_t>(p, n, 0).values); }
 LANES void store_f16(uint16_t* p, F32 x) {
   for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.v[i])));
 }
@@ -111,12 +82,6 @@ LANES uint16x4_t narrow_bf16(float32x4_t x) {
 }
 LANES void store_bf16(uint16_t* p, F32 x) {
   for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, narrow_bf16(x.v[i]));
-}
-LANES void store_f16_partial(uint16_t* p, F32 x, int n) {
-  store_tail(p, x, n, [](uint16_t* q, F32 y) { store_f16(q, y); });
-}
-LANES void store_bf16_partial(uint16_t* p, F32 x, int n) {
-  store_tail(p, x, n, [](uint16_t* q, F32 y) { store_bf16(q, y); });
 }
 
 LANES I32 load_s8(const int8_t* p) {
@@ -131,8 +96,6 @@ LANES I32 load_u8(const uint8_t* p) {
                            vmovl_high_u16(high)};
   return each<I32>([&](int i) { return vreinterpretq_s32_u32(v[i]); });
 }
-LANES I32 load_s8_partial(const int8_t* p, int n) { return load_s8(Tail<int8_t>(p, n, 0).values); }
-LANES I32 load_u8_partial(const uint8_t* p, int n) { return load_u8(Tail<uint8_t>(p, n, 0).values); }
 LANES void store_s8(int8_t* p, I32 x) {
   const int16x8_t low = vqmovn_high_s32(vqmovn_s32(x.v[0]), x.v[1]);
   const int16x8_t high = vqmovn_high_s32(vqmovn_s32(x.v[2]), x.v[3]);
@@ -144,9 +107,8 @@ LANES void store_s8(int8_t* p, I32 a, I32 b, I32 c, I32 d) {
   store_s8(p + 2 * kLanes, c);
   store_s8(p + 3 * kLanes, d);
 }
-LANES void store_s8_partial(int8_t* p, I32 x, int n) {
-  store_tail(p, x, n, [](int8_t* q, I32 y) { store_s8(q, y); });
-}
+
+#include "lanes/partial.h"
 
 // ---- FP32 ----
 

@@ -1,9 +1,10 @@
 // The lanes interface, stated in plain C++: 16 FP32 or int32 values at a time.
 //
-// Every kernel is written once over these names; lanes/avx2.h and lanes/avx512.h give the same names on vector
-// registers and must agree with this file to the last bit, also for -0, subnormals, infinities and (as far as a kernel
-// can see) NaN. An isa/*.cpp includes exactly one of the three inside its own anonymous namespace, after <cstdint>:
-// nothing here may need a linker symbol or a std type, or code for one instruction set could end up in another's.
+// Every kernel is written once over these names; lanes/avx2.h, lanes/avx512.h and lanes/neon.h give the same names on
+// vector registers and must agree with this file to the last bit, also for -0, subnormals, infinities and (as far as a
+// kernel can see) NaN. An isa/*.cpp includes exactly one of the four inside its own anonymous namespace, after
+// <cstdint>: nothing here may need a linker symbol or a std type, or code for one instruction set could end up in
+// another's.
 //
 //   F32, I32      16 values            Mask    16 truths            Quads   64 bytes: 16 lanes of 4 bytes
 //   I16           32 values of 16 bits, see pack

@@ -47,7 +47,7 @@ ALIGNMENT = 64
 ONE_ROW_ON_TILES = 1
 # Raised whenever the core gives other bits for the same packed model and tokens: what was stored under another number
 # is not used. tests/native/test_version.py notices.
-NUMERICS_VERSION = 4
+NUMERICS_VERSION = 5
 
 
 class CoreError(RuntimeError):

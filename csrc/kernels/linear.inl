@@ -1,9 +1,10 @@
 // Matrix products: rows of activations times packed weights, for every format and both kinds of input.
 //
-// Two ways lead to the same bits. A few rows ("direct") read each packed line once, straight into registers, and are
-// bound by memory. More rows ("blocked") unpack a few panels' chunk of columns into a cache-sized scratch, then run
-// register tiles of kRowBlock rows x kPanelBlock panels over it, parking partial sums between chunks. Integer sums are
-// exact and a float output is one ascending chain over k, so neither the way nor the tile can change a result.
+// Two ways lead to the same bits. A few rows ("direct") unpack each packed line straight into registers, and are
+// bound by memory as long as they can. More rows ("blocked") unpack a few panels' chunk of columns into a cache-sized
+// scratch, then run register tiles of kRowBlock rows x kPanelBlock panels over it, parking partial sums between chunks.
+// Integer sums are exact and a float output is one ascending chain over k, so neither the way nor the tile can change a
+// result.
 #pragma once
 
 constexpr int kLineBytes = 64;
@@ -53,10 +54,13 @@ inline Panel panel_by_channel(const snello_tensor& w, int p) {
           static_cast<int>(row % layout.slab_rows / kPanel)};
 }
 
+LANES int64_t panel_bytes(const snello_tensor& w) {
+  return static_cast<int64_t>(w.bytes) / ((w.rows + kPanel - 1) / kPanel);
+}
+
 inline Panel panel_at(const snello_tensor& w, int p) {
   if (by_channel(w.format)) return panel_by_channel(w, p);
-  const int64_t panels = (w.rows + kPanel - 1) / kPanel, bytes = static_cast<int64_t>(w.bytes) / panels;
-  const uint8_t* base = static_cast<const uint8_t*>(w.data) + p * bytes;
+  const uint8_t* base = static_cast<const uint8_t*>(w.data) + p * panel_bytes(w);
   int header = 0;
   if (w.format == SNELLO_INT8) header = 2 * kLineBytes;  // scales, sums
   if (w.format > SNELLO_INT8) {
@@ -118,128 +122,7 @@ inline int32_t weight_bias(const LinearTask& task, int m) {
   return total * kWeightBias;
 }
 
-// ---- quantized input, few rows ----
-
-template <int rows>
-inline void direct_int8(const LinearTask& task, int p) {
-  constexpr int kChains = kDirectAccumulators / rows >= 4 ? 4 : kDirectAccumulators / rows >= 2 ? 2 : 1;
-  const Panel panel = panel_at(*task.weights, p);
-  const int8_t* a = task.quant.q;
-  const int64_t stride = task.quant.stride;
-  I32 acc[rows][kChains];
-  for (auto& row : acc)
-    for (I32& chain : row) chain = set1(0);
-  const int lines = task.weights->columns / 4;
-  for (int line = 0; line < lines; line += 4) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const uint8_t* at = panel.lines + static_cast<int64_t>(line + i) * kLineBytes;
-      prefetch_direct<rows>(at);
-      const Quads w = as_weights(load_quads(at));
-#pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) {
-        const Quads x = set1_quad(a + r * stride + 4 * (line + i));
-        acc[r][i % kChains] = dot_weights(acc[r][i % kChains], w, x);
-      }
-    }
-  }
-  for (int r = 0; r < rows; ++r) {
-    I32 sum = acc[r][0];
-    for (int c = 1; c < kChains; ++c) sum = add(sum, acc[r][c]);
-    finish_integer(task, r, p, panel, sub(sum, set1(weight_bias(task, r))));
-  }
-}
-
-// A block of 64 columns as unsigned codes: how many lines it has, what a code of zero weight is, products of a half.
-struct CodesInt4 {
-  static constexpr int kLines = 8, kOffset = 8;
-  Nibbles block;
-  static LANES CodesInt4 at(const uint8_t* lines) { return {load_nibbles(lines)}; }
-  static LANES I32 scale(const uint8_t* p) { return load_u8(p); }
-  template <int half>
-  LANES I32 dot(I32 acc, const int8_t* x) const {
-    return dot_nibbles<half>(acc, block, x);
-  }
-};
-struct CodesInt3 {
-  static constexpr int kLines = 6, kOffset = 4;
-  Octals low, high;
-  static LANES CodesInt3 at(const uint8_t* lines) { return {load_octals(lines), load_octals(lines + 3 * kLineBytes)}; }
-  static LANES I32 scale(const uint8_t* p) { return load_s8(reinterpret_cast<const int8_t*>(p)); }
-  template <int half>
-  LANES I32 dot(I32 acc, const int8_t* x) const {
-    return dot_octals(acc, half ? high : low, x);
-  }
-};
-
-// Groups of 32 columns are one half of a block; larger groups take both halves before they meet their scale.
-template <class Codes, int rows, bool halves>
-inline void direct_codes(const LinearTask& task, int p) {
-  const Panel panel = panel_at(*task.weights, p);
-  const int blocks = task.quant.width / kSumColumns;
-  const int8_t* a = task.quant.q;
-  const int64_t stride = task.quant.stride;
-  const int32_t* sums = task.quant.sums;
-  I32 acc[rows];
-  for (I32& row : acc) row = set1(0);
-  for (int k = 0; k < task.weights->columns; k += kBlock) {
-    const uint8_t* at = panel.lines + static_cast<int64_t>(k / kBlock) * Codes::kLines * kLineBytes;
-#pragma GCC unroll 8
-    for (int i = 0; i < Codes::kLines; ++i) prefetch_direct<rows>(at + kLineBytes * i);
-    const Codes block = Codes::at(at);
-    const I32 low_scale = Codes::scale(panel.group_scale(k));
-    const I32 high_scale = halves ? Codes::scale(panel.group_scale(k + kSumColumns)) : low_scale;
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) {
-      const int8_t* x = a + r * stride + k;
-      const int32_t* sum = sums + static_cast<int64_t>(r) * blocks + k / kSumColumns;
-      if constexpr (halves) {
-        const I32 low = block.template dot<0>(set1(-Codes::kOffset * sum[0]), x);
-        const I32 high = block.template dot<1>(set1(-Codes::kOffset * sum[1]), x + kSumColumns);
-        acc[r] = add(acc[r], add(mul(low, low_scale), mul(high, high_scale)));
-      } else {
-        const I32 low = block.template dot<0>(set1(-Codes::kOffset * (sum[0] + sum[1])), x);
-        // Halves that do not wait for each other, where there are registers for it and nothing else to do meanwhile.
-        const I32 both = rows <= 2 ? add(low, block.template dot<1>(set1(0), x + kSumColumns))
-                                   : block.template dot<1>(low, x + kSumColumns);
-        acc[r] = add(acc[r], mul(both, low_scale));
-      }
-    }
-  }
-  for (int r = 0; r < rows; ++r) finish_integer(task, r, p, panel, acc[r]);
-}
-
-// All rows of one panel.
-struct DirectInteger {
-  const LinearTask& task;
-  int p;
-  template <int rows>
-  void run() const {
-    if (task.weights->format == SNELLO_INT8) {
-      if constexpr (rows <= kDirectRowsInt8) direct_int8<rows>(task, p);
-    } else if (task.weights->format == SNELLO_INT4) {
-      run_codes<CodesInt4, rows>();
-    } else {
-      run_codes<CodesInt3, rows>();
-    }
-  }
-  template <class Codes, int rows>
-  void run_codes() const {
-    if (task.weights->group_size == kSumColumns) return direct_codes<Codes, rows, true>(task, p);
-    direct_codes<Codes, rows, false>(task, p);
-  }
-};
-
-inline bool few_integer_rows(const LinearTask& task) {
-  return !by_channel(task.weights->format) &&
-         task.num_rows <= (task.weights->format == SNELLO_INT8 ? kDirectRowsInt8 : kDirectRowsInt4);
-}
-
-static_assert(kDirectRowsInt8 <= kDirectRowsInt4);
-inline void direct_integer(const LinearTask& task, int p0, int p1) {
-  for (int p = p0; p < p1; ++p) with_rows<kDirectRowsInt4>(task.num_rows, DirectInteger{task, p});
-}
-
+#include "kernels/direct.inl"
 #include "kernels/channels.inl"
 
 inline bool many_integer_rows(const LinearTask& task) {

@@ -388,6 +388,10 @@ LANES __m256i octal_half(const uint8_t* lines) {
     return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi8(3)), _mm256_and_si256(high, _mm256_set1_epi8(4)));
   }
 }
+template <int line>
+LANES Quads octal_line(const Octals& octals) {
+  return {octal_half<line>(octals.lines), octal_half<line>(octals.lines + 32)};
+}
 // As of nibbles, with |s|; where s is negative, 7 - q takes the place of q: s * (q - 4) = |s| * (7 - q - 3).
 struct OctalScale {
   I32 scale, offset, flip;

@@ -3,7 +3,7 @@
 
 constexpr int kWeightBias = 0;
 constexpr int kRowBlock = 4;  // x 2 registers = 8 of 16
-constexpr int kDirectRowsInt4 = 4;
+constexpr int kDirectRowsInt4 = 4, kDirectRowsMost = 4, kDirectLinesFrom = 5, kDirectPanels = 1;
 constexpr int kDirectRowsInt8 = 2;
 
 // VPMADDUBSW would saturate, so even and odd bytes are multiplied as 16-bit numbers.
@@ -79,8 +79,4 @@ LANES I32 twice_16(I32 x) { return bit_or(bit_and(x, set1(0xffff)), shift_left<1
 LANES I32 add_scaled(I32 acc, Pairs pairs, I32 scale) {
   return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(pairs.lo, scale.lo)),
           _mm256_add_epi32(acc.hi, _mm256_madd_epi16(pairs.hi, scale.hi))};
-}
-template <int line>
-LANES Quads octal_line(const Octals& octals) {
-  return {octal_half<line>(octals.lines), octal_half<line>(octals.lines + 32)};
 }

@@ -43,7 +43,7 @@ from tests.oracle import (
     transform,
 )
 
-ROWS = [1, 2, 3, 5, 7, 8, 9, 16, 17, 31, 33, 67]
+ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 16, 17, 24, 25, 31, 33, 67]
 MOST = max(ROWS)
 SHAPES = [(1, 64), (17, 100), (40, 192), (250, 577)]  # (N, K)
 FORMATS = [("int8", 0), *((name, size) for name in ("int4", "int3") for size in (32, 64, 128))]

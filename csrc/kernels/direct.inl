@@ -190,7 +190,7 @@ class DirectLines {
 #pragma GCC unroll 4
       for (int i = 1; i < columns / kSumColumns; ++i) total += sums[i];
 #pragma GCC unroll 2
-      for (int p = 0; p < panels; ++p) sum_[r][p] = set1(-Codes::kOffset * total);
+      for (int p = 0; p < panels; ++p) sum_[r][p] = GroupSum::start(-Codes::kOffset * total);
     }
   }
   template <bool low, bool high>
@@ -206,23 +206,23 @@ class DirectLines {
           for (int r = 0; r < rows; ++r) {
             const Quads quad = set1_quad(x[r / 3] + r % 3 * stride + place);
 #pragma GCC unroll 2
-            for (int p = 0; p < panels; ++p) sum_[r][p] = dot_us(sum_[r][p], codes[p], quad);
+            for (int p = 0; p < panels; ++p) sum_[r][p].take(codes[p], quad);
           }
         });
   }
   LANES void finish_group(DirectSums acc, int column) const {
 #pragma GCC unroll 2
     for (int p = 0; p < panels; ++p) {
-      const I32 scale = Codes::scale(panel_[p].group_scale(column));
+      const I32 scale = GroupSum::scale(Codes::scale(panel_[p].group_scale(column)));
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) store(acc[r][p], add(load(acc[r][p]), mul(sum_[r][p], scale)));
+      for (int r = 0; r < rows; ++r) store(acc[r][p], sum_[r][p].scaled(load(acc[r][p]), scale));
     }
   }
 
   const LinearTask& task_;
   int m_;  // first row
   Panel panel_[panels];
-  I32 sum_[rows][panels];
+  GroupSum sum_[rows][panels];
 };
 
 // Not inlined: the compiler would know who else sees `acc`, and keep it in registers that it does not have.
@@ -233,11 +233,13 @@ __attribute__((noinline)) void direct_lines(const LinearTask& task, int m, int f
     for (int p = 0; p < panels; ++p) store(acc[r][p], set1(0));
   const int columns = task.weights->columns, group = task.weights->group_size;
   int k = 0;
-  if (group == kSumColumns)
+  if (GroupSum::kMostColumns == kSumColumns || group == kSumColumns)
     for (; k < columns; k += kBlock) lines.add_halves(acc, k);
-  if (group == 2 * kBlock)
-    for (; k + 2 * kBlock <= columns; k += 2 * kBlock) lines.template add_group<2 * kBlock>(acc, k);
-  for (; k < columns; k += kBlock) lines.template add_group<kBlock>(acc, k);
+  if constexpr (GroupSum::kMostColumns >= 2 * kBlock) {
+    if (group == 2 * kBlock)
+      for (; k + 2 * kBlock <= columns; k += 2 * kBlock) lines.template add_group<2 * kBlock>(acc, k);
+    for (; k < columns; k += kBlock) lines.template add_group<kBlock>(acc, k);
+  }
   lines.finish(acc, first);
 }
 

@@ -358,3 +358,5 @@ LANES Quads scaled_octals(const Octals& octals, const OctalScale& s) {
   const __m512i q = _mm512_xor_si512(octal_line<line>(octals).v, s.flip);
   return {_mm512_sub_epi8(_mm512_mullo_epi16(q, s.scale), s.offset)};
 }
+
+#include "lanes/group_sum.h"

@@ -3,7 +3,7 @@
 
 constexpr int kWeightBias = 0;
 constexpr int kRowBlock = 4;  // x 2 registers = 8 of 16
-constexpr int kDirectRowsInt4 = 4, kDirectRowsMost = 4, kDirectLinesFrom = 5, kDirectPanels = 1;
+constexpr int kDirectRowsInt4 = 5, kDirectRowsMost = 9, kDirectLinesFrom = 2, kDirectPanels = 1;
 constexpr int kDirectRowsInt8 = 2;
 
 // VPMADDUBSW would saturate, so even and odd bytes are multiplied as 16-bit numbers.
@@ -80,3 +80,12 @@ LANES I32 add_scaled(I32 acc, Pairs pairs, I32 scale) {
   return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(pairs.lo, scale.lo)),
           _mm256_add_epi32(acc.hi, _mm256_madd_epi16(pairs.hi, scale.hi))};
 }
+// See lanes/group_sum.h.
+struct GroupSum {
+  static constexpr int kMostColumns = 32;
+  Pairs v;
+  LANES static GroupSum start(int32_t x) { return {start_pairs(x)}; }
+  LANES void take(Quads codes, Quads activations) { v = dot_pairs(v, codes, activations); }
+  LANES static I32 scale(I32 s) { return twice_16(s); }
+  LANES I32 scaled(I32 acc, I32 scale) const { return add_scaled(acc, v, scale); }
+};

@@ -41,3 +41,5 @@ LANES __m256i dot_octals_half(__m256i acc, const uint8_t* lines, const int8_t* a
 LANES I32 dot_octals(I32 acc, Octals octals, const int8_t* activations) {
   return {dot_octals_half(acc.lo, octals.lines, activations), dot_octals_half(acc.hi, octals.lines + 32, activations)};
 }
+
+#include "lanes/group_sum.h"

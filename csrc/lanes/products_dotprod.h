@@ -10,3 +10,5 @@ LANES I32 dot_us(I32 acc, Quads u, Quads s) {
     return vaddq_s32(sum, vshlq_n_s32(vdotq_s32(vdupq_n_s32(0), half, signed_bytes), 1));
   });
 }
+
+#include "lanes/group_sum.h"

@@ -5,6 +5,8 @@ LANES I32 dot_us(I32 acc, Quads u, Quads s) {
   return each<I32>([&](int i) { return vusdotq_s32(acc.v[i], u.v[i], as_signed(s.v[i])); });
 }
 
+#include "lanes/group_sum.h"
+
 // ---- sums of two rows (see kernels/matrices.inl): register i has outputs 2i and 2i + 1, of each the first row's sum
 // and the second one's ----
 

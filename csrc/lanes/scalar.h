@@ -581,3 +581,5 @@ inline Quads scaled_octals(const Octals& octals, const OctalScale& s) {
   for (int i = 0; i < 4 * kLanes; ++i) q.v[i] = static_cast<uint8_t>((q.v[i] - 4) * s.scale.v[i / 4]);
   return q;
 }
+
+#include "lanes/group_sum.h"

@@ -186,6 +186,9 @@ struct Kernels {
   int few_panels;
   // panels that a product of more rows treats together
   int group_panels;
+  // rows that are worth unpacking all weights for: of twice as many, two threads take half of the rows each, of fewer
+  // half of the panels; 0: always of the panels
+  int enough_rows;
   // whether `linear` takes quantized rows times two matrices at once (LinearTask::up)
   bool gates;
   // the same kernels with another `linear`, the same to the last bit, that may be the faster one for one row, or null

@@ -15,7 +15,6 @@
 using snello::Action;
 using snello::fail;
 using snello::FloatRows;
-using snello::LinearTask;
 using snello::Part;
 using snello::Stage;
 
@@ -25,14 +24,7 @@ namespace {
 constexpr int kMaxJoinedLinears = 8;
 
 // Work is shared in pieces that take several microseconds: a barrier costs about one, a claim a tenth.
-constexpr int64_t kRowPiece = 8192;            // columns, weighted by how much each costs
-constexpr int64_t kLinearPieceFew = 32 << 10;  // bytes of weights, for few rows and for many
-constexpr int64_t kLinearPieceMany = 128 << 10;
-constexpr int kFewRowsFloat = 4;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t panels_of(const snello_tensor& weights) { return divide_up(weights.rows, kPanel); }
+constexpr int64_t kRowPiece = 8192;  // columns, weighted by how much each costs
 
 bool row_like(Action::Kind kind) { return kind == Action::kRow || kind == Action::kStoreState; }
 
@@ -47,12 +39,6 @@ int column_cost(int kind) {
     case SNELLO_OP_CONVOLVE: return 6;
     default: return 1;
   }
-}
-
-// Rows that cost about what one does.
-int few_rows(const Kernels& k, const LinearTask& task) {
-  const bool halves_on_tiles = task.halves.data && k.halves_on_tiles != nullptr && k.halves_on_tiles();
-  return task.quantized || halves_on_tiles ? k.few_rows : kFewRowsFloat;
 }
 
 // Whether a row of this operation reads other rows of its inputs: they must be complete before it begins.
@@ -93,7 +79,7 @@ snello_program::snello_program(snello::Pool& pool, snello::ProgramSpec spec, con
   adapted_.reserve(max_rows);
   const auto experts = static_cast<size_t>(facts.most_experts);
   const size_t most_dispatched = max_rows * static_cast<size_t>(facts.most_active);
-  shares_.reserve(snello::kMaxJoinedLinears * std::max<size_t>(experts, 1));
+  shares_.reserve(snello::kMaxJoinedLinears * std::max<size_t>(experts, static_cast<size_t>(pool_.num_threads())));
   groups_.reserve(experts);
   cursor_.resize(experts);
   source_.resize(most_dispatched);
@@ -425,111 +411,6 @@ snello::TransformTask snello_program::transform_task(const snello_op& o, const R
           o.f[0],
           vector(o.tensor[1]),
           memory_[out].halves};
-}
-
-// ---- products ----
-
-LinearTask snello_program::linear_task(const snello_op& o, const Rows& r) const {
-  const auto in = static_cast<size_t>(o.in[0]);
-  const FloatRows& out = rows(o.out);
-  return {tensor(o.tensor[0]),
-          memory_[in].quant,
-          memory_[in].rows,
-          quantized(o.in[0]),
-          {out.data + o.i[1], out.stride},
-          vector(o.tensor[1]),
-          o.i[0] == 1,
-          r.count,
-          nullptr,
-          0,
-          memory_[in].halves};
-}
-
-// Products that run at once, as one job. Its unit is as many panels as belong together.
-struct snello_program::Linears {
-  const snello::Kernels& kernels;
-  std::vector<snello::LinearShare>& shares;
-  int unit = 1, most_rows = 0;
-  int64_t units = 0, bytes = 0, work = 0;  // work: bytes times rows
-
-  void add(const LinearTask& task) {
-    shares.push_back({task, 0, 0});
-    most_rows = std::max(most_rows, task.num_rows);
-    const auto read = static_cast<int64_t>(task.weights->bytes + (task.up ? task.up->bytes : 0));
-    bytes += read;
-    work += read * task.num_rows;
-  }
-  bool by_channel() const {
-    return std::any_of(shares.begin(), shares.end(),
-                       [](const snello::LinearShare& share) { return snello::by_channel(share.task.weights->format); });
-  }
-  void divide(int panels) {
-    unit = panels;
-    for (snello::LinearShare& share : shares) {
-      share.first = units;
-      units += snello::divide_up(snello::panels_of(*share.task.weights), unit);
-      share.end = units;
-    }
-  }
-  void run(int64_t begin, int64_t end) const {
-    for (const snello::LinearShare& share : shares) {
-      const int64_t from = std::max(begin, share.first) - share.first, to = std::min(end, share.end) - share.first;
-      if (from >= to) continue;
-      const int64_t last = std::min(to * unit, snello::panels_of(*share.task.weights));
-      kernels.linear(share.task, static_cast<int>(from * unit), static_cast<int>(last));
-    }
-  }
-};
-
-// An expert's product, or an adapter's, is that of its rows alone; who has none has no part in the job.
-void snello_program::add_linear(Linears* job, const snello_op& o, const Rows& r) const {
-  const LinearTask task = linear_task(o, r);
-  if (o.kind == SNELLO_OP_LINEAR) return job->add(task);
-  for (const snello::RowGroup& group : o.kind == SNELLO_OP_EXPERTS ? groups_ : adapted_)
-    add_group(job, task, tensor(o.tensor[0] + group.number), group);
-}
-
-void snello_program::add_group(Linears* job, LinearTask task, const snello_tensor* weights,
-                               const snello::RowGroup& group) const {
-  if (weights->rows == 0) return;
-  task.weights = weights;
-  task.num_rows = group.end - group.begin;
-  task.output.data = task.output.row(group.begin);
-  if (task.quantized) {
-    const snello::QuantRows quant = task.quant;
-    task.quant.q = quant.row(group.begin);
-    task.quant.scale = quant.scale + group.begin;
-    task.quant.sums = quant.row_sums(group.begin);
-  } else if (task.halves.data) {
-    task.halves.data = task.halves.row(group.begin);
-  } else {
-    task.input.data = task.input.row(group.begin);
-  }
-  job->add(task);
-}
-
-void snello_program::run_linears(const Part& part, const Stage& stage, const Rows& r) {
-  shares_.clear();
-  Linears job{*products_, shares_};
-  if (runs_gated(stage))
-    job.add(gated_task(part, stage, r));
-  else
-    for (int a = stage.begin; a < stage.end; ++a) add_linear(&job, op(part.actions[static_cast<size_t>(a)].op), r);
-  if (shares_.empty()) return;
-  // Few rows are bound by memory, which is read fastest in long runs; many by arithmetic, which is shared in pieces.
-  const bool few = job.most_rows <= snello::few_rows(job.kernels, shares_.front().task);
-  const bool by_channel = job.by_channel();
-  const int panels = few ? job.kernels.few_panels : job.kernels.group_panels;
-  job.divide(by_channel ? std::max(panels, snello::kSlabPanels) : panels);
-
-  const int64_t piece = few ? snello::kLinearPieceFew : snello::kLinearPieceMany;
-  if (job.work <= piece) return job.run(0, job.units);
-  const int64_t threads = pool_.num_threads(), most = snello::divide_up(job.units, 2 * threads);
-  const int64_t chunk = std::clamp<int64_t>(piece * job.units / job.bytes, 1, most);
-  // Of a matrix stored by channel a thread reads a part of every channel, and a smaller part is a shorter run.
-  const int64_t whole = snello::divide_up(job.units, threads);
-  const int64_t first = few && by_channel ? whole : few ? job.units * 7 / 8 / threads : 0;
-  snello::parallel_for(pool_, job.units, chunk, [&](int, int64_t begin, int64_t end) { job.run(begin, end); }, first);
 }
 
 // ---- outputs ----

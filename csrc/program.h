@@ -46,6 +46,8 @@ int check_batch(const ProgramSpec& spec, const snello_batch& batch);
 
 const char* op_name(int kind);
 
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Part of an operation that one thread can do alone: a convolution is convolving (row by row), a barrier, storing its
 // state.
 struct Action {

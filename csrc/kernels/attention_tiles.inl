@@ -100,6 +100,7 @@ constexpr Kernels with_tiles(const Kernels& plain) {
   kernels.few_rows = kTileBlockRows;
   kernels.few_panels = kTilePair;
   kernels.group_panels = kTileGroupPanels;
+  kernels.enough_rows = 0;  // they are unpacked for up to kTileSuperRows at once
   kernels.gates = true;
   return kernels;
 }

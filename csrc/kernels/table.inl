@@ -17,6 +17,7 @@ constexpr Kernels table(const char* name) {
       .few_rows = 16,
       .few_panels = 1,
       .group_panels = kGroupPanels,
+      .enough_rows = 128,
       .gates = false,
       .for_one_row = nullptr,
       .embed = embed,

@@ -135,15 +135,14 @@ def test_float_weights(format_: str, n: int, k: int) -> None:
     rng = np.random.default_rng([n, k])
     w, x = (rng.standard_normal((rows, k)).astype(np.float32) for rows in (n, MOST))
     exact = {"fp32": w, "fp16": w.astype(np.float16).astype(np.float32), "bf16": from_bf16(to_bf16(w))}[format_]
-    t = core.pack_float(format_, w, "fp32")
-    weights = Tensor(t.data, core.FORMATS[format_], n, k)
+    weights = packed_float(format_, w)
     for bias, onto in extras(n, rng):
         check(Case(weights, x, bias, onto, linear_float(x, exact, bias, onto)), quantized=False)
 
 
-def halves_packed(w: F32) -> Tensor:
-    t = core.pack_float("bf16", w, "fp32")
-    return Tensor(t.data, core.FORMATS["bf16"], t.rows, t.columns)
+def packed_float(format_: str, w: F32) -> Tensor:
+    t = core.pack_float(format_, w, "fp32")
+    return Tensor(t.data, core.FORMATS[format_], t.rows, t.columns)
 
 
 @pytest.mark.parametrize("n,k", [(1, 1), (17, 37), (40, 192), (96, 512), (250, 577)])
@@ -155,7 +154,7 @@ def test_bf16_rows_times_bf16_weights(n: int, k: int) -> None:
     x[:, ::7] = 1e-44
     for bias, onto in extras(n, rng):
         wanted = linear_halves(x, from_bf16(to_bf16(w)), bias, onto)
-        check(Case(halves_packed(w), x, bias, onto, wanted), BF16_ROWS)
+        check(Case(packed_float("bf16", w), x, bias, onto, wanted), BF16_ROWS)
 
 
 def test_bf16_rows_are_no_longer_than_they_say() -> None:
@@ -170,7 +169,7 @@ def test_bf16_rows_are_no_longer_than_they_say() -> None:
             halves = b.register(64, BF16_ROWS)
             b.op(TRANSFORM, [b.table(long)], halves)
             b.op(TRANSFORM, [b.table(x)], halves)
-            b.gather(b.op(LINEAR, [halves], b.register(32), [b.tensor(halves_packed(w))]))
+            b.gather(b.op(LINEAR, [halves], b.register(32), [b.tensor(packed_float("bf16", w))]))
             assert run_rows(b.build(), 9).tobytes() == wanted.tobytes(), name
 
 
@@ -186,6 +185,29 @@ def test_integer_weights(format_: str, group_size: int, n: int, k: int) -> None:
         check(Case(weights, x, bias, onto, wanted), quantized=True)
         wanted = linear_weight_only(padded, matrix, bias, onto)
         check(Case(weights, x, bias, onto, wanted), quantized=False)
+
+
+@pytest.mark.parametrize("format_", ["int8", "int4", "int3", "bf16", "fp32"])
+def test_threads_take_rows_of_long_prompts(format_: str) -> None:
+    """Each some rows of all outputs, and not half of the outputs of all rows."""
+    rng = np.random.default_rng(7)
+    n, k, count = 250, 192, 500
+    x, onto = (rng.standard_normal((count, width)).astype(np.float32) for width in (k, n))
+    bias = rng.standard_normal(n).astype(np.float32)
+    w = rng.standard_normal((n, k)).astype(np.float32)
+    if format_ == "fp32":
+        weights, prepared, wanted = packed_float("fp32", w), 0, linear_float(x, w, bias, onto)
+    elif format_ == "bf16":
+        weights, prepared = packed_float("bf16", w), BF16_ROWS
+        wanted = linear_halves(x, from_bf16(to_bf16(w)), bias, onto)
+    else:
+        matrix = random_matrix(format_, 0 if format_ == "int8" else 64, n, k, rng)
+        weights, prepared, wanted = packed(matrix), INT8_ROWS, linear_integer(quantize(x), matrix, bias, onto)
+    for name in PRODUCT_ISAS:
+        with isa(name):
+            for rows, threads in ((255, 2), (256, 2), (500, 2), (500, 3), (500, 16)):
+                got = product(Case(weights, x, bias, onto, wanted), rows, prepared, threads)
+                assert got.tobytes() == wanted[:rows].tobytes(), (name, rows, threads)
 
 
 @pytest.mark.parametrize("format_,group_size", FORMATS)
@@ -288,7 +310,7 @@ def test_a_row_that_is_not_finite_is_named(bad: float, kind: int, step: float) -
             out = b.op(TRANSFORM, [b.table(x)], b.register(64, kind), f=[step])
             if kind:
                 unit = Int8Matrix(np.eye(64, dtype=np.int8), np.ones(64, np.float32))
-                matrix = packed(unit) if kind == INT8_ROWS else halves_packed(np.eye(64, dtype=np.float32))
+                matrix = packed(unit) if kind == INT8_ROWS else packed_float("bf16", np.eye(64, dtype=np.float32))
                 out = b.op(LINEAR, [out], b.register(64), [b.tensor(matrix)])
             b.gather(out)
             result, outputs = b.build().step(Batch([([row], 0, 1, []) for row in range(5)]))

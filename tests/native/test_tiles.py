@@ -25,7 +25,7 @@ from tests.native.harness import (
     isa,
     run_rows,
 )
-from tests.native.test_linear import Case, halves_packed, packed, product, random_matrix
+from tests.native.test_linear import Case, packed, packed_float, product, random_matrix
 from tests.oracle import F32
 
 COUNTS = [*range(1, 68), 96, 511, 512, 513, 700]
@@ -60,7 +60,7 @@ def test_every_number_of_rows(format_: str, group_size: int) -> None:
 def test_bf16_rows(n: int, k: int, most: int) -> None:
     """With and without a bias, whole panels and not, and longer than a panel keeps: parked sums are FP32."""
     rng = np.random.default_rng(n)
-    weights = halves_packed(rng.standard_normal((n, k)).astype(np.float32))
+    weights = packed_float("bf16", rng.standard_normal((n, k)).astype(np.float32))
     x = rng.standard_normal((most, k)).astype(np.float32) * np.float32(10) ** rng.integers(-6, 6, (most, k))
     x, counts = x.astype(np.float32), [count for count in COUNTS if count <= most]
     onto = rng.standard_normal((most, n)).astype(np.float32)

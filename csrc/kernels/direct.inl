@@ -1,6 +1,7 @@
 // Products of a few quantized rows, straight from packed weights: what linear.inl calls direct. Nothing is unpacked to
-// memory. Up to two rows a block of codes is unpacked into registers and each row meets all of it; more rows take it
-// line by line, so that unpacking is shared, and so are loads of rows where two panels fit in the registers.
+// memory. The fewest rows meet a whole block of codes one after the other; from kDirectLinesFrom rows on all of them
+// meet one line after the other, so that unpacking is shared, and so are loads of rows where two panels fit in the
+// registers.
 #pragma once
 
 template <int rows>
@@ -172,7 +173,7 @@ class DirectLines {
   }
   // What lies so far ahead: after a panel's end in the one that is read next, for its neighbours are being read.
   LANES void fetch(int column) const {
-    const int64_t ahead = bytes_before(column) + kPrefetchBytesOneRow, end = bytes_before(task_.weights->columns);
+    const int64_t ahead = bytes_before(column) + kPrefetchBytesL1, end = bytes_before(task_.weights->columns);
     const int64_t skip = ahead < end ? 0 : (panels - 1) * panel_bytes(*task_.weights);
     for (int p = 0; p < panels; ++p) {
       const uint8_t* at = opaque(panel_[p].lines + ahead + skip);

@@ -10,7 +10,7 @@
 constexpr int kLineBytes = 64;
 // How far ahead weights are fetched. One row needs them as fast as memory gives: over a page ahead, into L1, where the
 // hardware stops at the end of a page and nothing else asks in time. With more rows there is time: L2, further ahead.
-constexpr int kPrefetchBytes = 8192, kPrefetchBytesOneRow = 6144;
+constexpr int kPrefetchBytes = 8192, kPrefetchBytesL1 = 6144;
 constexpr int kSuperRows = 96;        // rows whose partial sums are parked at once
 constexpr int kGroupPanels = 4;       // panels unpacked at once
 constexpr int kIntegerColumns = 256;  // columns unpacked at once, for INT8 and for FP32 operands
@@ -74,7 +74,7 @@ LANES void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 // A line of weights that `rows` rows will use.
 template <int rows>
 LANES void prefetch_direct(const uint8_t* line) {
-  if constexpr (rows == 1) return __builtin_prefetch(line + kPrefetchBytesOneRow, 0, 3);
+  if constexpr (rows == 1) return __builtin_prefetch(line + kPrefetchBytesL1, 0, 3);
   prefetch(line + kPrefetchBytes);
 }
 

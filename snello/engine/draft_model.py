@@ -82,6 +82,8 @@ class DraftModel:
         SnelloError: it cannot be run, or does not fit beside the other.
     """
 
+    num_matchers = 1  # guesses run ahead of what was said, and the grammar with them
+
     def __init__(self, draft: Model, target: NativeExecutor, *, max_num_seqs: int) -> None:
         self.name = draft.name
         context = min(target.context, draft.spec.max_positions)

@@ -42,6 +42,8 @@ class Lookup:
         capacity: tokens of past answers that are kept; the salt that was used longest ago goes first, then the oldest.
     """
 
+    num_matchers = 0
+
     def __init__(self, *, past: bool, capacity: int = CAPACITY) -> None:
         assert capacity >= 2 * DEPTH
         self.name = "suffix" if past else "prompt-lookup"

@@ -50,6 +50,8 @@ class Drafter(Protocol):
     def name(self) -> str: ...
     @property
     def memory_bytes(self) -> int: ...  # that guessing holds now
+    @property
+    def num_matchers(self) -> int: ...  # of its own, for an answer with a grammar
     def draft(self, asks: Sequence[Ask], governor: Governor) -> Mapping[int, Sequence[int]]: ...
     def finished(self, id: int, tokens: Sequence[int], num_prompt: int, salt: str) -> None: ...  # said to its end
     def forget(self, id: int) -> None: ...  # ended, in whatever way; after `finished`

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from snello.engine.draft_model import DraftModel
 from snello.engine.grammar import Kind, TokenGrammar
 from snello.engine.request import SamplingParams
 from snello.errors import SnelloError
@@ -131,7 +130,9 @@ async def aside(size: int, function: Callable[[], Result]) -> Result:
 
 
 async def _grammar(reading: Reading, served: Served, num_prompts: int) -> TokenGrammar | None:
-    matchers = num_prompts * reading.request.sampling.get("n", 1) * (1 + isinstance(served.llm.drafter, DraftModel))
+    drafter = served.llm.drafter
+    each = 1 if drafter is None else 1 + drafter.num_matchers
+    matchers = num_prompts * reading.request.sampling.get("n", 1) * each
     if reading.tools is not None and reading.tools.forced:
         assert served.call_format is not None
         text = tools.grammar_of(reading.tools, served.call_format, served.llm.tokenizer)

@@ -332,8 +332,9 @@ def test_whatever_becomes_of_a_request_its_prompt_is_counted(
         plug.close()
         assert here.idle()
         here.post(TEXTS, {"prompt": prompt, "max_tokens": 1, "stream": True})
-        lines = [json.loads(JsonLines().format(record)) for record in caplog.records if record.msg == "request"]
         texts = here.get("/metrics").text
+    # A stream's line is written after its last byte was read: when the server has ended, all are there.
+    lines = [json.loads(JsonLines().format(record)) for record in caplog.records if record.msg == "request"]
     counts = [(line["status"], line["prompt_tokens"]) for line in lines]
     assert counts == [(400, 3), (200, 3), (504, 3), (400, 6000), (499, 3), (200, 3)], lines
     assert [line.get("code") for line in lines[1:3]] == ["deadline_exceeded"] * 2

@@ -7,6 +7,7 @@ the one before.  The bytes are those of the weights, once a step for all streams
     python -m benchmarks.streams_vs_peers                   every row
     python -m benchmarks.streams_vs_peers --streams 8       one of them
     python -m benchmarks.streams_vs_peers --prefill         the prompt alone
+    python -m benchmarks.streams_vs_peers --weights bf16 --streams 1 --peers transformers,llama.cpp
 
 Peers live in `build/peers` unless SNELLO_PEERS says otherwise.
 """
@@ -32,7 +33,7 @@ PREFILL_ANSWER = 2  # tokens: what comes after the first is not looked at
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=shapes(), default="tinyllama-1.1b")
-    parser.add_argument("--weights", choices=WEIGHTS, default="int4")
+    parser.add_argument("--weights", choices=(*WEIGHTS, "bf16"), default="int4")
     parser.add_argument("--cache", choices=("int8",), help="our keys and values [BF16]; OpenVINO's are INT8 by default")
     parser.add_argument("--isa", choices=ONEDNN, help="hold all to these instructions (SNELLO_ISA holds ours alone)")
     parser.add_argument("--peers", default="openvino,llama.cpp", metavar="NAMES")

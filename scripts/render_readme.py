@@ -37,6 +37,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/compare.md": {
         "one": peers.one_stream,
         "streams": peers.streams,
+        "unrounded": peers.unrounded,
         "quality": peers.quality,
         "mixed": peers.mixed,
         "speculation": peers.speculation,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from blocks.values import read
 
 CACHED = "-kv-int8"  # rows whose keys and values have as many bits as OpenVINO's default
+OWN = "bf16"  # weights that nobody rounded
 LEAST_ANSWER = 8  # tokens: below, the row was about its prompt
 PEERS_HEAD = (
     "| shape | weights | tokens a second | of the memory's limit | over llama.cpp (95%) | over OpenVINO (95%) |"
@@ -84,8 +85,22 @@ def streams() -> str:
     lines = [f"| shape | | weights, cache | answers, tokens a second | {over} | prompt | {over} |"]
     lines.append("|---|---|---|---:|---:|---:|---:|---:|---:|")
     for shape, bits in read("streams_vs_peers.json").items():
-        for result in (result for kinds in bits.values() for result in kinds.values()):
+        for result in (result for weights, kinds in bits.items() if weights != OWN for result in kinds.values()):
             lines.append(f"| {_held(shape)} | {_asked(result)} | {' | '.join(_sides(result))} |")
+    return "\n".join(lines)
+
+
+def unrounded() -> str:
+    """Models in the type that they came in, ours beside each peer's."""
+    over = "over Transformers | over llama.cpp"
+    lines = [
+        f"| shape | | answers, tokens a second | {over} | prompt | {over} |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for shape, bits in read("streams_vs_peers.json").items():
+        for result in bits.get(OWN, {}).values():
+            sides = _sides(result, ("transformers", "llamacpp"))[1:]
+            lines.append(f"| {_held(shape)} | {_asked(result)} | {' | '.join(sides)} |")
     return "\n".join(lines)
 
 
@@ -100,7 +115,7 @@ def _asked(result: Mapping[str, Any]) -> str:
     return f"prompt {result['prompt_tokens']:,}{at_once}; {result['when']}"
 
 
-def _sides(result: Mapping[str, Any]) -> list[str]:
+def _sides(result: Mapping[str, Any], peers: Sequence[str] = ("openvino", "llamacpp")) -> list[str]:
     """Bits and cache of ours; its answers and its prompts, each with the ratios."""
     rows = result["rows"]
     (ours,) = (name for name in rows if name.startswith("snello"))
@@ -109,9 +124,9 @@ def _sides(result: Mapping[str, Any]) -> list[str]:
     return [
         f"{weights.upper()}, {(cache or 'bf16').upper()}",
         _speed(rows[ours]) if answered else "-",
-        *(_over(rows, peer, "decode", "") if answered else "-" for peer in ("openvino", "llamacpp")),
+        *(_over(rows, peer, "decode", "") if answered else "-" for peer in peers),
         f"{rows[ours]['prefill']['median']:.0f}",
-        *(_over(rows, peer, "prefill", "prefill_") for peer in ("openvino", "llamacpp")),
+        *(_over(rows, peer, "prefill", "prefill_") for peer in peers),
     ]
 
 

@@ -197,11 +197,12 @@ def _step(number: int, entry: Mapping[str, Any]) -> Step:
 
 
 def describe(step: Step) -> str:
-    """ "quantize int4 gptq", "prune ffn 0.25": the technique, the words, and the numbers by their names."""
+    """ "quantize int4 gptq", "prune ffn 0.25", "quantize int8 cache int8": the technique, the words, and by their names
+    the numbers and a word that was there already."""
     shown = [step.use]
     for name, value in step.options.items():
         if isinstance(value, str):
-            shown.append(value)
+            shown.append(f"{name} {value}" if value in shown else value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and value:
             shown.append(f"{name} {value:g}")
     return " ".join(shown)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from snello.errors import SnelloError
-from snello.optimize.recipe import Recipe, Replay, Stage, Step
+from snello.optimize.recipe import Recipe, Replay, Stage, Step, describe
 from snello.optimize.target import Target
 from tests.optimize.conftest import Bed
 
@@ -81,6 +81,18 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_missing_recipe(tmp_path: Path) -> None:
     with pytest.raises(SnelloError, match="there is no recipe"):
         Recipe.load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "name"),
+    [
+        ("quantize", {"weights": "int4", "method": "gptq"}, "quantize int4 gptq"),
+        ("quantize", {"weights": "int8", "cache": "int8"}, "quantize int8 cache int8"),
+        ("prune", {"ffn": 0.125}, "prune ffn 0.125"),
+    ],
+)
+def test_a_step_is_named_by_what_it_says(use: str, options: dict[str, object], name: str) -> None:
+    assert describe(Step(use, options)) == name
 
 
 def test_reading(tmp_path: Path) -> None:

@@ -277,12 +277,14 @@ struct DirectInteger {
 };
 
 inline bool few_integer_rows(const LinearTask& task) {
-  return !by_channel(task.weights->format) &&
-         task.num_rows <= (task.weights->format == SNELLO_INT8 ? kDirectRowsInt8 : kDirectRowsMost);
+  const snello_tensor& w = *task.weights;
+  if (by_channel(w.format)) return false;
+  if (w.format == SNELLO_INT8) return task.num_rows <= kDirectRowsInt8;
+  return task.num_rows <= kDirectRowsMost[w.group_size == kSumColumns ? 0 : w.group_size == kBlock ? 1 : 2];
 }
 
 static_assert(kDirectRowsInt8 <= kDirectRowsInt4 && kDirectPanels <= 2);
-static_assert(kDirectRowsMost == kDirectRowsInt4 || (kDirectRowsInt4 + 2) / 2 >= kDirectLinesFrom);  // of passes
+static_assert(kDirectRowsMost[2] <= kDirectRowsInt4 || (kDirectRowsInt4 + 2) / 2 >= kDirectLinesFrom);  // of passes
 inline void direct_integer(const LinearTask& task, int p0, int p1) {
   alignas(64) int32_t acc[kDirectRowsInt4][kDirectPanels][kPanel];
   for (int p = p0, panels; p < p1; p += panels) {

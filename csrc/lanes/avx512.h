@@ -4,7 +4,8 @@
 constexpr int kLanes = 16;
 constexpr int kWeightBias = 128;  // VPDPBUSD multiplies unsigned by signed bytes: the weights are made unsigned
 constexpr int kRowBlock = 12;     // x 2 panels = 24 of 32 registers
-constexpr int kDirectRowsInt4 = 11, kDirectRowsMost = 24, kDirectLinesFrom = 6, kDirectPanels = 2;
+constexpr int kDirectRowsInt4 = 11, kDirectLinesFrom = 6, kDirectPanels = 2;
+constexpr int kDirectRowsMost[] = {6, 12, 24};
 constexpr int kDirectRowsInt8 = 5;
 constexpr int kDirectRowsFloat = 4;
 constexpr int kDirectAccumulators = 16;

@@ -6,7 +6,8 @@
 constexpr int kLanes = 16;
 constexpr int kWeightBias = 0;
 constexpr int kRowBlock = 6;  // x 4 registers = 24 of 32
-constexpr int kDirectRowsInt4 = 2, kDirectRowsMost = 2, kDirectLinesFrom = 3, kDirectPanels = 1;
+constexpr int kDirectRowsInt4 = 2, kDirectLinesFrom = 3, kDirectPanels = 1;
+constexpr int kDirectRowsMost[] = {2, 2, 2};
 constexpr int kDirectRowsInt8 = 2;
 constexpr int kDirectRowsFloat = 2;
 constexpr int kDirectAccumulators = 4;

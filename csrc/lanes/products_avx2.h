@@ -3,7 +3,8 @@
 
 constexpr int kWeightBias = 0;
 constexpr int kRowBlock = 4;  // x 2 registers = 8 of 16
-constexpr int kDirectRowsInt4 = 5, kDirectRowsMost = 9, kDirectLinesFrom = 2, kDirectPanels = 1;
+constexpr int kDirectRowsInt4 = 5, kDirectLinesFrom = 2, kDirectPanels = 1;
+constexpr int kDirectRowsMost[] = {9, 9, 9};
 constexpr int kDirectRowsInt8 = 2;
 
 // VPMADDUBSW would saturate, so even and odd bytes are multiplied as 16-bit numbers.

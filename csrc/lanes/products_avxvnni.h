@@ -3,7 +3,8 @@
 
 constexpr int kWeightBias = 128;  // the instruction multiplies unsigned by signed bytes: the weights are made unsigned
 constexpr int kRowBlock = 6;      // x 2 registers = 12 of 16
-constexpr int kDirectRowsInt4 = 6, kDirectRowsMost = 24, kDirectLinesFrom = 3, kDirectPanels = 1;
+constexpr int kDirectRowsInt4 = 6, kDirectLinesFrom = 3, kDirectPanels = 1;
+constexpr int kDirectRowsMost[] = {4, 24, 24};
 constexpr int kDirectRowsInt8 = 2;
 
 LANES I32 dot_us(I32 acc, Quads u, Quads s) { return {dpbusd(acc.lo, u.lo, s.lo), dpbusd(acc.hi, u.hi, s.hi)}; }

@@ -31,9 +31,10 @@ constexpr int kWeightBias = 0;
 // Rows that one pass over a panel keeps accumulators for: blocked products; products straight from packed weights, of
 // quantized and of float inputs; and the most accumulators of the latter. From kDirectLinesFrom rows on, packed codes
 // are unpacked line by line and kDirectPanels panels share the loads of rows, up to kDirectRowsMost rows in several
-// passes.
+// passes: by groups of 32, 64 and 128 columns, each of which meets its scale once a row.
 constexpr int kRowBlock = 4;
-constexpr int kDirectRowsInt4 = 2, kDirectRowsMost = 2, kDirectLinesFrom = 3, kDirectPanels = 1;
+constexpr int kDirectRowsInt4 = 2, kDirectLinesFrom = 3, kDirectPanels = 1;
+constexpr int kDirectRowsMost[] = {2, 2, 2};
 constexpr int kDirectRowsInt8 = 2;
 constexpr int kDirectRowsFloat = 2;
 constexpr int kDirectAccumulators = 4;

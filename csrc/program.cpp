@@ -79,7 +79,9 @@ snello_program::snello_program(snello::Pool& pool, snello::ProgramSpec spec, con
   adapted_.reserve(max_rows);
   const auto experts = static_cast<size_t>(facts.most_experts);
   const size_t most_dispatched = max_rows * static_cast<size_t>(facts.most_active);
-  shares_.reserve(snello::kMaxJoinedLinears * std::max<size_t>(experts, static_cast<size_t>(pool_.num_threads())));
+  const int enough = snello::kernels().enough_rows, parts = enough > 0 ? spec_.max_rows / enough : 1;
+  const auto most_parts = static_cast<size_t>(std::clamp(parts, 1, pool_.num_threads()));
+  shares_.reserve(snello::kMaxJoinedLinears * std::max<size_t>(experts, 1) * most_parts);
   groups_.reserve(experts);
   cursor_.resize(experts);
   source_.resize(most_dispatched);

@@ -182,9 +182,13 @@ def test_who_else_is_there_changes_nothing(format_: str) -> None:
     assert some.tobytes() == whole[[70, 3, 149]].tobytes()
 
 
-def test_every_expert_for_every_row() -> None:
-    mixture = Mixture("int8", random(9, COUNT), COUNT)
-    assert run_rows(mixture.program(2), 9).tobytes() == mixture.expected().tobytes()
+@pytest.mark.parametrize("count", [9, 300])
+def test_every_expert_for_every_row(count: int) -> None:
+    """Of 300 rows each thread takes some, of every expert's."""
+    mixture = Mixture("int8", random(count, COUNT), COUNT)
+    expected = mixture.expected().tobytes()
+    for threads in (2, 3):
+        assert run_rows(mixture.program(threads), count).tobytes() == expected, threads
 
 
 def test_an_answer_that_is_not_finite_ends_its_own_request() -> None:

@@ -88,5 +88,3 @@ extern "C" const char* snello_amx(void) {
   }
   return "absent";
 }
-
-extern "C" int32_t snello_amx_bf16(void) { return snello::trust_in_bf16_tiles() ? 1 : 0; }

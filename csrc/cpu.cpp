@@ -54,6 +54,11 @@ bool runs_avx512vnni() {
   return runs_avx2() && bit(seven.ebx, kF) && bit(seven.ebx, kDq) && bit(seven.ebx, kBw) && bit(seven.ebx, kVl) &&
          bit(seven.ecx, kVnni) && (saved_states() & kZmmState) == kZmmState;
 }
+
+bool runs_avx512bf16() {
+  constexpr int kBf16 = 5;
+  return runs_avx512vnni() && bit(Cpuid(7, 1).eax, kBf16);
+}
 #endif
 
 #if defined(__aarch64__)
@@ -86,9 +91,11 @@ constexpr Candidate kCandidates[] = {
 #endif
     {&kScalarKernels, always},
 #if defined(__x86_64__)
+    {&kAvx512VnniFmaKernels, runs_avx512vnni, false},
     {&kAvxVnniEvexKernels, runs_avx512vnni, false},
 #endif
     {&kAmxEmulatedKernels, always, false},
+    {&kBf16EmulatedKernels, always, false},
 };
 
 std::atomic<const Kernels*> selected{nullptr};
@@ -111,6 +118,15 @@ struct Names {
 };
 
 }  // namespace
+
+bool trust_in_half_dots() {
+#if defined(__x86_64__)
+  static const bool found = runs_avx512bf16() && half_dots_agree();
+  return found;
+#else
+  return false;
+#endif
+}
 
 const Kernels& kernels() {
   const Kernels* chosen = selected.load(std::memory_order_acquire);
@@ -149,4 +165,8 @@ const char* select_isa(const char* name) {
 extern "C" {
 const char* snello_isa_select(const char* name) { return snello::select_isa(name); }
 const char* snello_isa_available(void) { return snello::available_isas(); }
+int32_t snello_multiplies_bf16(void) {
+  const snello::Kernels& k = snello::kernels();
+  return k.multiplies_halves != nullptr && k.multiplies_halves() ? 1 : 0;
+}
 }

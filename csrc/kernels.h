@@ -213,8 +213,8 @@ struct Kernels {
   int64_t (*multiply)(int passes);
   // the same over BF16 rows and weights; null as there
   int64_t (*multiply_halves)(int passes);
-  // whether `linear` takes BF16 rows on tiles, so that a few cost what one does; null: no
-  bool (*halves_on_tiles)();
+  // whether `linear` multiplies BF16 as it is, on tiles or in pairs, so that a few rows cost what one does; null: no
+  bool (*multiplies_halves)();
   // store keys and values of rows [m0, m1), kv head h
   void (*store_kv)(const StoreTask&, int h, int m0, int m1);
   // rows [m0, m1), the query heads of kv head h; scratch: attention_scratch_bytes() of this worker's own
@@ -241,12 +241,14 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvxVnniKernels;
 extern const Kernels kAvxVnniEvexKernels;
 extern const Kernels kAvx512VnniKernels;
+extern const Kernels kAvx512VnniFmaKernels;
 extern const Kernels kAmxKernels;
 #elif defined(__aarch64__)
 extern const Kernels kNeonI8mmKernels;
 extern const Kernels kNeonDotprodKernels;
 #endif
 extern const Kernels kAmxEmulatedKernels;
+extern const Kernels kBf16EmulatedKernels;
 
 const Kernels& kernels();             // the selected set (cpu.cpp)
 const char* select_isa(const char*);  // see snello_isa_select
@@ -258,7 +260,12 @@ Amx trust_in_amx();
 // whether its products of BF16 are, to the bit, those of docs/numerics.md; never where it is not trusted
 bool trust_in_bf16_tiles();
 
+// cpu.cpp: whether this machine has dot products of BF16, with the bits of docs/numerics.md; found out once
+bool trust_in_half_dots();
+
 #if defined(__x86_64__)
+// isa/avx512vnni.cpp: whether they have these bits
+bool half_dots_agree();
 // isa/amx.cpp: multiplies tiles for so many seconds; false if a product was ever wrong
 bool tiles_hold(double seconds);
 // the same file: whether products of BF16 on tiles have the bits of those on vectors

@@ -17,7 +17,7 @@ namespace {
 
 constexpr uint64_t kReadPiece = 64 << 10;
 constexpr double kLeastSeconds = 2e-3;  // of one measurement: short reads are repeated to fill it
-constexpr int kRows = 64, kColumns = 512, kOutputs = 128, kPasses = 16;
+constexpr int kRows = 96, kColumns = 1024, kOutputs = 128, kPasses = 5;
 
 template <typename Body>
 double timed(const Body& body) {
@@ -51,7 +51,8 @@ double bandwidth(Pool& pool, uint64_t bytes, int repeats) {
   return best * 1e-9;
 }
 
-// One thread's operands: 64 rows times a few panels. Zeros multiply as fast as anything.
+// One thread's operands: so many rows that little time goes on unpacking, times a few panels. Zeros multiply as fast as
+// anything.
 struct Operands {
   explicit Operands(int format)
       : weights_memory(bytes_of(format)), rows(kRows * kColumns * 4), outputs(kRows * kOutputs * 4) {
@@ -100,7 +101,7 @@ double multiply(Pool& pool, int64_t (*loop)(int passes), int repeats) {
 
 double compute(Pool& pool, int format, int repeats) {
   if (format >= SNELLO_INT8 && kernels().multiply != nullptr) return multiply(pool, kernels().multiply, repeats);
-  if (format == SNELLO_BF16 && kernels().halves_on_tiles != nullptr && kernels().halves_on_tiles())
+  if (format == SNELLO_BF16 && kernels().multiply_halves != nullptr && kernels().multiplies_halves())
     return multiply(pool, kernels().multiply_halves, repeats);
   std::vector<std::unique_ptr<Operands>> operands;
   for (int i = 0; i < pool.num_threads(); ++i) operands.push_back(std::make_unique<Operands>(format));

@@ -23,8 +23,8 @@ int64_t panels_of(const snello_tensor& weights) { return divide_up(weights.rows,
 
 // Rows that cost about what one does.
 int few_rows(const Kernels& k, const LinearTask& task) {
-  const bool halves_on_tiles = task.halves.data && k.halves_on_tiles != nullptr && k.halves_on_tiles();
-  return task.quantized || halves_on_tiles ? k.few_rows : kFewRowsFloat;
+  const bool as_halves = task.halves.data && k.multiplies_halves != nullptr && k.multiplies_halves();
+  return task.quantized || as_halves ? k.few_rows : kFewRowsFloat;
 }
 
 // The product of rows [begin, end) of a task.

@@ -53,7 +53,8 @@ SNELLO_API int32_t snello_abi_version(void);
 SNELLO_API const char* snello_last_error(void);
 
 /* Selects the instruction set for the whole process: "scalar", "avx2", "avxvnni", "avx512vnni", "amx", or for tests
- * "avxvnni-evex" (by AVX-512's encoding) and "amx-emulated" (tiles in plain C++); NULL: SNELLO_ISA if set, else the
+ * "avxvnni-evex" (by AVX-512's encoding), "avx512vnni-fma" (without BF16's dot products), "amx-emulated" and
+ * "bf16-emulated" (tiles, and those dot products, in plain C++); NULL: SNELLO_ISA if set, else the
  * best that this CPU runs. Returns the selected name, or NULL (unknown, or this CPU cannot run it). */
 SNELLO_API const char* snello_isa_select(const char* name);
 /* Comma-separated names of the sets that this CPU can run, best first. */
@@ -61,8 +62,9 @@ SNELLO_API const char* snello_isa_available(void);
 /* AMX on this machine: "absent", "refused" (by the operating system), "failed" (products were wrong, or faulted) or
  * "trusted". The first call takes some 40 ms where there is AMX. */
 SNELLO_API const char* snello_amx(void);
-/* 1: AMX is trusted, and multiplies BF16 with the bits that docs/numerics.md states. */
-SNELLO_API int32_t snello_amx_bf16(void);
+/* 1: the selected set multiplies BF16 rows with BF16 weights as they are, on tiles or in pairs, for a trial gave the
+ * bits that docs/numerics.md states; 0: widened to FP32, which gives the same bits. */
+SNELLO_API int32_t snello_multiplies_bf16(void);
 
 /* ---- packing ---- */
 

@@ -175,9 +175,11 @@ def test_doctor_tells_machine_kernels_and_environment(home: Path) -> None:
 def test_doctor_says_where_bf16_is_multiplied() -> None:
     from snello.cli.doctor import HALVES, kernels
 
-    assert "tiles" in kernels("amx", bf16_on_tiles=True)[HALVES]
-    assert "multiply-add" in kernels("amx", bf16_on_tiles=False)[HALVES]
-    assert HALVES not in kernels("avx2", bf16_on_tiles=False)
+    assert "tiles" in kernels("amx", multiplies_bf16=True)[HALVES]
+    assert "pairs" in kernels("avx512vnni", multiplies_bf16=True)[HALVES]
+    for isa in ("amx", "avx512vnni"):
+        assert "fused multiply-add: " in kernels(isa, multiplies_bf16=False)[HALVES]
+    assert HALVES not in kernels("avx2", multiplies_bf16=False)
 
 
 def test_doctor_knows_how_every_instruction_set_computes() -> None:
@@ -185,7 +187,8 @@ def test_doctor_knows_how_every_instruction_set_computes() -> None:
 
     sources = (Path(__file__).parents[1] / "csrc" / "isa").glob("*.cpp")
     names = {name for source in sources for name in re.findall(r'table\("([^"]+)"\)', source.read_text())}
-    assert names - {"amx-emulated", "avxvnni-evex"} == set(KERNELS)  # those are for tests
+    for_tests = {"amx-emulated", "bf16-emulated", "avxvnni-evex", "avx512vnni-fma"}
+    assert names - for_tests == set(KERNELS)
 
 
 def test_explain_is_the_manual(home: Path) -> None:

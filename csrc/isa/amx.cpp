@@ -18,6 +18,7 @@ inline bool halves_on_tiles() { return trust_in_bf16_tiles(); }
 #include "kernels/table.inl"
 #include "kernels/tiles.inl"
 #include "kernels/attention_tiles.inl"
+#include "kernels/half_trial.inl"
 
 double seconds_now() {
   timespec now;
@@ -48,21 +49,13 @@ bool product_holds(const int8_t (*rows)[kTileColumns], const int8_t (*weights)[k
   return true;
 }
 
-// BF16 of any sign and mantissa, of exponents that the core's products take: 2^-56 and up, zeros among them.
-uint16_t some_half(uint32_t random) {
-  const uint32_t exponent = 71 + (random >> 8) % 110;
-  return random % 16 == 0 ? 0 : static_cast<uint16_t>((random >> 16 & 0x807f) | exponent << 7);
-}
-
 // Two tiles of products on top of some sums, and the same on vectors.
 bool bf16_product_agrees(uint32_t* state) {
   constexpr int kSteps = 2;
   alignas(64) uint16_t rows[kSteps][kTileRows][kHalfColumns], weights[kSteps][kTileRows][kHalfColumns];
   alignas(64) float sums[kTileRows][kPanel];
-  for (auto* half = &rows[0][0][0]; half != &rows[0][0][0] + kSteps * kTileRows * kHalfColumns; ++half)
-    *half = some_half(*state = *state * 1664525 + 1013904223);
-  for (auto* half = &weights[0][0][0]; half != &weights[0][0][0] + kSteps * kTileRows * kHalfColumns; ++half)
-    *half = some_half(*state = *state * 1664525 + 1013904223);
+  fill_halves(state, rows[0][0], kSteps * kTileRows * kHalfColumns);
+  fill_halves(state, weights[0][0], kSteps * kTileRows * kHalfColumns);
   begin_tiles(kTileRows, 0);
   zero_tile<0>();
   for (int step = 0; step < kSteps; ++step) {

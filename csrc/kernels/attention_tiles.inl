@@ -95,7 +95,7 @@ constexpr Kernels with_tiles(const Kernels& plain) {
   kernels.linear = linear_on_tiles;
   kernels.multiply = multiply_in_cache<TileInt8>;
   kernels.multiply_halves = multiply_in_cache<TileHalves>;
-  kernels.halves_on_tiles = halves_on_tiles;
+  kernels.multiplies_halves = halves_on_tiles;
   kernels.attend = attend_on_tiles;
   kernels.few_rows = kTileBlockRows;
   kernels.few_panels = kTilePair;

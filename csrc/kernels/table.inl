@@ -34,7 +34,7 @@ constexpr Kernels table(const char* name) {
       .linear = linear,
       .multiply = nullptr,
       .multiply_halves = nullptr,
-      .halves_on_tiles = nullptr,
+      .multiplies_halves = nullptr,
       .store_kv = store_kv,
       .attend = attend,
       .softmax_stats = softmax_stats,

@@ -40,6 +40,7 @@ KERNELS = {  # instruction set -> (operation, how)
     ),
     "avx512vnni": (
         ("int3, int4 and int8 linears", "VNNI dot products, 16 rows of weights at once"),
+        (HALVES, "dot products of pairs; one row by fused multiply-add"),
         ("fp32, fp16, bf16 linears", "AVX-512 fused multiply-add, widened exactly"),
         ("attention, int8 keys and values", "VNNI dot products"),
         ("attention, float keys and values", "AVX-512 fused multiply-add"),
@@ -105,7 +106,7 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     ]
     speeds = [(f"reading {_binary(size)}", f"{speed / 1e9:.1f} GB/s") for size, speed in here.bandwidth]
     speeds += [(f"{name} products", f"{speed / 1e9:,.0f} GOP/s") for name, speed in here.compute.items()]
-    how = kernels(here.isa, bf16_on_tiles=core.bf16_on_tiles())
+    how = kernels(here.isa, multiplies_bf16=core.multiplies_bf16())
     sections = {
         "this machine": facts,
         f"ceilings, {here.threads} threads, measured {_age(here.age_seconds)}": speeds,
@@ -127,11 +128,12 @@ def execute(arguments: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
     }
 
 
-def kernels(isa: str, *, bf16_on_tiles: bool) -> dict[str, str]:
+def kernels(isa: str, *, multiplies_bf16: bool) -> dict[str, str]:
     """Operation -> how it is done."""
     found = dict(KERNELS.get(isa, ()))
-    if HALVES in found and not bf16_on_tiles:
-        found[HALVES] = "AVX-512 fused multiply-add: tiles of BF16 are not there, or gave other bits when tried"
+    if HALVES in found and not multiplies_bf16:
+        what = "tiles" if isa == "amx" else "dot products"
+        found[HALVES] = f"AVX-512 fused multiply-add: {what} of BF16 are not there, or gave other bits when tried"
     return found
 
 

@@ -48,7 +48,7 @@ ARM_PARTS = {  # of implementer 0x41, by ARM's manuals; others are named by thei
     "0xd84": "Neoverse V3",
     "0xd8e": "Neoverse N3",
 }
-PROBES = 2  # what is measured and how: figures of another way are not read
+PROBES = 3  # what is measured and how: figures of another way are not read
 MAX_AGE_SECONDS = 30 * 86400.0
 
 

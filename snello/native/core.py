@@ -108,9 +108,9 @@ def amx_status() -> str:
     return library().snello_amx().decode()  # type: ignore[no-any-return]
 
 
-def bf16_on_tiles() -> bool:
-    """Whether AMX is trusted with products of BF16: it has them, and a trial gave the bits of docs/numerics.md."""
-    return bool(library().snello_amx_bf16())
+def multiplies_bf16() -> bool:
+    """Whether the selected set multiplies BF16 as it is: it can, and a trial gave the bits of docs/numerics.md."""
+    return bool(library().snello_multiplies_bf16())
 
 
 # ---- matrices

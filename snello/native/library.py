@@ -74,7 +74,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "snello_isa_select": (c.c_char_p, [c.c_char_p]),
     "snello_isa_available": (c.c_char_p, []),
     "snello_amx": (c.c_char_p, []),
-    "snello_amx_bf16": (I32, []),
+    "snello_multiplies_bf16": (I32, []),
     "snello_packed_bytes": (U64, [I32, I32, I32, I32]),
     "snello_pack_float": (I32, [I32, I32, PTR, I32, I32, PTR]),
     "snello_pack_int8": (I32, [PTR, PTR, I32, I32, PTR]),

@@ -105,7 +105,7 @@ def test_same_bits_however_a_lean_one_is_cut(variant: str, tmp_path_factory: pyt
 def test_same_bits_on_every_instruction_set(variant: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     model = checkpoint(tmp_path_factory, variant, torch.bfloat16)
     results = {}
-    for isa in core.available_isas():
+    for isa in (*core.available_isas(), "bf16-emulated"):
         with NativeExecutor(model, Deployment(isa=isa)) as executor:
             results[isa] = executor.logits(TOKENS[:150]).tobytes()
     core.select_isa(None)

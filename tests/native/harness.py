@@ -43,8 +43,14 @@ INT8_ROWS, BF16_ROWS = 1, 2
 
 LIB = library()
 ISAS = LIB.snello_isa_available().decode().split(",")
-# What no processor chooses by itself: 256-bit VNNI by AVX-512's encoding, and the way over tiles wherever tests run.
-PRODUCT_ISAS = [*ISAS, *(["avxvnni-evex"] if "avx512vnni" in ISAS else []), "amx-emulated"]
+# What no processor chooses by itself: 256-bit VNNI by AVX-512's encoding, BF16 without its dot products, and the ways
+# over tiles and such dot products wherever tests run.
+PRODUCT_ISAS = [
+    *ISAS,
+    *(["avxvnni-evex", "avx512vnni-fma"] if "avx512vnni" in ISAS else []),
+    "amx-emulated",
+    "bf16-emulated",
+]
 
 
 class CoreError(RuntimeError):

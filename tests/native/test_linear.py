@@ -145,7 +145,7 @@ def packed_float(format_: str, w: F32) -> Tensor:
     return Tensor(t.data, core.FORMATS[format_], t.rows, t.columns)
 
 
-@pytest.mark.parametrize("n,k", [(1, 1), (17, 37), (40, 192), (96, 512), (250, 577)])
+@pytest.mark.parametrize("n,k", [(1, 1), (17, 37), (40, 192), (96, 512), (250, 577), (200, 800), (16, 8224)])
 def test_bf16_rows_times_bf16_weights(n: int, k: int) -> None:
     """Magnitudes from below what counts as 0 to 1e9, so that the order of sums and what is dropped are seen."""
     rng = np.random.default_rng([n, k])
@@ -205,7 +205,7 @@ def test_threads_take_rows_of_long_prompts(format_: str) -> None:
         weights, prepared, wanted = packed(matrix), INT8_ROWS, linear_integer(quantize(x), matrix, bias, onto)
     for name in PRODUCT_ISAS:
         with isa(name):
-            for rows, threads in ((255, 2), (256, 2), (500, 2), (500, 3), (500, 16)):
+            for rows, threads in ((500, 1), (255, 2), (256, 2), (500, 2), (500, 3), (500, 16)):
                 got = product(Case(weights, x, bias, onto, wanted), rows, prepared, threads)
                 assert got.tobytes() == wanted[:rows].tobytes(), (name, rows, threads)
 

@@ -143,9 +143,10 @@ def test_one_row_takes_tiles_and_vectors_in_turn_and_then_the_faster(name: str) 
     assert min(on_tiles, on_vectors) > 0
 
 
-def test_emulated_tiles_are_never_a_machines_own_choice() -> None:
-    assert "amx-emulated" not in core.available_isas()
-    assert core.select_isa(None) != "amx-emulated" or os.environ.get("SNELLO_ISA") == "amx-emulated"
+@pytest.mark.parametrize("name", ["amx-emulated", "bf16-emulated"])
+def test_what_is_emulated_is_never_a_machines_own_choice(name: str) -> None:
+    assert name not in core.available_isas()
+    assert core.select_isa(None) != name or os.environ.get("SNELLO_ISA") == name
 
 
 def test_amx_is_offered_only_where_it_was_tried() -> None:

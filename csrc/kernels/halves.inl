@@ -105,7 +105,7 @@ struct HalfTile {
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r)
       for (int p = 0; p < panels; ++p) acc[r][p] = set1(0.0f);
-    multiply_unpacked<2>(acc, weights + panel, scratch, first, end);
+    multiply_unpacked<2>(acc, weights, scratch, panel, first, end);
   }
 };
 

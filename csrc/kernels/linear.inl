@@ -471,7 +471,10 @@ struct DirectFloat {
 
 // ---- float input, many rows ----
 
+// Unpacking is a burst that memory cannot follow, so while one chunk of columns is multiplied the next is fetched.
 struct FloatScratch {
+  const uint8_t* next[kGroupPanels];  // of each panel
+  int next_bytes;                     // of a column
   alignas(64) float weights[kGroupPanels][kFloatColumns * kPanel];
   alignas(64) float rows[kRowBlock][kFloatColumns + kRowGap / 4];
   alignas(64) float sums[kSuperRows][kGroupPanels][kPanel];
@@ -514,10 +517,13 @@ inline const float* widen_panel(const Panel& panel, int k, int count, float* out
 // acc[r][p] = fma(x[r][k], w[p][k], acc[r][p]) over every `step`th column k of [first, end).
 template <int step, int rows, int panels>
 LANES void multiply_unpacked(F32 (&acc)[rows][panels], const float* const* weights, const FloatScratch& scratch,
-                             int first, int end) {
+                             int panel, int first, int end) {
   for (int k = first; k < end; k += step) {
     F32 w[panels];
-    for (int p = 0; p < panels; ++p) w[p] = load(weights[p] + k * kPanel);
+    for (int p = 0; p < panels; ++p) {
+      prefetch(scratch.next[panel + p] + k * scratch.next_bytes);
+      w[p] = load(weights[panel + p] + k * kPanel);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
       const F32 x = set1(scratch.rows[r][k]);
@@ -540,7 +546,7 @@ struct FloatTile {
     F32 acc[rows][panels];
     for (int r = 0; r < rows; ++r)
       for (int p = 0; p < panels; ++p) acc[r][p] = load(scratch.sums[row + r][panel + p]);
-    multiply_unpacked<1>(acc, weights + panel, scratch, 0, count);
+    multiply_unpacked<1>(acc, weights, scratch, panel, 0, count);
     for (int r = 0; r < rows; ++r)
       for (int p = 0; p < panels; ++p) store(scratch.sums[row + r][panel + p], acc[r][p]);
   }
@@ -558,16 +564,27 @@ struct FloatInput {
   }
 };
 
+// Of a column of a panel's lines.
+LANES int column_bytes(int format) {
+  constexpr int kBytes[] = {64, 32, 32, 16, 8, 6};
+  return kBytes[integers_of(format)];
+}
+
 template <class Input>
 inline void blocked(const LinearTask& task, int m0, int rows, int p, int panels) {
   FloatScratch scratch;
+  scratch.next_bytes = column_bytes(task.weights->format);
   for (int m = 0; m < rows; ++m)
     for (int i = 0; i < panels; ++i) store(scratch.sums[m][i], set1(0.0f));
   for (int k = 0; k < task.weights->columns; k += kFloatColumns) {
     const int left = task.weights->columns - k, count = left < kFloatColumns ? left : kFloatColumns;
     const float* weights[kGroupPanels];
-    for (int i = 0; i < panels; ++i)
-      weights[i] = widen_panel(panel_at(*task.weights, p + i), k, count, scratch.weights[i]);
+    for (int i = 0; i < panels; ++i) {
+      const Panel panel = panel_at(*task.weights, p + i);
+      weights[i] = widen_panel(panel, k, count, scratch.weights[i]);
+      const uint8_t* following = left > count ? panel.lines : panel_at(*task.weights, p + i + panels).lines;
+      scratch.next[i] = following + (left > count ? k + count : 0) * int64_t{scratch.next_bytes};
+    }
     for (int m = 0, size; m < rows; m += size) {
       size = tile_rows(rows - m, Input::kRows);
       for (int r = 0; r < size; ++r) Input::copy(task, m0 + m + r, k, count, scratch.rows[r]);

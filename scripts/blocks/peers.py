@@ -92,14 +92,14 @@ def streams() -> str:
 
 def unrounded() -> str:
     """Models in the type that they came in, ours beside each peer's."""
-    over = "over Transformers | over llama.cpp"
+    over = "over OpenVINO | over Transformers | over llama.cpp"
     lines = [
         f"| shape | | answers, tokens a second | {over} | prompt | {over} |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for shape, bits in read("streams_vs_peers.json").items():
         for result in bits.get(OWN, {}).values():
-            sides = _sides(result, ("transformers", "llamacpp"))[1:]
+            sides = _sides(result, ("openvino", "transformers", "llamacpp"))[1:]
             lines.append(f"| {_held(shape)} | {_asked(result)} | {' | '.join(sides)} |")
     return "\n".join(lines)
 

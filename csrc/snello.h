@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 #define SNELLO_API __attribute__((visibility("default")))
-#define SNELLO_ABI_VERSION 11
+#define SNELLO_ABI_VERSION 12
 #define SNELLO_PANEL_ROWS 16      /* output rows of one panel of a packed matrix */
 #define SNELLO_BLOCK_COLUMNS 64   /* integer matrices pad their columns to this */
 #define SNELLO_PAGE_POSITIONS 128 /* positions of one page of keys and values; also the attention tile */

@@ -8,11 +8,12 @@ constexpr int kDotColumns = 256;    // columns that all rows meet before the nex
 constexpr int kDotGroupPanels = 8;  // panels that share interleaved rows, and whose sums are parked
 constexpr int kDotSuperRows = 256;  // rows of which that is done at once
 constexpr int kDotPanels = 2;
-constexpr int kDotRows = 4;           // x 2 panels x 2 chains = 16 of 32 registers, and enough to wait for none
-constexpr int kDotRowsMost = 6;       // of a remainder
-constexpr int kDotFewRows = 16;       // are multiplied straight from the packed lines,
-constexpr int kDotFewPasses = 2;      // in so many passes: memory catches up while one reads from the first cache;
-constexpr int kDotFewColumns = 8192;  // whose lines are read in runs of up to so many columns
+constexpr int kDotRows = 4;      // x 2 panels x 2 chains = 16 of 32 registers, and enough to wait for none
+constexpr int kDotRowsMost = 6;  // of a remainder
+// Up to so many rows are multiplied straight from the packed lines, nearly as fast as memory gives them. They go over
+// each kDotColumns of a panel in two passes: memory catches up while the second reads from the first cache.
+constexpr int kDotFewRows = 16, kDotFewPasses = 2;
+constexpr int kDotFewColumns = 8192;  // of a panel, before the next panel
 
 LANES const uint8_t* half_lines(const LinearTask& task, int p, int k) {
   return panel_at(*task.weights, p).lines + int64_t{k / 2} * kLineBytes;

@@ -12,7 +12,7 @@ from typing import Any
 
 from snello.errors import SnelloError
 
-ABI_VERSION = 11
+ABI_VERSION = 12
 NAMES = ("libsnello.so", "libsnello.dylib")
 
 I32, U64, F32, PTR = c.c_int32, c.c_uint64, c.c_float, c.c_void_p
@@ -121,12 +121,12 @@ def library() -> c.CDLL:
         hint = "install the package with `pip install .` (needs a C++ compiler)"
         raise SnelloError("the native core is not built", hint)
     loaded = c.CDLL(str(path))
+    found = loaded.snello_abi_version()  # first: another version may lack a function
+    if found != ABI_VERSION:
+        raise SnelloError(f"{path.name} has ABI {found}, expected {ABI_VERSION}", "install the package again")
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
-    if loaded.snello_abi_version() != ABI_VERSION:
-        found = loaded.snello_abi_version()
-        raise SnelloError(f"{path.name} has ABI {found}, expected {ABI_VERSION}", "install the package again")
     if loaded.snello_isa_select(None) is None:
         raise SnelloError(loaded.snello_last_error().decode(), "unset SNELLO_ISA, or give it one that `doctor` lists")
     return loaded
